@@ -1,0 +1,35 @@
+"""The one thing a layer may look up: the step that is being computed.
+
+Set by the runner round each forward, so that attention needs no plumbing through the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from atom.ops.contracts import AttentionMetadata
+
+
+@dataclass(slots=True)
+class ForwardContext:
+    attention: AttentionMetadata
+
+
+_current: ForwardContext | None = None
+
+
+def forward_context() -> ForwardContext:
+    assert _current is not None, "a layer ran outside forward_context"
+    return _current
+
+
+@contextmanager
+def set_forward_context(context: ForwardContext) -> Iterator[None]:
+    global _current
+    outer, _current = _current, context
+    try:
+        yield
+    finally:
+        _current = outer

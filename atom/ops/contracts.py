@@ -1,0 +1,185 @@
+"""The operations of the house, each stated once. `reference` implements all; others some.
+
+Layout words: T tokens of the step, S scheduled sequences, Hq query heads, Hk KV heads, D head size,
+B blocks of the pool, bs block size. "In place" results are also returned. Tensors are contiguous in
+their last dimension; rows may be strided (a slice of a fused projection).
+
+Every function below is a `typing.Protocol` for type checkers and documentation; the callables
+themselves come from `registry.select(OpQuery(op=...))`, asked once when a layer is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class AttentionMetadata:
+    """Where the step's tokens stand in the paged cache. Made by the runner, read by attention.
+
+    All tensors live on the device. `slot_mapping` is `block_id * block_size + offset` per
+    token; padding tokens have -1 and are not written. Query rows of a sequence are its last
+    `query_len` positions.
+    """
+
+    num_tokens: int
+    num_seqs: int
+    max_query_len: int
+    max_seq_len: int
+    slot_mapping: Tensor  # [T] int64
+    block_table: (
+        Tensor  # [S, max_blocks] int32, only the first ceil(len/bs) entries of a row are valid
+    )
+    cu_seqlens_q: Tensor  # [S + 1] int32, prefix sums of the query lengths
+    seq_lens: Tensor  # [S] int32, KV length including this step's tokens
+
+
+@dataclass(slots=True)
+class GGUFWeight:
+    """A weight still in GGUF blocks: `data` [N, row_bytes] uint8 of quantisation `qtype` (e.g.
+    Q4_1)."""
+
+    qtype: str
+    data: Tensor
+    shape: tuple[int, int]  # [N, K]
+
+
+class PackedLinear(Protocol):
+    """A weight in the form its kernel wants; opaque outside the backend that packed it."""
+
+    in_features: int
+    out_features: int
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[T, K] -> [T, N], in x's dtype, accumulated in float32."""
+        ...
+
+    def dequantize(self) -> Tensor:
+        """[N, K] float32: the values that the kernel multiplies by."""
+        ...
+
+
+class PackLinear(Protocol):
+    """op `linear`. `query.weight_format` is the dtype of a dense weight or the GGUF type."""
+
+    def __call__(self, weight: Tensor | GGUFWeight) -> PackedLinear: ...
+
+
+class Embedding(Protocol):
+    """op `embedding`. ids [T] int64 in range -> [T, K]; `weight` may be packed as for `linear`."""
+
+    def __call__(
+        self, ids: Tensor, weight: Tensor | PackedLinear, dtype: torch.dtype
+    ) -> Tensor: ...
+
+
+class RMSNorm(Protocol):
+    """op `rms_norm`. x / sqrt(mean(x^2) + eps) * weight over the last dimension, float32 inside.
+
+    x [..., K] (also [T, H, D] for per-head norms), weight [K] -> new tensor like x.
+    """
+
+    def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+
+class AddRMSNorm(Protocol):
+    """op `add_rms_norm`. residual += x in place, then RMSNorm(residual). Returns (normed,
+    residual)."""
+
+    def __call__(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class RotaryEmbedding(Protocol):
+    """op `rotary`. Rotates q [T, Hq, D] and k [T, Hk, D] in place by position; returns both.
+
+    `cos_sin` [max_position, R] float32 holds cos then sin of R/2 angles; the first R channels
+    are rotated, half-split (neox) or, with `interleaved`, in neighbouring pairs.
+    """
+
+    def __call__(
+        self, q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, interleaved: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class ReshapeAndCache(Protocol):
+    """op `reshape_and_cache`. Writes k, v [T, Hk, D] at `slot_mapping` [T]; slots < 0 are skipped.
+
+    Caches are [B, bs, Hk, D] in the cache's dtype.
+    """
+
+    def __call__(
+        self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+    ) -> None: ...
+
+
+class PagedAttention(Protocol):
+    """op `paged_attention`. Causal attention of q [T, Hq, D] over the paged cache -> [T, Hq, D].
+
+    One call serves prefill chunks, decodes and mixtures: the queries of sequence s are rows
+    `cu_seqlens_q[s] : cu_seqlens_q[s+1]` and stand at its last positions, so query i of length
+    ql sees keys `0 .. seq_len - ql + i`. `window` > 0 keeps only the last `window` keys, the
+    query's own included. `sinks` [Hq] float32 joins the softmax's denominator. `soft_cap` > 0:
+    cap*tanh(s/cap). Query head h reads KV head h // (Hq // Hk). Softmax in float32.
+    """
+
+    def __call__(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+        scale: float,
+        window: int = 0,
+        sinks: Tensor | None = None,
+        soft_cap: float = 0.0,
+    ) -> Tensor: ...
+
+
+class SiluAndMul(Protocol):
+    """op `silu_and_mul`. x [T, 2I] -> silu(x[:, :I]) * x[:, I:]."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class TopkRouting(Protocol):
+    """op `topk_softmax`. logits [T, E] -> (weights [T, k] float32, ids [T, k] int32).
+
+    Softmax over all experts, then the k largest; `renormalize` divides by their sum.
+    """
+
+    def __call__(self, logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]: ...
+
+
+class FusedExperts(Protocol):
+    """op `fused_experts`. sum_j w[t, j] * down_e(silu(gate_e x) * up_e x), e = ids[t, j].
+
+    x [T, K]; w13 [E, 2I, K] gate rows first; w2 [E, K, I]; ids local to the rank, -1 =
+    elsewhere, which contributes zero. Returns [T, K] in x's dtype.
+    """
+
+    def __call__(
+        self, x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, ids: Tensor
+    ) -> Tensor: ...
+
+
+OPS: dict[str, Any] = {
+    "linear": PackLinear,
+    "embedding": Embedding,
+    "rms_norm": RMSNorm,
+    "add_rms_norm": AddRMSNorm,
+    "rotary": RotaryEmbedding,
+    "reshape_and_cache": ReshapeAndCache,
+    "paged_attention": PagedAttention,
+    "silu_and_mul": SiluAndMul,
+    "topk_softmax": TopkRouting,
+    "fused_experts": FusedExperts,
+}

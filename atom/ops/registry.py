@@ -1,0 +1,125 @@
+"""Operations and their implementations: selection happens once, when the model is built.
+
+`atom.ops.contracts` states each operation (shapes, dtypes, layout). A backend registers a
+factory with the condition under which it can serve; `select` asks the backends in order of
+preference and, when none accepts, says which were asked and why each declined.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from atom.errors import NoBackend
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# A backend's modules are imported on first use; importing one registers its implementations.
+BACKEND_MODULES: dict[str, tuple[str, ...]] = {
+    "cpu": ("atom.ops.cpu.kernels",),
+    "reference": ("atom.ops.reference.kernels",),
+}
+# Preference by device type; the first that accepts serves.
+PREFERENCE: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpu", "reference"),
+    "cuda": ("reference",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpQuery:
+    """What the model asks of an operation. `shape` holds the operation's static sizes by name."""
+
+    op: str
+    device: str = "cpu"  # torch device type
+    dtype: str = "float32"  # of the activations
+    weight_format: str = ""  # linear only: float32, bfloat16, float16, Q4_1, Q8_0, ...
+    kv_dtype: str = ""
+    shape: tuple[tuple[str, int], ...] = ()
+    traceable: bool = False  # must be safe under torch.compile
+
+    def size(self, name: str) -> int:
+        return dict(self.shape)[name]
+
+    def __str__(self) -> str:
+        parts = [self.device, self.dtype, self.weight_format, self.kv_dtype]
+        parts += [f"{k}={v}" for k, v in self.shape]
+        return f"{self.op}({', '.join(p for p in parts if p)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    op: str
+    backend: str
+    function: Callable[..., Any]
+    declines: Callable[[OpQuery], str | None]  # None: accepts; else why not
+
+
+@dataclass(slots=True)
+class _State:
+    table: dict[tuple[str, str], Implementation] = field(default_factory=dict)
+    loaded: dict[str, str | None] = field(default_factory=dict)  # backend -> why it is unusable
+    chosen: dict[OpQuery, str] = field(default_factory=dict)
+
+
+_state = _State()
+
+
+def _accepts_all(_: OpQuery) -> str | None:
+    return None
+
+
+def register(
+    op: str, backend: str, declines: Callable[[OpQuery], str | None] = _accepts_all
+) -> Callable[[F], F]:
+    """Decorator: the function serves `op` on `backend` for the queries it does not decline."""
+
+    def decorate(function: F) -> F:
+        _state.table[op, backend] = Implementation(op, backend, function, declines)
+        return function
+
+    return decorate
+
+
+def _load(backend: str) -> str | None:
+    """Import a backend's modules once; returns why it is unusable, or None."""
+    if backend not in _state.loaded:
+        try:
+            for module in BACKEND_MODULES[backend]:
+                importlib.import_module(module)
+            _state.loaded[backend] = None
+        except (ImportError, OSError, RuntimeError) as error:
+            _state.loaded[backend] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return _state.loaded[backend]
+
+
+def candidates(query: OpQuery) -> list[tuple[str, str | None]]:
+    """Every backend asked for `query`, with None if it accepts or the reason it declines."""
+    answers: list[tuple[str, str | None]] = []
+    for backend in PREFERENCE[query.device]:
+        unusable = _load(backend)
+        implementation = _state.table.get((query.op, backend))
+        if unusable is not None:
+            answers.append((backend, unusable))
+        elif implementation is None:
+            answers.append((backend, "does not implement it"))
+        else:
+            answers.append((backend, implementation.declines(query)))
+    return answers
+
+
+def select(query: OpQuery) -> Callable[..., Any]:
+    """The implementation that serves `query`; raises `NoBackend` with every reason."""
+    asked = candidates(query)
+    for backend, reason in asked:
+        if reason is None:
+            _state.chosen[query] = backend
+            return _state.table[query.op, backend].function
+    raise NoBackend(f"{query}: " + "; ".join(f"{name}: {why}" for name, why in asked))
+
+
+def chosen() -> dict[OpQuery, str]:
+    """What `select` has answered in this process."""
+    return dict(_state.chosen)
