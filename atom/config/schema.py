@@ -108,7 +108,7 @@ class SchedulerConfig:
 
     policy: str = setting(
         "prefill_first",
-        "prefill_first: prompts first, in chunks; mixed: decodes first, prompt chunks fill the step",
+        "prefill_first: prompts first, in chunks; mixed: decodes first, chunks fill the step",
         choices=("prefill_first", "mixed"),
     )
     max_num_batched_tokens: int = setting(16384, "Most tokens computed in one step", ge=1)
