@@ -1,5 +1,19 @@
 """Recipe, environment and flags, resolved once to one frozen tree. Imports no torch."""
 
+from atom.config.resolve import (
+    Resolved,
+    Source,
+    resolve,
+    resolve_arguments,
+    resolve_with_sources,
+)
 from atom.config.schema import Config
 
-__all__ = ["Config"]
+__all__ = [
+    "Config",
+    "Resolved",
+    "Source",
+    "resolve",
+    "resolve_arguments",
+    "resolve_with_sources",
+]

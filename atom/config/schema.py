@@ -24,7 +24,11 @@ def setting(
     secret: bool = False,
     env: str | None = None,
 ) -> Any:
-    """A field with its sentence and limits. `aliases` are further flag spellings, e.g. "-tp"."""
+    """A field with its sentence and limits.
+
+    `aliases` are further flag spellings, e.g. "-tp"; `env` is a further environment variable beside
+    ATOM_<NAME>; `secret` values are shown as ***.
+    """
     meta = {
         "doc": doc,
         "choices": choices,
@@ -152,13 +156,17 @@ class ParallelConfig:
     """How the model is spread."""
 
     tensor_parallel_size: int = setting(1, "Ranks that share every layer", ge=1, aliases=("-tp",))
-    data_parallel_size: int = setting(1, "Copies of the engine", ge=1, aliases=("-dp",))
+    data_parallel_size: int = setting(
+        1, "Copies of the engine", ge=1, aliases=("-dp",), env="ATOM_DP_SIZE"
+    )
     pipeline_parallel_size: int = setting(
         1, "Ranks that share the layers in sequence", ge=1, aliases=("-pp",)
     )
     enable_expert_parallel: bool = setting(False, "Spread whole experts instead of slices of each")
-    master_addr: str = setting("127.0.0.1", "Address where ranks meet")
-    master_port: int = setting(0, "Port where ranks meet; 0: a free one", ge=0, le=65535)
+    master_addr: str = setting("127.0.0.1", "Address where ranks meet", env="ATOM_DP_MASTER_IP")
+    master_port: int = setting(
+        0, "Port where ranks meet; 0: a free one", ge=0, le=65535, env="ATOM_DP_MASTER_PORT"
+    )
     rendezvous_timeout_s: float = setting(
         120.0, "How long ranks wait for each other, in seconds", gt=0
     )

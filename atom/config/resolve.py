@@ -1,0 +1,130 @@
+"""Recipe, environment and flags to one frozen, validated tree that knows its sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atom.config.checks import cross_check
+from atom.config.coerce import coerce, coerce_text
+from atom.config.environment import read_environment
+from atom.config.fields import Setting, flag_name, nearest, sections, settings
+from atom.config.recipe import read_recipe
+from atom.config.schema import Config
+from atom.config.support import probable_device, refuse_unsupported
+from atom.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a value came from: `kind` is default, recipe, environment, flag or argument."""
+
+    kind: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        return self.where or self.kind
+
+    def subject(self, name: str) -> str:
+        """What the user wrote, to open an error message with."""
+        return f"{self.where}: {name}" if self.kind == "recipe" else self.where
+
+
+DEFAULT = Source("default")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The tree and, by setting name, where each value came from."""
+
+    config: Config
+    sources: Mapping[str, Source]
+
+
+def resolve(
+    recipe: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """The tree of recipe < environment < flags; raises `ConfigError` in one line.
+
+    `env` is a whole environment, of which ATOM_* is read. `flags` maps setting names to values:
+    text as typed on a command line, a tuple or list of such, or values of the right type; None
+    means not given.
+    """
+    return resolve_with_sources(recipe, env, flags).config
+
+
+def resolve_arguments(arguments: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Config:
+    """The tree for a Python caller: like flags, but messages spell the names as given."""
+    values: dict[str, Any] = {}
+    sources: dict[str, Source] = {}
+    _take_environment(env or {}, values, sources)
+    _take_named(arguments, values, sources, Source("argument"))
+    return _build(values, sources).config
+
+
+def resolve_with_sources(
+    recipe: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """Like `resolve`, with the source of each value that is not the default."""
+    values: dict[str, Any] = {}
+    sources: dict[str, Source] = {}
+    if recipe is not None:
+        for setting, raw, where in read_recipe(recipe):
+            source = sources[setting.name] = Source("recipe", where)
+            values[setting.name] = coerce(setting, raw, source.subject(setting.name))
+    _take_environment(env or {}, values, sources)
+    _take_named(flags or {}, values, sources, Source("flag"))
+    return _build(values, sources)
+
+
+def _take_environment(
+    env: Mapping[str, str], values: dict[str, Any], sources: dict[str, Source]
+) -> None:
+    for setting, value, variable in read_environment(env):
+        values[setting.name] = value
+        sources[setting.name] = Source("environment", variable)
+
+
+def _take_named(
+    given: Mapping[str, Any], values: dict[str, Any], sources: dict[str, Source], source: Source
+) -> None:
+    for name, raw in given.items():
+        if raw is None:
+            continue
+        where = flag_name(name) if source.kind == "flag" else name
+        setting = settings().get(name)
+        if setting is None:
+            raise ConfigError(f"{where}: unknown setting{nearest(name, settings())}")
+        values[name] = _coerce_named(setting, raw, where)
+        sources[name] = Source(source.kind, where)
+
+
+def _coerce_named(setting: Setting, raw: Any, where: str) -> Any:
+    if isinstance(raw, str):
+        return coerce_text(setting, raw, where)
+    if setting.many and isinstance(raw, (list, tuple)) and all(isinstance(r, str) for r in raw):
+        return tuple(item for text in raw for item in coerce_text(setting, text, where))
+    return coerce(setting, raw, where)
+
+
+def _build(values: Mapping[str, Any], sources: Mapping[str, Source]) -> Resolved:
+    parts = {
+        section: owner(
+            **{name: value for name, value in values.items() if settings()[name].section == section}
+        )
+        for section, owner in sections().items()
+    }
+    config = Config(**parts)
+
+    def where(name: str) -> str:
+        return sources[name].subject(name) if name in sources else settings()[name].key
+
+    config = cross_check(config, where)
+    refuse_unsupported(config, probable_device(config), where)
+    return Resolved(config, sources)

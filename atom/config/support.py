@@ -1,0 +1,169 @@
+"""What the schema can say but this version cannot do, each with its reason, in one place.
+
+Nothing is accepted and ignored: a setting that would have no effect is refused. When a feature
+lands, its row goes. `refuse_unsupported` runs at resolution with what is known of the device, and
+once more in the engine when the device has been chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from atom.config.schema import Config
+from atom.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """`setting` is refused where `applies`, on `device` ("" = everywhere), for `reason`."""
+
+    setting: str
+    applies: Callable[[Config], bool]
+    reason: str
+    device: str = ""
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        "tensor_parallel_size",
+        lambda c: c.parallel.tensor_parallel_size > 1,
+        "tensor parallel workers are not in this version; use 1",
+    ),
+    Refusal(
+        "data_parallel_size",
+        lambda c: c.parallel.data_parallel_size > 1,
+        "data parallelism is not in this version; start one server per copy",
+    ),
+    Refusal(
+        "pipeline_parallel_size",
+        lambda c: c.parallel.pipeline_parallel_size > 1,
+        "pipeline parallelism is not in this version; use 1",
+    ),
+    Refusal(
+        "enable_expert_parallel",
+        lambda c: c.parallel.enable_expert_parallel,
+        "expert parallelism is not in this version",
+    ),
+    Refusal(
+        "master_addr",
+        lambda c: c.parallel.master_addr != "127.0.0.1",
+        "there is one rank, which meets nobody; it needs more than one rank",
+    ),
+    Refusal(
+        "master_port",
+        lambda c: c.parallel.master_port != 0,
+        "there is one rank, which meets nobody; it needs more than one rank",
+    ),
+    Refusal(
+        "rendezvous_timeout_s",
+        lambda c: c.parallel.rendezvous_timeout_s != 120.0,
+        "there is one rank, which meets nobody; it needs more than one rank",
+    ),
+    Refusal(
+        "cudagraph_mode",
+        lambda c: c.compile.cudagraph_mode not in (None, "none"),
+        "graphs are not in this version; leave it out or use none",
+    ),
+    Refusal(
+        "cudagraph_capture_sizes",
+        lambda c: bool(c.compile.cudagraph_capture_sizes),
+        "graphs are not in this version; leave it out",
+    ),
+    Refusal(
+        "kv_cache_dtype",
+        lambda c: c.engine.kv_cache_dtype == "fp8",
+        "an fp8 KV cache is not in this version; use auto, bf16, fp16 or fp32",
+    ),
+    Refusal(
+        "gpu_memory_utilization",
+        lambda c: c.engine.gpu_memory_utilization != 0.9,
+        "it shares out a GPU's memory and the model runs on cpu; use kv_cache_memory_gb",
+        device="cpu",
+    ),
+    Refusal(
+        "kv_cache_memory_gb",
+        lambda c: c.engine.kv_cache_memory_gb is not None,
+        "it is for cpu; on a GPU use gpu_memory_utilization or num_kvcache_blocks",
+        device="cuda",
+    ),
+)
+
+# Sections that recipes of the whole toolkit will hold.
+LATER_SECTIONS: dict[str, str] = {
+    "quantization": "quantised GGUF files are read as they are; other formats come later",
+    "speculative": "speculative decoding comes later",
+    "bench": "the benchmark comes later",
+    "profile": "the profiler comes later",
+    "eval": "the evaluator comes later",
+}
+
+# Flags of ROCm/ATOM, vLLM and SGLang that people will type. Kebab-case, without the dashes.
+_NO_SPECULATION = "speculative decoding is not in this version"
+_NO_PROFILER = "the profiler is not in this version"
+_NO_CODE = "code shipped in a checkpoint is never executed"
+REFUSED_FLAGS: dict[str, str] = {
+    "trust-remote-code": _NO_CODE + "; supported architectures need none of it",
+    "method": _NO_SPECULATION,
+    "num-speculative-tokens": _NO_SPECULATION,
+    "draft-model": _NO_SPECULATION,
+    "speculative-config": _NO_SPECULATION,
+    "torch-profiler-dir": _NO_PROFILER,
+    "mark-trace": _NO_PROFILER + ", so there are no traces to mark",
+    "enable-dp-attention": "data parallel attention is not in this version",
+    "enable-tbo": "two-batch overlap is not in this version",
+    "all2all-backend": "expert parallelism is not in this version",
+    "kv-transfer-config": "KV transfer between servers is not in this version",
+    "quantization": "the checkpoint says how it is quantised; no other scheme is in this version",
+    "online-quant-config": "online quantisation is not in this version",
+    "hf-overrides": "edit the checkpoint's config.json instead",
+    "enable-chunked-prefill": "prefill is always chunked; see --max-prefill-chunk",
+    "server-port": "there is one HTTP port: --port",
+    "swap-space": "preempted sequences are recomputed, nothing is swapped",
+}
+REFUSED_SHORT_FLAGS: dict[str, str] = {
+    "-pcp": "context parallelism is not in this version",
+    "-dcp": "context parallelism is not in this version",
+}
+
+# Variables of ROCm/ATOM that have no meaning here.
+_FUSION = "kernels are chosen per operation when the model is built, see atom doctor; unset it"
+REFUSED_ENVIRONMENT: dict[str, str] = {
+    "ATOM_DP_RANK": "data parallelism is not in this version; unset it",
+    "ATOM_DP_RANK_LOCAL": "data parallelism is not in this version; unset it",
+    "ATOM_TORCH_PROFILER_DIR": _NO_PROFILER + "; unset it",
+    "ATOM_PROFILER_MORE": _NO_PROFILER + "; unset it",
+    "ATOM_ENABLE_QK_NORM_ROPE_CACHE_QUANT_FUSION": _FUSION,
+    "ATOM_USE_TRITON_GEMM": _FUSION,
+    "ATOM_USE_TRITON_MXFP4_BMM": _FUSION,
+    "ATOM_ENABLE_DS_INPUT_RMSNORM_QUANT_FUSION": _FUSION,
+    "ATOM_ENABLE_DS_QKNORM_QUANT_FUSION": _FUSION,
+    "ATOM_ENABLE_ALLREDUCE_RMSNORM_FUSION": _FUSION,
+    "ATOM_LLAMA_ENABLE_AITER_TRITON_FUSED_RMSNORM_QUANT": _FUSION,
+    "ATOM_LLAMA_ENABLE_AITER_TRITON_FUSED_SILU_MUL_QUANT": _FUSION,
+}
+
+
+def probable_device(config: Config) -> str:
+    """ "cpu", "cuda" or "" (a GPU is there; whether torch can use it is the engine's to find)."""
+    if config.engine.device != "auto":
+        return config.engine.device
+    drivers = ("/dev/nvidiactl", "/dev/kfd")
+    return "" if any(Path(node).exists() for node in drivers) else "cpu"
+
+
+def unsupported(config: Config, device: str) -> list[Refusal]:
+    """The rows that refuse `config` on `device` ("cpu", "cuda", "" = not known yet)."""
+    return [r for r in REFUSALS if r.device in ("", device) and r.applies(config)]
+
+
+def refuse_unsupported(
+    config: Config, device: str, where: Callable[[str], str] = lambda name: name
+) -> None:
+    """Raise `ConfigError` for the first setting that would have no effect or cannot work.
+
+    `where` turns a setting's name into the subject of the message: what the user wrote.
+    """
+    for row in unsupported(config, device):
+        raise ConfigError(f"{where(row.setting)} is refused: {row.reason}")
