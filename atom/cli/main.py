@@ -1,0 +1,133 @@
+"""The `atom` command: finds the subcommand, imports only it, turns errors into one line.
+
+Nothing here imports torch; a subcommand's module is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from atom._version import __version__
+from atom.cli.flags import CONTEXT
+from atom.config.fields import nearest
+from atom.config.support import REFUSED_FLAGS
+from atom.errors import AtomError
+
+INTERNAL_ERROR = 70
+INTERRUPTED = 130
+
+# Name -> (module with an `app`, one line for `atom --help`).
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("atom.cli.serve", "Serve a model with an OpenAI-compatible API."),
+    "run": ("atom.cli.run", "Chat in the terminal, or get one answer."),
+    "doctor": ("atom.cli.doctor", "Show the machine, the kernels chosen on it and a memory plan."),
+    "recipe": ("atom.cli.recipe", "Check and show recipes; list every setting."),
+    "version": ("atom.cli.version", "Show the versions of atom and of what it stands on."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Imports a subcommand's module only when that subcommand is resolved."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0] if args else ""
+        if name in COMMANDS:
+            command: Any = typer.main.get_command(importlib.import_module(COMMANDS[name][0]).app)
+            command.name = name
+            self.commands[name] = command
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    name="atom",
+    help="Serve large language models from one recipe file.",
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    pretty_exceptions_enable=False,
+)
+
+
+def _stub() -> None:
+    """Stands for a subcommand in `atom --help`; `LazyGroup` replaces it before a call."""
+    raise AssertionError("a stub was called")
+
+
+for _name, (_, _help) in COMMANDS.items():
+    app.command(_name, help=_help)(_stub)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"atom {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `atom` with `argv` (default: the process's); returns the exit code."""
+    try:
+        code = typer.main.get_command(app).main(
+            args=None if argv is None else list(argv), prog_name="atom", standalone_mode=False
+        )
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; the interpreter must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("ATOM_DEBUG", "0") not in ("", "0", "false"):
+            raise
+        message, code = describe_error(error)
+        if message:
+            sys.stderr.write(f"atom: error: {message}\n")
+        return code
+
+
+def describe_error(error: Exception) -> tuple[str, int]:
+    """One line for a person and the exit code."""
+    if isinstance(error, AtomError):
+        return " ".join(str(error).split()), error.exit_code
+    # Typer's usage errors; their class moved between its versions, their shape did not.
+    if hasattr(error, "format_message"):
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed already
+            return "", 2
+        return _usage_message(error), getattr(error, "exit_code", 2)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return (
+        f"internal error: {text} (ATOM_DEBUG=1 shows where; please report it)",
+        INTERNAL_ERROR,
+    )
+
+
+def _usage_message(error: Any) -> str:
+    option = getattr(error, "option_name", None)
+    context: Any = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "atom"
+    if option is None or context is None or not hasattr(error, "possibilities"):
+        message = " ".join(str(error.format_message()).split()).rstrip(".")
+        return f"{message[:1].lower()}{message[1:]} (see {where} --help)"
+    name = option.lstrip("-").replace("_", "-")
+    if name in REFUSED_FLAGS:
+        return f"{option} is refused: {REFUSED_FLAGS[name]}"
+    known = [o for p in context.command.params for o in (*p.opts, *p.secondary_opts)]
+    return f"unknown option {option}{nearest('--' + name, known)}; see {where} --help"

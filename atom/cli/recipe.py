@@ -1,0 +1,120 @@
+"""`atom recipe check | show | schema`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from atom.cli.common import console, print_json, resolve_target
+from atom.cli.flags import CONTEXT, with_settings
+from atom.config import Resolved, resolve
+from atom.config.fields import Setting, settings, value_of
+from atom.config.json_schema import json_schema
+from atom.config.resolve import DEFAULT
+from atom.config.schema import SECTIONS
+from atom.config.serial import public_tree
+from atom.errors import ConfigError
+
+app = typer.Typer(
+    context_settings=CONTEXT,
+    add_completion=False,
+    no_args_is_help=True,
+    help="Check and show recipes; list every setting.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def check(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.")],
+    as_json: Json = False,
+) -> None:
+    """Validate recipes; exit code 2 if any is wrong. The environment has no say."""
+    problems: dict[str, str | None] = {}
+    for path in recipes:
+        try:
+            resolve(path)
+            problems[str(path)] = None
+        except ConfigError as error:
+            problems[str(path)] = str(error)
+    if as_json:
+        print_json([{"recipe": p, "ok": e is None, "error": e} for p, e in problems.items()])
+    else:
+        for path_text, problem in problems.items():
+            if problem is None:
+                typer.echo(f"{path_text}: ok")
+            else:
+                sys.stderr.write(f"atom: error: {problem}\n")
+    if any(problems.values()):
+        raise typer.Exit(ConfigError.exit_code)
+
+
+@app.command()
+@with_settings(*SECTIONS)
+def show(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE|MODEL]", help="As for atom serve.")
+    ] = None,
+    as_json: Json = False,
+    *,
+    flags: dict[str, Any],
+) -> None:
+    """Print every resolved setting and where it came from."""
+    resolved = resolve_target(target, flags)
+    if as_json:
+        print_json(_with_sources(resolved))
+        return
+    from rich.table import Table
+
+    table = Table("setting", "value", "from", box=None, pad_edge=False, header_style="bold")
+    for setting in settings().values():
+        value = setting.show(value_of(resolved.config, setting))
+        source = resolved.sources.get(setting.name, DEFAULT)
+        table.add_row(setting.key, value, str(source), style="dim" if source is DEFAULT else "")
+    console().print(table)
+
+
+def _with_sources(resolved: Resolved) -> dict[str, Any]:
+    tree = public_tree(resolved.config)
+    return {
+        section: {
+            name: {
+                "value": value,
+                "source": resolved.sources.get(name, DEFAULT).kind,
+                "where": resolved.sources.get(name, DEFAULT).where or None,
+            }
+            for name, value in keys.items()
+        }
+        for section, keys in tree.items()
+    }
+
+
+@app.command()
+def schema(as_json: Json = False) -> None:
+    """List every key of a recipe; with --json as a JSON Schema."""
+    if as_json:
+        print_json(json_schema())
+        return
+    from rich.table import Table
+
+    for section in SECTIONS:
+        table = Table("key", "type", "default", "meaning", box=None, pad_edge=False)
+        for setting in (s for s in settings().values() if s.section == section):
+            table.add_row(*_row(setting))
+        out = console()
+        out.print(f"\n[bold cyan]\\[{section}][/bold cyan]")
+        out.print(table)
+
+
+def _row(setting: Setting) -> tuple[str, str, str, str]:
+    limits = f" ({setting.limits})" if setting.limits else ""
+    return (
+        setting.name,
+        setting.type_name.replace(" | ", "|") + limits,
+        setting.show(setting.default),
+        setting.doc,
+    )
