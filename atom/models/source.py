@@ -1,0 +1,119 @@
+"""From what the user typed to files on this machine: which model, where, and its configuration.
+
+Nothing here loads weights or knows which architectures exist; that is the registry's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from atom.config.schema import ModelConfig
+from atom.errors import ModelError
+from atom.models import hub
+from atom.models.embedded import EMBEDDED, embedded_gguf
+from atom.models.gguf import GGUFFile
+from atom.models.gguf_config import config_from_gguf, generation_config_from_gguf
+from atom.models.hf_config import HFConfig, read_json_object, token_ids
+
+# owner/name, then optionally a GGUF file of the repository after ":" or "/"
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(?:[:/](?P<file>[\w./-]+\.gguf))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model on this machine. `path` is a directory (safetensors) or a .gguf file."""
+
+    name: str
+    path: Path
+    format: Literal["gguf", "safetensors"]
+    config: HFConfig
+    generation_config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a text: what the generation config and the config say, together."""
+        own = token_ids(self.generation_config.get("eos_token_id"))
+        return tuple(dict.fromkeys((*own, *token_ids(self.config.get("eos_token_id")))))
+
+
+def resolve_source(cfg: ModelConfig) -> ModelSource:
+    """Find the model of `cfg`, downloading it if it is a hub id (or the embedded default).
+
+    With `load_dummy` a config.json is enough and no weights are fetched. Raises `ModelError` in
+    one line for anything that cannot be found or read.
+    """
+    if cfg.model is None:
+        return _from_gguf(embedded_gguf(), EMBEDDED.name)
+    path = Path(os.path.expanduser(cfg.model))
+    if cfg.model and os.path.isdir(path):
+        return _from_directory(path, path.resolve().name, cfg)
+    if os.path.isfile(path):
+        if path.suffix != ".gguf":
+            raise ModelError(
+                f"model {cfg.model} is a file but not a .gguf file; give the directory that holds"
+                " config.json and *.safetensors"
+            )
+        return _from_gguf(path, path.stem)
+    return _from_hub(cfg.model, cfg)
+
+
+def _from_hub(name: str, cfg: ModelConfig) -> ModelSource:
+    match = _HUB_ID.fullmatch(name)
+    if match is None or name.startswith("."):
+        raise ModelError(
+            f"model {name!r} is neither an existing directory or .gguf file nor a Hugging Face id"
+            " (owner/name)"
+        )
+    repo, file = match["repo"], match["file"]
+    if file is not None:
+        folder = hub.download(repo, cfg.revision, [file])
+        if not (folder / file).is_file():
+            raise ModelError(f"model {repo} has no file {file}")
+        return _from_gguf(folder / file, name)
+    patterns = [*hub.JSON_PATTERNS, *hub.TOKENIZER_PATTERNS]
+    if not cfg.load_dummy:
+        patterns += hub.WEIGHT_PATTERNS
+    return _from_directory(hub.download(repo, cfg.revision, patterns), name, cfg)
+
+
+def _from_gguf(path: Path, name: str) -> ModelSource:
+    file = GGUFFile(path)
+    return ModelSource(
+        name=name,
+        path=path,
+        format="gguf",
+        config=config_from_gguf(file),
+        generation_config=generation_config_from_gguf(file),
+    )
+
+
+def _from_directory(path: Path, name: str, cfg: ModelConfig) -> ModelSource:
+    if not (path / "config.json").is_file():
+        return _only_gguf(path, name)
+    if not cfg.load_dummy and not any(path.glob("*.safetensors")):
+        others = sorted(p.name for ext in ("*.bin", "*.pt", "*.pth") for p in path.glob(ext))
+        hint = f" ({others[0]} is pickled and never read)" if others else ""
+        raise ModelError(f"model {name}: there is no *.safetensors in {path}{hint}")
+    generation = path / "generation_config.json"
+    return ModelSource(
+        name=name,
+        path=path,
+        format="safetensors",
+        config=HFConfig.from_file(path / "config.json"),
+        generation_config=read_json_object(generation) if generation.is_file() else {},
+    )
+
+
+def _only_gguf(path: Path, name: str) -> ModelSource:
+    """A directory without config.json: a single GGUF file in it is meant."""
+    files = sorted(path.glob("*.gguf"))
+    if not files:
+        raise ModelError(f"model {name}: there is neither config.json nor a .gguf file in {path}")
+    if len(files) > 1:
+        names = ", ".join(p.name for p in files)
+        raise ModelError(f"model {name}: {path} holds several .gguf files, name one: {names}")
+    return _from_gguf(files[0], files[0].stem)
