@@ -1,0 +1,102 @@
+"""What every layer is told when it is built: device, types, parallel layout, choice of kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atom.ops import registry
+from atom.ops.contracts import GGUFWeight, PackedLinear
+from atom.ops.reference.gguf import dequantize
+from atom.ops.registry import OpQuery
+from atom.parallel.state import SINGLE, ParallelState
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.float32 -> "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildContext:
+    """One per model. `dtype` is the activations'. `weight_dtype` None keeps dense weights as they
+    are stored; without `keep_packed`, GGUF blocks become dense."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    weight_dtype: torch.dtype | None = None
+    keep_packed: bool = True
+    kv_dtype: torch.dtype = torch.float32
+    block_size: int = 16
+    max_positions: int = 4096  # rows of the rotary tables
+    parallel: ParallelState = SINGLE
+    traceable: bool = False  # built for torch.compile: attention and MoE are custom operators
+    tables: dict[Any, Tensor] = field(default_factory=dict)  # rotary tables, shared by layers
+
+    def select(
+        self,
+        op: str,
+        *,
+        weight_format: str = "",
+        kv: bool = False,
+        opaque: bool = False,
+        **shape: int,
+    ) -> Callable[..., Any]:
+        """The kernel of `op`. `kv`: it touches the cache. `opaque`: never seen by a tracer."""
+        return registry.select(self._query(op, weight_format, kv, opaque, shape))
+
+    def _query(
+        self, op: str, weight_format: str, kv: bool, opaque: bool, shape: dict[str, int]
+    ) -> OpQuery:
+        return OpQuery(
+            op=op,
+            device=self.device.type,
+            dtype=dtype_name(self.dtype),
+            weight_format=weight_format,
+            kv_dtype=dtype_name(self.kv_dtype) if kv else "",
+            shape=tuple(shape.items()),
+            traceable=self.traceable and not opaque,
+        )
+
+    def pack(self, weight: Tensor | GGUFWeight) -> PackedLinear:
+        """`weight` on the device, in the form of the kernel that serves it.
+
+        A weight that no fast kernel reads as it is stored becomes a dense matrix of the
+        activations' dtype first, so that nothing is converted when the model runs.
+        """
+        weight = self.adopt(weight)
+        query = self._linear_query(weight)
+        kernel = registry.select(query)
+        if registry.chosen()[query] == "reference":
+            weight = self.dense(weight)
+            kernel = registry.select(self._linear_query(weight))
+        packed: PackedLinear = kernel(weight)
+        return packed
+
+    def adopt(self, weight: Tensor | GGUFWeight) -> Tensor | GGUFWeight:
+        """A weight as the model keeps it, on the device, before any kernel packs it."""
+        if isinstance(weight, Tensor):
+            return weight.to(self.device, self.storage_dtype(weight.dtype))
+        if not self.keep_packed:
+            return self.dense(weight)
+        return GGUFWeight(weight.qtype, weight.data.to(self.device), weight.shape)
+
+    def storage_dtype(self, stored: torch.dtype) -> torch.dtype:
+        """Of a dense weight: as stored, but never wider than the activations."""
+        if self.weight_dtype is not None:
+            return self.weight_dtype
+        return self.dtype if stored == torch.float32 else stored
+
+    def _linear_query(self, weight: Tensor | GGUFWeight) -> OpQuery:
+        stored = weight.qtype if isinstance(weight, GGUFWeight) else dtype_name(weight.dtype)
+        n, k = weight.shape
+        return self._query("linear", stored, False, False, {"N": n, "K": k})
+
+    def dense(self, weight: Tensor | GGUFWeight) -> Tensor:
+        """`weight` as a dense tensor of the activations' dtype on the device."""
+        values = dequantize(weight) if isinstance(weight, GGUFWeight) else weight
+        return values.to(self.device, self.dtype)

@@ -1,0 +1,51 @@
+"""Operators of the namespace `atom` that torch.compile sees as one opaque call each.
+
+A layer is named by a string, because an operator cannot take an object. Only models built
+`traceable` use them: eager mode calls the layer directly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_layers: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+_library = torch.library.Library("atom", "DEF")  # type: ignore[no-untyped-call]
+
+
+def remember(layer: Any) -> str:
+    """The name under which the operators find `layer`, as long as it lives."""
+    name = f"{type(layer).__name__}.{next(_numbers)}"
+    _layers[name] = layer
+    return name
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, layer: str) -> Tensor:
+    out: Tensor = _layers[layer].run(q, k, v)
+    return out
+
+
+def _attention_fake(q: Tensor, k: Tensor, v: Tensor, layer: str) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _experts(x: Tensor, logits: Tensor, layer: str) -> Tensor:
+    out: Tensor = _layers[layer].run(x, logits)
+    return out
+
+
+def _experts_fake(x: Tensor, logits: Tensor, layer: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+_library.define("attention(Tensor q, Tensor k, Tensor v, str layer) -> Tensor")  # type: ignore[no-untyped-call]
+_library.impl("attention", _attention, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("atom::attention", _attention_fake, lib=_library)
+_library.define("experts(Tensor x, Tensor logits, str layer) -> Tensor")  # type: ignore[no-untyped-call]
+_library.impl("experts", _experts, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("atom::experts", _experts_fake, lib=_library)

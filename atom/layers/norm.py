@@ -1,0 +1,48 @@
+"""RMS normalisation, alone or fused with the addition to the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from atom.layers.build import BuildContext
+from atom.layers.weights import CheckpointTensor, Layer, WeightSlot
+
+
+class RMSNorm(Layer):
+    """x [..., K] -> [..., K]. `add` is for the residual stream."""
+
+    weight: Tensor
+
+    def __init__(self, build: BuildContext, size: int, eps: float) -> None:
+        super().__init__()
+        self.build = build
+        self.size = size
+        self.eps = eps
+        self._norm = build.select("rms_norm", K=size)
+        self._add_norm = build.select("add_rms_norm", K=size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self._norm(x, self.weight, self.eps)
+        return out
+
+    __call__ = forward
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """residual += x in place; returns (normed residual, residual)."""
+        out: tuple[Tensor, Tensor] = self._add_norm(x, residual, self.weight, self.eps)
+        return out
+
+    def slots(self, path: str) -> Iterator[WeightSlot]:
+        yield WeightSlot(f"{path}.weight", (self.size,), self._take)
+
+    def _take(self, tensor: CheckpointTensor) -> None:
+        self.weight = self.build.dense(tensor.read())
+
+    def finish(self) -> None:
+        """Nothing to pack."""
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.weight.nbytes

@@ -1,0 +1,171 @@
+"""Where weights come from: safetensors, GGUF, or nowhere (dummy). Tensors are read lazily.
+
+Reading returns views of the mapped file wherever it can: the one copy is made by the layer.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from atom.errors import ModelError
+from atom.layers.weights import ALL, CheckpointTensor
+from atom.models.gguf import QUANT_TYPES, GGUFFile, GGUFTensor
+from atom.models.gguf_names import ROPE_FREQS, module_name
+from atom.ops.contracts import GGUFWeight
+from atom.ops.reference.gguf import dequantize
+
+_DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_BLOCKS = {kind.name: kind for kind in QUANT_TYPES.values()}
+_BYTES = torch.uint8
+
+
+class SafetensorsTensor:
+    __slots__ = ("_slice", "name", "shape")
+
+    def __init__(self, name: str, piece: Any) -> None:
+        self.name = name
+        self.shape: tuple[int, ...] = tuple(piece.get_shape())
+        self._slice = piece
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        return self.dense(*(rows, cols)[: len(self.shape)])
+
+    def dense(self, *index: slice) -> Tensor:
+        part: Tensor = self._slice[index]
+        if not part.is_floating_point() or part.element_size() < 2:
+            raise ModelError(
+                f"{self.name} is stored as {part.dtype}: quantised safetensors are not supported"
+            )
+        return part
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of a checkpoint: those its index names, else what lies there."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(f"{index} is not an index of safetensors files") from None
+        files = [folder / Path(name).name for name in names]
+        for file in files:
+            if not file.exists():
+                raise ModelError(f"{index.name} names {file.name}, which is not in {folder}")
+        return files
+    single = folder / "model.safetensors"
+    files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"no .safetensors file in {folder}")
+    return files
+
+
+def open_safetensors(folder: Path) -> Iterator[CheckpointTensor]:
+    """Every tensor of a checkpoint, in file order."""
+    for file in _shards(folder):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                    yield SafetensorsTensor(name, opened.get_slice(name))
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"cannot read {file}: {error}") from None
+
+
+def _as_tensor(data: NDArray[Any]) -> Tensor:
+    with warnings.catch_warnings():  # the map is read-only, and nobody writes to weights
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(data)
+
+
+class GGUFCheckpointTensor:
+    """`heads` > 0: rows of each head lie interleaved (llama.cpp's rotary order) and are put back
+    into halves, which packed blocks allow because rows are independent."""
+
+    __slots__ = ("_heads", "_tensor", "name", "shape")
+
+    def __init__(self, name: str, tensor: GGUFTensor, heads: int = 0) -> None:
+        self.name = name
+        self.shape = tensor.shape
+        self._tensor = tensor
+        self._heads = heads
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> Tensor | GGUFWeight:
+        qtype = self._tensor.qtype
+        if len(self.shape) == 1:
+            return self._ordered(self._values(self._tensor.data)[rows])
+        data = self._ordered(_as_tensor(self._tensor.data[rows]))
+        if qtype in _DENSE:
+            return data.view(_DENSE[qtype])[:, cols]
+        size = self.shape[1]
+        start, stop, _ = cols.indices(size)
+        kind = _BLOCKS[qtype]
+        if start % kind.block or stop % kind.block:
+            return dequantize(GGUFWeight(qtype, data, (len(data), size)))[:, cols]
+        unit = kind.block_bytes
+        pieces = data[:, start // kind.block * unit : stop // kind.block * unit]
+        return GGUFWeight(qtype, pieces, (len(data), stop - start))
+
+    def dense(self, *index: slice) -> Tensor:
+        assert not self._heads, "only matrices are in rotary order"
+        data = self._tensor.data[tuple(index[:-1])]
+        return self._values(data)[..., index[-1] if index else ALL]
+
+    def _values(self, data: NDArray[np.uint8]) -> Tensor:
+        qtype = self._tensor.qtype
+        if qtype in _DENSE:
+            return _as_tensor(data).view(_DENSE[qtype])
+        shape = (*data.shape[:-1], self.shape[-1])
+        flat = _as_tensor(data.reshape(-1, data.shape[-1]))
+        return dequantize(GGUFWeight(qtype, flat, (len(flat), shape[-1]))).view(shape)
+
+    def _ordered(self, data: Tensor) -> Tensor:
+        if not self._heads:
+            return data
+        dim = self.shape[0] // self._heads
+        pairs = data.view(-1, dim // 2, 2, *data.shape[1:])
+        return pairs.transpose(1, 2).reshape(data.shape)
+
+
+def open_gguf(file: GGUFFile, num_heads: int, num_kv_heads: int) -> Iterator[CheckpointTensor]:
+    """Every tensor of a file under our names; unknown ones keep theirs."""
+    rotary_order = file.metadata.get("general.architecture") == "llama"
+    for tensor in file.tensors.values():
+        if tensor.name == ROPE_FREQS:
+            continue
+        name = module_name(tensor.name) or tensor.name
+        heads = {"q_proj": num_heads, "k_proj": num_kv_heads}.get(name.split(".")[-2:][0], 0)
+        yield GGUFCheckpointTensor(name, tensor, heads if rotary_order else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class DummyTensor:
+    """Random values that depend on seed and name only; norms are one."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    seed: int
+    std: float = 0.02
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        return self.dense(*(rows, cols)[: len(self.shape)])
+
+    def dense(self, *index: slice) -> Tensor:
+        if len(self.shape) == 1 and self.name.endswith("norm.weight"):
+            return torch.ones(self.shape, dtype=self.dtype, device=self.device)[index]
+        generator = torch.Generator(self.device)
+        generator.manual_seed(zlib.crc32(self.name.encode()) + (self.seed << 32))
+        values = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        return values.normal_(0.0, self.std, generator=generator)[index]

@@ -1,0 +1,196 @@
+"""The decoder that most families share: pre-norm blocks of attention and a feed-forward layer.
+
+A family is a subclass of `CausalLM` that says how one block is made, and which names differ.
+Hidden states are [T, H]; the residual stream is kept apart and added inside the norms.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from atom.layers.activation import SiluAndMul
+from atom.layers.attention import Attention
+from atom.layers.build import BuildContext
+from atom.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from atom.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from atom.layers.norm import RMSNorm
+from atom.layers.rotary import RotaryEmbedding
+from atom.layers.weights import Layer
+
+if TYPE_CHECKING:
+    from atom.models.hf_config import HFConfig
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions; optional biases and per-head q/k norms."""
+
+    def __init__(
+        self,
+        config: HFConfig,
+        build: BuildContext,
+        *,
+        qkv_bias: bool = False,
+        o_bias: bool = False,
+        qk_norm: bool = False,
+        window: int = 0,
+    ) -> None:
+        super().__init__()
+        heads, dim = config.num_attention_heads, config.head_dim
+        self.qkv_proj = QKVParallelLinear(
+            build, config.hidden_size, dim, heads, config.num_key_value_heads, qkv_bias
+        )
+        self.o_proj = RowParallelLinear(build, heads * dim, config.hidden_size, o_bias)
+        self.qk_norm = qk_norm
+        if qk_norm:
+            self.q_norm = RMSNorm(build, dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(build, dim, config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(
+            build,
+            dim,
+            base=config.rope_theta,
+            scaling=config.rope_scaling,
+            partial_factor=config.partial_rotary_factor,
+            trained_length=config.max_position_embeddings,
+        )
+        q_heads, kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
+        self.attn = Attention(build, q_heads, kv_heads, dim, window=window)
+        self._heads = (-1, q_heads + 2 * kv_heads, dim)
+        self._split = (q_heads, kv_heads, kv_heads)
+        self._flat = (-1, q_heads * dim)
+
+    def forward(self, positions: Tensor, x: Tensor) -> Tensor:
+        q, k, v = self.qkv_proj(x).view(self._heads).split_with_sizes(self._split, 1)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.rotary(q, k, positions)
+        return self.o_proj(self.attn(q, k, v).view(self._flat))
+
+    __call__ = forward
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate x) * up x)."""
+
+    def __init__(
+        self, config: HFConfig, build: BuildContext, size: int, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.gate_up_proj = MergedColumnParallelLinear(
+            build, config.hidden_size, {"gate_proj": size, "up_proj": size}, bias
+        )
+        self.down_proj = RowParallelLinear(build, size, config.hidden_size, bias)
+        local = size // build.parallel.tp_size
+        self.act = SiluAndMul(build, local, config.get("hidden_act", "silu"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act(self.gate_up_proj(x)))
+
+    __call__ = forward
+
+
+class DecoderLayer(nn.Module):
+    """One block. The first one gets no residual: its input is the residual."""
+
+    def __init__(
+        self, config: HFConfig, build: BuildContext, self_attn: SelfAttention, mlp: nn.Module
+    ) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(build, size, eps)
+        self.self_attn = self_attn
+        self.post_attention_layernorm = RMSNorm(build, size, eps)
+        self.mlp = mlp
+
+    def forward(
+        self, positions: Tensor, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            x, residual = self.input_layernorm(x), x
+        else:
+            x, residual = self.input_layernorm.add(x, residual)
+        x = self.self_attn(positions, x)
+        x, residual = self.post_attention_layernorm.add(x, residual)
+        return self.mlp(x), residual
+
+    __call__ = forward
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm."""
+
+    def __init__(
+        self,
+        config: HFConfig,
+        build: BuildContext,
+        layers: list[DecoderLayer],
+        tied: bool,
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = VocabParallelEmbedding(
+            build, config.vocab_size, config.hidden_size, tied
+        )
+        self.layers = nn.ModuleList(layers)
+        self.norm = RMSNorm(build, config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        x, residual = self.embed_tokens(input_ids), None
+        for layer in self.layers:
+            x, residual = layer(positions, x, residual)
+        assert residual is not None, "a decoder has layers"
+        return self.norm.add(x, residual)[0]
+
+    __call__ = forward
+
+
+class CausalLM(nn.Module):
+    """A language model. Subclasses give `make_layer`."""
+
+    # (checkpoint's spelling, ours), applied to every tensor name as a replacement.
+    weight_map: ClassVar[tuple[tuple[str, str], ...]] = ()
+    # Tensors of some checkpoints that hold nothing to be loaded, by the end of their name.
+    ignored_weights: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
+
+    def __init__(self, config: HFConfig, build: BuildContext) -> None:
+        super().__init__()
+        tied = config.tie_word_embeddings
+        layers = [self.make_layer(config, build, i) for i in range(config.num_hidden_layers)]
+        self.model = Decoder(config, build, layers, tied)
+        self.lm_head = ParallelLMHead(
+            build,
+            config.vocab_size,
+            config.hidden_size,
+            tied_to=self.model.embed_tokens if tied else None,
+        )
+
+    def make_layer(self, config: HFConfig, build: BuildContext, index: int) -> DecoderLayer:
+        raise NotImplementedError
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """input_ids, positions [T] int64 -> hidden [T, H], within a forward context."""
+        return self.model(input_ids, positions)
+
+    __call__ = forward
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[L, H] -> [L, vocab_size] float32, the whole vocabulary on every rank."""
+        return self.lm_head(hidden)
+
+    def attention_layers(self) -> list[Attention]:
+        """In order of depth; the runner gives each its caches."""
+        return [module for module in self.modules() if isinstance(module, Attention)]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights hold on the device."""
+        return sum(m.weight_bytes for m in self.modules() if isinstance(m, Layer))
+
+
+def layer_window(config: HFConfig, index: int) -> int:
+    """Keys that block `index` sees; 0: all. `layer_types` decides where the config has it."""
+    window = config.get("sliding_window")
+    kinds = config.get("layer_types")
+    if not window or (kinds and kinds[index] != "sliding_attention"):
+        return 0
+    return int(window)

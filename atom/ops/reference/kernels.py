@@ -1,0 +1,10 @@
+"""Backend "reference": every operation in plain torch, correct on any device, the tests' oracle.
+
+Importing this module registers them; they accept every query.
+"""
+
+from __future__ import annotations
+
+from atom.ops.reference import attention, elementwise, linear, moe
+
+__all__ = ["attention", "elementwise", "linear", "moe"]
