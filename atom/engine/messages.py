@@ -44,9 +44,11 @@ ToCore = GenerateRequest | AbortRequests | UtilityCall | Shutdown
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
-    """Log-probabilities at one position: the chosen token first, then the best alternatives.
+    """Log-probabilities at one position: the chosen token first, then the vocabulary's best.
 
-    `ranks[0]` is the chosen token's rank among the vocabulary, from 1. They are taken from the raw
+    Entry 0 is the chosen token; entries 1 .. k are the k best of the vocabulary in descending
+    order, where the chosen one comes again if it is among them (so they are OpenAI's
+    `top_logprobs`). `rank` is the chosen token's rank, from 1. They are taken from the raw
     logits (float32 log-softmax before penalties, temperature and filters), as vLLM does by default.
     """
 
