@@ -1,0 +1,173 @@
+"""Drawing a token by inverse CDF, and the filters top_k, top_p and min_p, all exact.
+
+The distribution of a row is `softmax(x)` cut to the tokens that pass its filters, where `x` are
+the logits over temperature. The filters apply in the order min_p, top_k, top_p, each on what the
+ones before it left; a token that ties with the last one kept is kept too. Every filter is then a
+threshold, and a draw is: the first token, in id order, at which the running mass exceeds
+`uniform * total`. So the outcome is a function of the row alone.
+
+Two ways lead to the same outcome. `sample_full` works over the vocabulary, without looking at any
+value on the host. `sample_candidates` needs only the largest logits, but must be told afterwards
+which rows it could not settle; it serves where looking is free (CPU).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_NEG_INF = float("-inf")
+_BLOCK = 256
+
+
+class Filters(NamedTuple):
+    """Filters of n rows; `None` where no row has that filter."""
+
+    top_k: Tensor | None  # [n] int64, the vocabulary's size if off
+    top_p: Tensor | None  # [n] float32, 1 if off
+    min_p: Tensor | None  # [n] float32, 0 if off
+    max_top_k: int  # largest top_k that is on; 0 if none
+
+    def select(self, index: Tensor) -> Filters:
+        return Filters(
+            None if self.top_k is None else self.top_k[index],
+            None if self.top_p is None else self.top_p[index],
+            None if self.min_p is None else self.min_p[index],
+            self.max_top_k,
+        )
+
+
+def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """[n] int64 token ids from weights [n, V] float32 >= 0 (any total) and uniforms [n] float64.
+
+    Two levels, so that only sums are taken over the whole vocabulary: first a block, then a token
+    in it. Tokens of weight zero are never drawn.
+    """
+    n, vocab = weights.shape
+    size = next(b for b in (_BLOCK, 128, 64, 32, vocab) if vocab % b == 0)
+    blocks = weights.view(n, vocab // size, size)
+    sums = blocks.sum(-1).double()
+    ends = sums.cumsum(-1)
+    target = uniforms * ends[:, -1]
+    chosen = _first_above(ends, target)
+    mass, end = sums.gather(1, chosen), ends.gather(1, chosen)
+    share = ((target[:, None] - end + mass) / mass).clamp_(min=0.0)
+    inner = blocks.gather(1, chosen[:, :, None].expand(n, 1, size)).squeeze(1)
+    return (chosen * size + _draw_one_level(inner, share)).squeeze(1)
+
+
+def _draw_one_level(weights: Tensor, share: Tensor) -> Tensor:
+    """[n, 1]: the first entry of weights [n, m] whose running sum exceeds share [n, 1] of it."""
+    ends = weights.double().cumsum(-1)
+    return _first_above(ends, (share * ends[:, -1:]).squeeze(1))
+
+
+def _first_above(ends: Tensor, target: Tensor) -> Tensor:
+    """[n, 1]: index of the first running sum > target; never past the last entry that adds."""
+    past = torch.searchsorted(ends, target[:, None], right=True)
+    last = torch.searchsorted(ends, ends[:, -1:])
+    return torch.minimum(past, last)
+
+
+def sample_full(x: Tensor, filters: Filters, uniforms: Tensor) -> Tensor:
+    """[n] int64 from scaled logits x [n, V] float32, which is left as it is."""
+    floor = None
+    if filters.min_p is not None:
+        floor = _min_p_floor(x.amax(-1, keepdim=True), filters.min_p)
+    if filters.top_k is not None:
+        largest = x.topk(filters.max_top_k, dim=-1).values
+        kth = _kth_value(largest, filters.top_k, x.shape[1])
+        floor = kth if floor is None else torch.maximum(floor, kth)
+    if floor is not None:
+        x = x.masked_fill(x < floor, _NEG_INF)
+    weights = torch.softmax(x, dim=-1)
+    if filters.top_p is not None:
+        weights = _keep_top_p(weights, filters.top_p)
+    return draw(weights, uniforms)
+
+
+def _min_p_floor(top: Tensor, min_p: Tensor) -> Tensor:
+    """[n, 1]: the least logit whose probability is at least min_p times the largest one's."""
+    return top + min_p.log()[:, None]
+
+
+def _kth_value(largest: Tensor, top_k: Tensor, vocab: int) -> Tensor:
+    """[n, 1]: the top_k-th value of rows sorted descending; -inf where top_k is off."""
+    index = (top_k - 1).clamp(max=largest.shape[1] - 1)[:, None]
+    return largest.gather(1, index).masked_fill((top_k >= vocab)[:, None], _NEG_INF)
+
+
+def _keep_top_p(weights: Tensor, top_p: Tensor) -> Tensor:
+    """weights [n, V] summing to 1, zeroed below the largest threshold that keeps top_p of them.
+
+    Bisection over the bit patterns of float32, which order like the non-negative numbers they
+    stand for: 30 sums instead of a sort, nothing read back, exact.
+    """
+    target = top_p[:, None]
+    bits = weights.view(torch.int32)
+    low = torch.zeros_like(target, dtype=torch.int32)  # keeps enough
+    high = bits.amax(-1, keepdim=True) + 1  # keeps nothing
+    for _ in range(30):
+        middle = (low + high) >> 1
+        enough = torch.where(bits >= middle, weights, 0.0).sum(-1, keepdim=True) >= target
+        low = torch.where(enough, middle, low)
+        high = torch.where(enough, high, middle)
+    low = low.masked_fill(target >= 1.0, 0)
+    return weights.masked_fill(bits < low, 0.0)
+
+
+def sample_candidates(
+    x: Tensor, filters: Filters, uniforms: Tensor, base: int
+) -> tuple[Tensor, Tensor]:
+    """(token ids [n] int64, settled [n] bool) from the largest logits of each row of x [n, V].
+
+    `base` is how many candidates a row without top_k gets; one with top_k gets at least that
+    one too. A row is settled if its filters cut strictly inside its candidates; otherwise its id
+    means nothing. Whether it is settled depends on the row alone.
+    """
+    n, vocab = x.shape
+    size = min(max(base, filters.max_top_k + 1), vocab)
+    values, ids = x.topk(size, dim=-1)
+    limit = torch.full((n,), min(base, vocab), dtype=torch.int64, device=x.device)
+    bounded = torch.zeros(n, dtype=torch.bool, device=x.device)
+    floor = torch.full((n, 1), _NEG_INF, device=x.device)
+    if filters.min_p is not None:
+        floor = _min_p_floor(values[:, :1], filters.min_p)
+        bounded |= filters.min_p > 0
+    if filters.top_k is not None:
+        floor = torch.maximum(floor, _kth_value(values, filters.top_k, vocab))
+        on = filters.top_k < vocab
+        bounded |= on
+        limit = torch.where(on, torch.maximum(limit, filters.top_k + 1).clamp(max=vocab), limit)
+    last = (limit - 1)[:, None]
+    open_ended = limit < vocab
+    kept = values >= floor
+    settled = ~(kept.gather(1, last).squeeze(1) & open_ended & bounded)
+    weights = (values - values[:, :1]).exp().masked_fill(~kept, 0.0)
+    if filters.top_p is not None:
+        floor = _top_p_floor(x, values, weights, bounded, filters.top_p)
+        kept = kept & (values >= floor)
+        weights = weights.masked_fill(~kept, 0.0)
+    settled &= ~(kept.gather(1, last).squeeze(1) & open_ended)
+    by_id, order = ids.sort(dim=-1)
+    place = _draw_one_level(weights.gather(1, order), uniforms[:, None])
+    return by_id.gather(1, place).squeeze(1), settled
+
+
+def _top_p_floor(
+    x: Tensor, values: Tensor, weights: Tensor, bounded: Tensor, top_p: Tensor
+) -> Tensor:
+    """[n, 1]: the least candidate that top_p keeps; -inf where top_p is off.
+
+    The mass that top_p is a share of is what the candidates hold where another filter bounds the
+    row, else that of the whole vocabulary.
+    """
+    ends = weights.double().cumsum(-1)
+    whole = (x.logsumexp(-1) - values[:, 0]).exp().double()
+    total = torch.where(bounded, ends[:, -1], whole)
+    before = ends - weights
+    count = (before < (top_p * total)[:, None]).sum(-1, keepdim=True)
+    floor = values.gather(1, (count - 1).clamp(min=0))
+    return floor.masked_fill((top_p >= 1.0)[:, None], _NEG_INF)
