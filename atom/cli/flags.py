@@ -7,18 +7,46 @@ types, so that a flag, a variable and a recipe fail with the same words.
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from atom.config.fields import Setting, sections, settings
 
-# Lets --max_num_seqs mean --max-num-seqs; give it to every command.
+MIN_TABLE_COLUMNS = 116
+
+# Further long spellings, without dashes; kept out of the help's narrow first column.
+_LONG_ALIASES = {
+    alias[2:]: setting.flag[2:]
+    for setting in settings().values()
+    for alias in setting.aliases
+    if alias.startswith("--")
+}
+
+
+def _normalize(name: str) -> str:
+    """--max_num_seqs means --max-num-seqs, --block-size means --kv-cache-block-size."""
+    name = name.replace("_", "-")
+    return _LONG_ALIASES.get(name, name)
+
+
+# Give it to every command.
 CONTEXT = {
-    "token_normalize_func": lambda name: name.replace("_", "-"),
+    "token_normalize_func": _normalize,
     "help_option_names": ["-h", "--help"],
 }
+
+
+class SettingsCommand(TyperCommand):
+    """A command with many long flags: on a narrow terminal the table would cut their names."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if shutil.get_terminal_size().columns < MIN_TABLE_COLUMNS:
+            self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
 
 
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -57,7 +85,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         names = [setting.flag]
     option = typer.Option(
         *names,
-        *setting.aliases,
+        *(alias for alias in setting.aliases if not alias.startswith("--")),
         help=_help(setting),
         metavar=None if setting.kind is bool else _metavar(setting),
         show_default=False,  # the help text says it, with the limits
@@ -79,11 +107,12 @@ def _panel(section: str) -> str:
 
 def _help(setting: Setting) -> str:
     many = "; repeat it or separate by commas" if setting.many else ""
-    default = setting.show(setting.default)
+    default = "" if setting.default is None else setting.show(setting.default)
     facts = [", ".join(setting.choices)] if setting.choices else []
     facts += [f"default {default}"] if default else []
     facts += [setting.limits] if setting.limits else []
-    return f"{setting.doc}{many}" + (f" ({'; '.join(facts)})" if facts else "")
+    also = "".join(f"; also {a}" for a in setting.aliases if a.startswith("--"))
+    return f"{setting.doc}{many}{also}" + (f" ({'; '.join(facts)})" if facts else "")
 
 
 def _metavar(setting: Setting) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from atom.cli.common import console, print_json, resolve_target
-from atom.cli.flags import CONTEXT, with_settings
+from atom.cli.flags import CONTEXT, SettingsCommand, with_settings
 from atom.config import Resolved, resolve
 from atom.config.fields import Setting, settings, value_of
 from atom.config.json_schema import json_schema
@@ -53,11 +53,11 @@ def check(
         raise typer.Exit(ConfigError.exit_code)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @with_settings(*SECTIONS)
 def show(
     target: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE|MODEL]", help="As for atom serve.")
+        str | None, typer.Argument(metavar="RECIPE|MODEL", help="As for atom serve.")
     ] = None,
     as_json: Json = False,
     *,

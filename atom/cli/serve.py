@@ -9,7 +9,7 @@ import typer
 
 from atom._version import __version__
 from atom.cli.common import console, resolve_target
-from atom.cli.flags import CONTEXT, with_settings
+from atom.cli.flags import CONTEXT, SettingsCommand, with_settings
 from atom.config import Resolved
 from atom.config.schema import SECTIONS
 from atom.config.serial import changed
@@ -17,13 +17,13 @@ from atom.config.serial import changed
 app = typer.Typer(context_settings=CONTEXT, add_completion=False)
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 @with_settings(*SECTIONS)
 def serve(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE|MODEL]",
+            metavar="RECIPE|MODEL",
             help="A recipe (.toml), a Hugging Face id, a directory, a .gguf file; "
             "nothing: the embedded SmolLM2-135M-Instruct.",
         ),

@@ -1,0 +1,46 @@
+# `make check` is the whole gate; it makes its own virtual environment in .venv on first use.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+
+# One thread per test process: the suite runs JOBS of them side by side.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: check install lint types imports test format docs clean
+
+check: lint types imports test
+
+install: $(VENV)/.installed
+
+# torch first and pinned, so that no range pulls another build; one that is there is kept.
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports
+
+test: install
+	$(BIN)/python -m pytest -n $(JOBS)
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The reference in docs/reference is generated from atom/config; a test compares it.
+docs: install
+	$(BIN)/python -m atom.config.reference
+
+clean:
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

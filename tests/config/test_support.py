@@ -1,0 +1,46 @@
+"""What the schema can say but this version cannot do is refused, on the device it concerns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from atom.config import Config, resolve
+from atom.config.fields import settings
+from atom.config.support import LATER_SECTIONS, REFUSALS, REFUSED_FLAGS, unsupported
+from atom.errors import ConfigError
+
+
+def test_the_tables_name_what_exists_or_does_not() -> None:
+    assert {row.setting for row in REFUSALS} <= set(settings())
+    flags = {s.flag[2:] for s in settings().values()}
+    aliases = {a.lstrip("-") for s in settings().values() for a in s.aliases}
+    assert not set(REFUSED_FLAGS) & (flags | aliases)
+    assert not set(LATER_SECTIONS) & {s.section for s in settings().values()}
+
+
+@pytest.mark.parametrize("device", ["", "cpu", "cuda"])
+def test_the_defaults_are_supported(device: str) -> None:
+    assert unsupported(Config(), device) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"data_parallel_size": 2}, r"^--data-parallel-size is refused: .*not in this version"),
+        ({"pipeline_parallel_size": 2}, "pipeline"),
+        ({"kv_cache_dtype": "fp8"}, "fp8"),
+        ({"gpu_memory_utilization": 0.5, "device": "cpu"}, "kv_cache_memory_gb"),
+        ({"kv_cache_memory_gb": 1, "device": "cuda"}, "gpu_memory_utilization"),
+    ],
+)
+def test_refusals(flags: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        resolve(None, {}, flags)
+
+
+def test_a_device_s_refusals_leave_the_other_alone() -> None:
+    config = resolve(None, {}, {"gpu_memory_utilization": 0.5, "device": "cuda"})
+    assert config.engine.gpu_memory_utilization == 0.5
+    assert [row.setting for row in unsupported(config, "cpu")] == ["gpu_memory_utilization"]
