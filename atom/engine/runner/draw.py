@@ -67,7 +67,7 @@ def _draw_one_level(weights: Tensor, share: Tensor) -> Tensor:
 def _first_above(ends: Tensor, target: Tensor) -> Tensor:
     """[n, 1]: index of the first running sum > target; never past the last entry that adds."""
     past = torch.searchsorted(ends, target[:, None], right=True)
-    last = torch.searchsorted(ends, ends[:, -1:])
+    last = torch.searchsorted(ends, ends[:, -1:].contiguous())
     return torch.minimum(past, last)
 
 

@@ -1,0 +1,146 @@
+"""The persistent batch against plain lists, over random plans."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from atom.engine.plan import NewRow, RowBlocks, StepPlan
+from atom.engine.runner.inputs import InputBatch, StagedStep, StepInputs
+from atom.engine.runner.upload import Upload
+from atom.engine.sampling_params import SamplingParams
+
+CPU = torch.device("cpu")
+ROWS, LENGTH = 8, 150
+
+
+class Sequence:
+    """The brute-force twin of one row."""
+
+    def __init__(self, rng: random.Random, row: int) -> None:
+        self.row = row
+        self.tokens = [rng.randrange(1000) for _ in range(rng.randint(1, 40))]
+        self.num_prompt = len(self.tokens)
+        self.computed = 0
+        self.blocks: list[int] = []
+
+
+def run(batch: InputBatch, plan: StepPlan) -> tuple[StagedStep, StepInputs]:
+    upload = Upload(CPU)
+    staged = batch.stage(plan, upload)
+    upload.send()
+    return staged, batch.gather(staged)
+
+
+def make_plan(
+    step: int, chosen: list[tuple[Sequence, int]], new: list[Sequence], blocks: list[RowBlocks]
+) -> StepPlan:
+    params = SamplingParams()
+    return StepPlan(
+        step=step,
+        new_rows=[NewRow(s.row, "r", list(s.tokens), s.num_prompt, params, (), 0) for s in new],
+        new_blocks=blocks,
+        free_rows=[],
+        rows=np.array([s.row for s, _ in chosen], np.int32),
+        num_computed=np.array([s.computed for s, _ in chosen], np.int32),
+        num_scheduled=np.array([n for _, n in chosen], np.int32),
+        samples=np.array([s.computed + n == len(s.tokens) for s, n in chosen], np.bool_),
+    )
+
+
+def check(
+    staged: StagedStep,
+    inputs: StepInputs,
+    chosen: list[tuple[Sequence, int]],
+    block_size: int,
+    width: int,
+) -> None:
+    ids, positions, slots, ends, starts, sampled = [], [], [], [], [0], []
+    for s, n in chosen:
+        for p in range(s.computed, s.computed + n):
+            ids.append(s.tokens[p])
+            positions.append(p)
+            slots.append(s.blocks[p // block_size] * block_size + p % block_size)
+        starts.append(starts[-1] + n)
+        ends.append(s.computed + n)
+        if s.computed + n == len(s.tokens):
+            sampled.append((s.row, ends[-1], starts[-1] - 1))
+    meta = inputs.attention
+    assert inputs.input_ids.tolist() == ids
+    assert inputs.positions.tolist() == positions
+    assert inputs.input_ids.dtype == inputs.positions.dtype == torch.int64
+    assert meta.slot_mapping.tolist() == slots
+    assert meta.cu_seqlens_q.tolist() == starts
+    assert meta.seq_lens.tolist() == ends
+    assert (meta.num_tokens, meta.num_seqs) == (len(ids), len(chosen))
+    assert meta.max_query_len == max(n for _, n in chosen)
+    assert meta.max_seq_len == max(ends)
+    assert meta.block_table.dtype == meta.cu_seqlens_q.dtype == meta.seq_lens.dtype == torch.int32
+    for i, (s, n) in enumerate(chosen):
+        used = -(-(s.computed + n) // block_size)
+        assert meta.block_table[i, :used].tolist() == s.blocks[:used]
+    rows_of_hidden = [i for _, _, i in sampled]
+    if staged.logits_indices is None:
+        assert rows_of_hidden == list(range(len(ids)))
+    else:
+        assert staged.logits_indices.tolist() == rows_of_hidden
+    assert staged.sample_rows.tolist() == [r for r, _, _ in sampled]
+    assert staged.sample_positions.tolist() == [p for _, p, _ in sampled]
+    assert staged.sample_slots.tolist() == [r * width + p for r, p, _ in sampled]
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 48])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_plans(block_size: int, seed: int) -> None:
+    rng = random.Random(seed)
+    batch = InputBatch(ROWS, LENGTH, block_size, CPU)
+    live: dict[int, Sequence] = {}
+    for step in range(120):
+        for row in [r for r, s in live.items() if rng.random() < 0.05 or len(s.tokens) >= LENGTH]:
+            del live[row]
+        new = []
+        for row in rng.sample(range(ROWS), ROWS):
+            if row not in live and rng.random() < 0.4:
+                live[row] = Sequence(rng, row)
+                new.append(live[row])
+        if not live:
+            continue
+        everyone = rng.sample(list(live.values()), len(live))
+        chosen = [s for s in everyone if rng.random() < 0.8 or s in new] or everyone
+        work = []
+        for s in chosen:
+            left = len(s.tokens) - s.computed
+            work.append((s, left if rng.random() < 0.6 else rng.randint(1, left)))
+        blocks = []
+        for s, n in work:
+            want = -(-(s.computed + n) // block_size) - len(s.blocks)
+            if want > 0:
+                ids = [rng.randrange(10_000) for _ in range(want)]
+                blocks.append(RowBlocks(s.row, len(s.blocks), ids))
+                s.blocks += ids
+        staged, inputs = run(batch, make_plan(step, work, new, blocks))
+        check(staged, inputs, work, block_size, batch.width)
+        sampled = [s for s, n in work if s.computed + n == len(s.tokens)]
+        for s, n in work:
+            s.computed += n
+        tokens = [rng.randrange(1000) for _ in sampled]
+        batch.put_tokens(staged, torch.tensor(tokens, dtype=torch.int64))
+        for s, token in zip(sampled, tokens, strict=True):
+            s.tokens.append(token)  # the next step must read it from the pool
+
+
+def test_a_step_copies_what_the_scheduler_may_edit_later() -> None:
+    """Plans may share arrays with the scheduler; under overlap it edits them while a step runs."""
+    batch = InputBatch(ROWS, LENGTH, 16, CPU)
+    s = Sequence(random.Random(0), 2)
+    s.tokens, s.num_prompt = [5, 6, 7], 3
+    plan = make_plan(0, [(s, 3)], [s], [RowBlocks(2, 0, [4])])
+    staged, inputs = run(batch, plan)
+    for array in (plan.rows, plan.num_computed, plan.num_scheduled, plan.samples):
+        array[:] = 0
+    assert inputs.positions.tolist() == [0, 1, 2]
+    assert inputs.attention.seq_lens.tolist() == [3]
+    assert staged.sample_rows.tolist() == [2]
