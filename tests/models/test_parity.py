@@ -149,12 +149,14 @@ def test_sliding_window_from_a_layer_on(tmp_path: Path) -> None:
 
 
 def test_weights_stay_as_stored_with_auto(tmp_path: Path) -> None:
-    """A bfloat16 checkpoint on CPU: half the bytes, float32 arithmetic on the same values."""
+    """A bfloat16 checkpoint on CPU: exact in float32; with auto a kernel may round activations."""
     path, ids = make_tiny("llama3", tmp_path, dtype="bfloat16"), random_prompt(40)
     want = reference_logits(path, ids)
-    model = load(path, dtype="auto")
-    assert_close(PagedModel(model).logits(ids, [17, 1]), want)
     assert_close(PagedModel(load(path)).logits(ids, [17, 1]), want)
+    model = load(path, dtype="auto")
+    assert model.model.embed_tokens.weight.dtype == torch.bfloat16
+    got = PagedModel(model).logits(ids, [17, 1])
+    assert float((got - want).abs().max()) < 0.05 * float(want.std())
 
 
 @pytest.mark.parametrize(("kv", "loss"), [("bf16", 0.2), ("fp16", 0.05), ("fp8", 2.0)])
