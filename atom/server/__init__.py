@@ -1,1 +1,1 @@
-
+"""The HTTP door: OpenAI protocols, streaming, limits, keys, metrics. Owns text, never tensors."""
