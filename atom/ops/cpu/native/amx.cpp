@@ -1,0 +1,25 @@
+#include "amx.h"
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace atom {
+
+#ifdef ATOM_AMX
+
+thread_local bool amx_in_use = false;
+
+bool amx_request() {
+    constexpr int kArchReqXcompPerm = 0x1023, kXfeatureTiledata = 18;
+    static const bool granted =
+        syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTiledata) == 0;
+    return granted;
+}
+
+#else
+
+bool amx_request() { return false; }
+
+#endif
+
+}  // namespace atom
