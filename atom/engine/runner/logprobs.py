@@ -14,8 +14,6 @@ from torch import Tensor
 
 from atom.engine.messages import TokenLogprobs
 
-_MAX_LOGITS_BYTES = 64 << 20  # prompt logits are computed in chunks of at most this
-
 
 class LogprobTensors(NamedTuple):
     """Of n positions; `top_ids` and `top_logprobs` are the vocabulary's k best, descending."""
@@ -26,8 +24,8 @@ class LogprobTensors(NamedTuple):
     top_ids: Tensor  # [n, k] int32
     top_logprobs: Tensor  # [n, k] float32
 
-    def tensors_to(self, copy: Callable[[Tensor], Tensor]) -> LogprobTensors:
-        return LogprobTensors(*(copy(t) for t in self))
+    def map(self, change: Callable[[Tensor], Tensor]) -> LogprobTensors:
+        return LogprobTensors(*(change(tensor) for tensor in self))
 
 
 class RawLogprobs:
@@ -49,25 +47,6 @@ class RawLogprobs:
             self._top.indices.to(torch.int32),
             self._top.values,
         )
-
-
-def prompt_logprobs(
-    hidden: Tensor,
-    targets: Tensor,
-    num_top: int,
-    compute_logits: Callable[[Tensor], Tensor],
-    vocab_size: int,
-) -> LogprobTensors:
-    """hidden [n, H] of prompt positions, targets [n] the tokens that follow them.
-
-    Logits are made a chunk of rows at a time, so that memory does not grow with the prompt.
-    """
-    rows = max(1, _MAX_LOGITS_BYTES // (4 * vocab_size))
-    parts = [
-        RawLogprobs(compute_logits(h), num_top).of(t)
-        for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-    ]
-    return LogprobTensors(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def to_host(columns: LogprobTensors, num_top: list[int]) -> list[TokenLogprobs]:

@@ -35,7 +35,7 @@ class Sampler:
     def __call__(self, logits: Tensor, token_pool: Tensor, step: SamplingStep) -> Sampled:
         """logits [L, V] float32, which are overwritten; token_pool [R, W] int32."""
         raw = None
-        if step.logprob_indices is not None and step.logprob_counts is not None:
+        if step.logprob_indices is not None:
             raw = RawLogprobs(logits[step.logprob_indices], max(step.logprob_counts))
         if step.edits is not None:
             apply_edits(logits, step.edits)

@@ -6,7 +6,7 @@ step says at once which parts of the sampler are needed, so that an all-greedy s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,8 @@ class SamplingStep:
     plain: RandomRows | None = None
     filtered: RandomRows | None = None
     logprob_indices: Tensor | None = None  # [n] int64 rows of the logits
-    logprob_rows: Ints | None = None  # [n] the same, on the host
-    logprob_counts: list[int] | None = None  # alternatives of each
+    logprob_rows: list[int] = field(default_factory=list)  # the same, on the host
+    logprob_counts: list[int] = field(default_factory=list)  # alternatives of each
 
 
 class SamplingRows:
@@ -123,7 +123,7 @@ class SamplingRows:
             step.filtered = self._stage_random(rows, positions, filtered, union, upload)
         if union & LOGPROBS:
             index = np.flatnonzero(flags & LOGPROBS)
-            step.logprob_rows = index
+            step.logprob_rows = index.tolist()
             step.logprob_indices = upload.add(index)
             step.logprob_counts = self.num_logprobs[rows[index]].tolist()
         return step

@@ -1,0 +1,86 @@
+"""How many KV blocks fit, and why. Imports no torch, so that `atom doctor` can plan with it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import psutil
+
+from atom.config.schema import Config
+from atom.errors import ConfigError
+from atom.utils.machine import describe_machine
+
+# Of the memory that is free once the weights are loaded. Pages count only when first written, but a
+# prefix cache touches them all in time.
+CPU_SHARE = 0.25
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class KVPlan:
+    """`num_blocks` of the pool; `reason` says what decided it, for the start-up log."""
+
+    num_blocks: int
+    reason: str
+
+
+def available_memory() -> int:
+    """Bytes that this process could still take: the machine's free memory, cut by its control
+    group's limit."""
+    free = psutil.virtual_memory().available
+    limit = describe_machine().memory_limit
+    if limit is not None:
+        free = min(free, max(0, limit - psutil.Process(os.getpid()).memory_info().rss))
+    return int(free)
+
+
+def useful_blocks(config: Config, max_model_len: int) -> int:
+    """What every row at full length would hold; more could never be used at once."""
+    per_sequence = -(-max_model_len // config.engine.kv_cache_block_size)
+    return per_sequence * config.scheduler.max_num_seqs
+
+
+def plan_kv_blocks(
+    config: Config, *, block_bytes: int, max_model_len: int, budget: int, source: str
+) -> KVPlan:
+    """Blocks of `block_bytes` (all layers, keys and values) within `budget` bytes.
+
+    `source` names the budget in the log and in errors. A given `num_kvcache_blocks` is taken as it
+    is, if it fits into the budget's memory. Raises `ConfigError` if not even one block fits.
+    """
+    wanted = config.engine.num_kvcache_blocks
+    if wanted > 0:
+        return KVPlan(wanted, "num_kvcache_blocks")
+    fitting = budget // block_bytes
+    if fitting < 1:
+        raise ConfigError(
+            f"the KV cache needs {block_bytes} bytes a block and has {max(budget, 0)} ({source}): "
+            "give it more memory or choose a smaller model"
+        )
+    useful = useful_blocks(config, max_model_len)
+    if useful <= fitting:
+        return KVPlan(useful, "max_num_seqs sequences of max_model_len tokens")
+    return KVPlan(fitting, source)
+
+
+def cpu_budget(config: Config, available: int) -> tuple[int, str]:
+    """(bytes for the KV cache on CPU, where the figure comes from)."""
+    asked = config.engine.kv_cache_memory_gb
+    if asked is not None:
+        size = int(asked * GIB)
+        if size > available:
+            raise ConfigError(
+                f"kv_cache_memory_gb = {asked:g} GiB but only {available / GIB:.1f} GiB are free"
+            )
+        return size, f"kv_cache_memory_gb = {asked:g}"
+    return int(available * CPU_SHARE), f"{CPU_SHARE:.0%} of {available / GIB:.1f} GiB free memory"
+
+
+def check_fits_memory(num_blocks: int, block_bytes: int, available: int) -> None:
+    """Raise `ConfigError` if a pool of the asked-for size exceeds what is free."""
+    if num_blocks * block_bytes > available:
+        raise ConfigError(
+            f"num_kvcache_blocks = {num_blocks} takes {num_blocks * block_bytes / GIB:.1f} GiB but "
+            f"only {available / GIB:.1f} GiB are free: at most {available // block_bytes} blocks"
+        )

@@ -1,0 +1,218 @@
+"""`ModelRunner`: step plans to sampled tokens, on one device.
+
+It owns the model, the KV pool, the persistent batch and the sampler. It knows nothing of requests,
+policies or text. `launch` enqueues a step and reads nothing back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from atom.config.schema import Config
+from atom.config.support import refuse_unsupported
+from atom.engine.plan import StepHandle, StepPlan
+from atom.engine.runner import (
+    compilation,
+    dummy,
+    kv_cache,
+    memory,
+    prompt_logprobs,
+    settle,
+    threads,
+)
+from atom.engine.runner.inputs import InputBatch
+from atom.engine.runner.sampler import Sampler
+from atom.engine.runner.sampling_rows import SamplingRows
+from atom.engine.runner.steps import DeviceStep, HostStep, StepResult
+from atom.engine.runner.upload import Upload
+from atom.layers.context import ForwardContext, set_forward_context
+from atom.models.loader import load_model, resolve_dtype
+from atom.parallel.state import SINGLE, ParallelState
+
+if TYPE_CHECKING:
+    from atom.models.source import ModelSource
+
+log = logging.getLogger("atom.runner")
+
+
+class ModelRunner:
+    """One rank. Every rank is given the same plans and samples the same tokens: logits are gathered
+    on all of them, and sampling is a pure function of logits, seeds and positions."""
+
+    def __init__(
+        self, config: Config, source: ModelSource, parallel: ParallelState = SINGLE
+    ) -> None:
+        """Load the model and make everything ready for `launch`; takes seconds to minutes.
+
+        Raises `AtomError` for what the user can mend: settings, model, memory.
+        """
+        self.startup_s: dict[str, float] = {}
+        self.memory_bytes: dict[str, int] = {}
+        self._device = settle.resolve_device(config, parallel.tp_rank)
+        self.device = str(self._device)
+        refuse_unsupported(config, self._device.type)
+        self._set_threads(config, parallel.tp_size)
+        dtype = resolve_dtype(config, source, self._device)
+        self.dtype = str(dtype).removeprefix("torch.")
+        self.kv_cache_dtype = kv_cache.settled_kv_dtype(
+            config, source.config, self._device.type, dtype
+        )
+        self.max_model_len = settle.resolve_max_model_len(config, source)
+        self.config = settle.settle(config, self.kv_cache_dtype, self.max_model_len)
+        self.vocab_size = source.config.vocab_size
+        self.eos_token_ids = source.eos_token_ids
+        with self._phase("load"):
+            self.model: Any = load_model(
+                source,
+                self.config,
+                self._device,
+                dtype,
+                parallel=parallel,
+                traceable=compilation.needs_tracing(config),
+            )
+        self.memory_bytes["weights"] = self.model.weight_bytes
+        self._forward: compilation.Forward = self.model.forward
+        self._make_state()
+        with self._phase("kv_cache"):
+            self.num_blocks = self._make_kv_cache()
+        self._compile()
+        self.backends = settle.chosen_backends()
+
+    # -- start ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.startup_s[name] = time.monotonic() - started
+
+    def _set_threads(self, config: Config, num_ranks: int) -> None:
+        self.num_threads = 0
+        if self._device.type == "cpu":
+            self.num_threads = threads.model_threads(config.engine.num_threads, num_ranks)
+            torch.set_num_threads(self.num_threads)
+            log.info("%d threads", self.num_threads)
+
+    def _make_state(self) -> None:
+        rows = self.config.scheduler.max_num_seqs
+        block_size = self.config.engine.kv_cache_block_size
+        self._batch = InputBatch(rows, self.max_model_len, block_size, self._device)
+        self._sampling = SamplingRows(rows, self.vocab_size)
+        self._sampler = Sampler(self.vocab_size, self._device)
+        self._no_tokens = torch.zeros(0, dtype=torch.int64, device=self._device)
+        self._copies: torch.cuda.Stream | None = None
+        if self._device.type != "cpu":
+            self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+    def _make_kv_cache(self) -> int:
+        config, layers = self.config, self.model.attention_layers()
+        size = config.engine.kv_cache_block_size
+        block_bytes = kv_cache.block_bytes(layers, size)
+        if self._device.type == "cpu":
+            available = memory.available_memory()
+            budget, source = memory.cpu_budget(config, available)
+        else:
+            budget, source = self._profile(layers), "gpu_memory_utilization"
+            available = budget
+        plan = memory.plan_kv_blocks(
+            config,
+            block_bytes=block_bytes,
+            max_model_len=self.max_model_len,
+            budget=budget,
+            source=source,
+        )
+        memory.check_fits_memory(plan.num_blocks, block_bytes, available)
+        total = kv_cache.bind(layers, plan.num_blocks, size, self._device)
+        self.memory_bytes["kv_cache"] = total
+        tokens = plan.num_blocks * size
+        log.info(
+            "KV cache: %d blocks of %d tokens, %.2f GiB of %s (%s)",
+            plan.num_blocks,
+            size,
+            total / memory.GIB,
+            self.kv_cache_dtype,
+            plan.reason,
+        )
+        if tokens < self.max_model_len:
+            log.warning(
+                "the KV cache holds %d tokens, fewer than max_model_len = %d: "
+                "longer requests are refused",
+                tokens,
+                self.max_model_len,
+            )
+        return plan.num_blocks
+
+    def _profile(self, layers: list[Any]) -> int:
+        """Bytes left on the GPU for the KV pool: what may be used, less what the weights and the
+        largest step take."""
+        device, config = self._device, self.config
+        kv_cache.bind(layers, 1, config.engine.kv_cache_block_size, device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        self.launch(dummy.largest_step(config, self.max_model_len)).wait()
+        activations = torch.cuda.max_memory_allocated(device) - before
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        self.memory_bytes["activations"] = activations
+        usable = int(total * config.engine.gpu_memory_utilization)
+        return usable - (total - free) - activations
+
+    def _compile(self) -> None:
+        choice = compilation.choose(self.model, self.config, self._device)
+        self._forward = choice.forward
+        self.mode = choice.mode
+        log.info("forward: %s (%s)", choice.mode, choice.reason)
+        size = self.config.engine.kv_cache_block_size
+        with self._phase("warm_up" if choice.mode == "eager" else "compile"):
+            for num_tokens in choice.warmup_tokens:
+                for plan in dummy.warm_up(num_tokens, self.max_model_len, self.num_blocks, size):
+                    self.launch(plan).wait()
+
+    # -- a step ---------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> StepHandle:
+        """Enqueue a step of at least one sequence; nothing is read back before `wait`."""
+        upload = Upload(self._device)
+        for new in plan.new_rows:
+            self._sampling.enter(new)
+        staged = self._batch.stage(plan, upload)
+        sampling = self._sampling.stage(staged.sample_rows, staged.sample_positions, upload)
+        prompts = prompt_logprobs.stage(plan, staged, self._sampling, self._batch, upload)
+        upload.send()
+        inputs = self._batch.gather(staged)
+        with set_forward_context(ForwardContext(inputs.attention)):
+            hidden = self._forward(inputs.input_ids, inputs.positions)
+        model, pool = self.model, self._batch.token_pool
+        tokens, columns, prompt_columns = self._no_tokens, None, None
+        if prompts is not None:
+            prompt_columns = prompt_logprobs.compute(prompts, hidden, pool, model.compute_logits)
+        if len(staged.sample_rows):
+            index = staged.logits_indices
+            logits = model.compute_logits(hidden if index is None else hidden[index])
+            tokens, columns = self._sampler(logits, pool, sampling)
+            self._batch.put_tokens(staged, tokens)
+        result = StepResult(
+            tokens,
+            columns,
+            sampling.logprob_rows,
+            sampling.logprob_counts,
+            prompt_columns,
+            prompts,
+        )
+        return HostStep(result) if self._copies is None else DeviceStep(result, self._copies)
+
+    def shutdown(self) -> None:
+        """Let go of the model and its caches."""
+        self.model = None
+        self._forward = _gone
+
+
+def _gone(*_: Any) -> Any:
+    raise AssertionError("the runner was shut down")

@@ -1,0 +1,91 @@
+"""prompt_logprobs of a step: which prompt positions it computes, and what is said of them.
+
+A chunk that computes positions `[a, b)` yields the tokens `a + 1 .. b`, those that are the
+prompt's: the logits of a position speak of the token after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atom.engine.messages import TokenLogprobs
+from atom.engine.plan import StepPlan
+from atom.engine.runner.inputs import InputBatch, StagedStep
+from atom.engine.runner.logprobs import LogprobTensors, RawLogprobs, to_host
+from atom.engine.runner.sampling_rows import PROMPT_LOGPROBS, SamplingRows
+from atom.engine.runner.upload import Upload
+
+_MAX_LOGITS_BYTES = 64 << 20  # logits are made in chunks of at most this
+
+
+class PromptStep(NamedTuple):
+    """`counts[j]` positions of plan entry `plan_indices[j]`, `num_top[j]` alternatives each; n
+    positions in all."""
+
+    plan_indices: list[int]
+    counts: list[int]
+    num_top: list[int]
+    hidden_rows: Tensor  # [n] int64
+    target_slots: Tensor  # [n] int64 flat places in the token pool
+
+
+def stage(
+    plan: StepPlan, staged: StagedStep, sampling: SamplingRows, batch: InputBatch, upload: Upload
+) -> PromptStep | None:
+    """None unless a row that asked for them computes some of its prompt in this step."""
+    asked = np.flatnonzero(sampling.flags[plan.rows] & PROMPT_LOGPROBS)
+    if not len(asked):
+        return None
+    rows = plan.rows[asked].astype(np.int64)
+    first = plan.num_computed[asked].astype(np.int64)
+    last = np.minimum(first + plan.num_scheduled[asked], sampling.num_prompt[rows] - 1)
+    counts = np.maximum(last - first, 0)
+    total = int(counts.sum())
+    if not total:
+        return None
+    within = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+    hidden_rows = within + np.repeat(staged.cu_seqlens_host[asked], counts)
+    target_slots = within + np.repeat(rows * batch.width + first + 1, counts)
+    return PromptStep(
+        plan_indices=asked.tolist(),
+        counts=counts.tolist(),
+        num_top=sampling.num_prompt_logprobs[rows].tolist(),
+        hidden_rows=upload.add(hidden_rows),
+        target_slots=upload.add(target_slots),
+    )
+
+
+def compute(
+    step: PromptStep,
+    hidden: Tensor,
+    token_pool: Tensor,
+    compute_logits: Callable[[Tensor], Tensor],
+) -> LogprobTensors:
+    """hidden [T, H] of the step, token_pool [R, W] int32. Memory does not grow with the prompt."""
+    targets = token_pool.view(-1)[step.target_slots]
+    num_top = max(step.num_top)
+    parts: list[LogprobTensors] = []
+    start, size = 0, 16  # the first chunk tells how wide the vocabulary is
+    while start < len(targets):
+        logits = compute_logits(hidden[step.hidden_rows[start : start + size]])
+        parts.append(RawLogprobs(logits, num_top).of(targets[start : start + size]))
+        start += size
+        size = max(1, _MAX_LOGITS_BYTES // (4 * logits.shape[1]))
+    return LogprobTensors(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def to_records(step: PromptStep, columns: LogprobTensors) -> dict[int, list[TokenLogprobs]]:
+    """Plan index -> records; `columns` are in host memory. Entries without a position are left
+    out."""
+    num_top = [top for top, n in zip(step.num_top, step.counts, strict=True) for _ in range(n)]
+    records = iter(to_host(columns, num_top))
+    return {
+        index: [next(records) for _ in range(count)]
+        for index, count in zip(step.plan_indices, step.counts, strict=True)
+        if count
+    }

@@ -1,0 +1,60 @@
+"""Settings that depend on the device and the model: auto becomes a value, limits are checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+
+from atom.config.schema import Config
+from atom.errors import ConfigError, ModelError
+from atom.ops import registry
+
+if TYPE_CHECKING:
+    from atom.models.source import ModelSource
+
+
+def resolve_device(config: Config, rank: int = 0) -> torch.device:
+    """`device`, with auto decided: a GPU if torch can use one. Rank r of a machine gets GPU r."""
+    asked = config.engine.device
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise ConfigError("device = cuda, but torch sees no GPU: use device = cpu or auto")
+    if rank >= count:
+        raise ConfigError(
+            f"tensor_parallel_size needs {rank + 1} GPUs, but torch sees {count}: use at most that"
+        )
+    return torch.device("cuda", rank)
+
+
+def resolve_max_model_len(config: Config, source: ModelSource) -> int:
+    """Positions that a sequence may have: what was asked for, at most the model's own limit."""
+    limit = int(source.config.max_position_embeddings)
+    asked = config.model.max_model_len
+    if asked is not None and asked > limit:
+        raise ModelError(
+            f"max_model_len = {asked} exceeds the {limit} positions of {source.name}: "
+            "choose at most that"
+        )
+    return limit if asked is None else asked
+
+
+def settle(config: Config, kv_cache_dtype: str, max_model_len: int) -> Config:
+    """`config` with the values that were decided here."""
+    return dataclasses.replace(
+        config,
+        engine=dataclasses.replace(config.engine, kv_cache_dtype=kv_cache_dtype),
+        model=dataclasses.replace(config.model, max_model_len=max_model_len),
+    )
+
+
+def chosen_backends() -> dict[str, str]:
+    """Operation -> backend; a linear's weight format is part of the operation's name."""
+    answers: dict[str, set[str]] = {}
+    for query, backend in registry.chosen().items():
+        name = f"{query.op} {query.weight_format}".rstrip()
+        answers.setdefault(name, set()).add(backend)
+    return {name: ", ".join(sorted(backends)) for name, backends in sorted(answers.items())}
