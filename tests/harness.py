@@ -7,6 +7,7 @@ anything read from an unused slot shows.
 from __future__ import annotations
 
 import random
+import socket
 from typing import Any
 
 import torch
@@ -14,6 +15,13 @@ from torch import Tensor
 
 from atom.layers.context import ForwardContext, set_forward_context
 from atom.ops.contracts import AttentionMetadata
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def poison(tensor: Tensor) -> Tensor:
