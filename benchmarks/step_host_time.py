@@ -1,0 +1,124 @@
+"""Host time of a decode step with many running sequences: schedule, inputs, collect.
+
+    python benchmarks/step_host_time.py [--num-seqs 256] [--steps 400] [--overlap]
+
+The fake runner computes nothing, so what is measured is what the host adds to each step of a real
+model. Phases are timed from outside, by wrapping the scheduler's and the runner's verbs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from atom.config.schema import Config, EngineConfig, SchedulerConfig
+from atom.engine import wire
+from atom.engine.core import EngineCore
+from atom.engine.messages import CoreOutputs, GenerateRequest
+from atom.engine.runner.fake import FakeOptions, FakeRunner
+from atom.engine.sampling_params import SamplingParams
+
+
+class Timed:
+    """A callable, and how long each call took."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.seconds: list[float] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        result = self._function(*args, **kwargs)
+        self.seconds.append(time.perf_counter() - started)
+        return result
+
+
+def make_core(num_seqs: int, prompt_len: int, steps: int, overlap: bool, policy: str) -> EngineCore:
+    blocks = num_seqs * (-(-(2 * prompt_len + steps + 64) // 16))
+    config = Config(
+        engine=EngineConfig(num_kvcache_blocks=blocks, overlap=overlap),
+        scheduler=SchedulerConfig(
+            policy=policy,
+            max_num_seqs=num_seqs,
+            max_num_batched_tokens=num_seqs * prompt_len * 2,
+            max_prefill_chunk=num_seqs * prompt_len * 2,
+        ),
+    )
+    runner = FakeRunner(config, FakeOptions(verify=False, vocab_size=50_000, max_model_len=100_000))
+    core = EngineCore(config, runner)
+    rng = random.Random(0)
+    sampling = SamplingParams(max_tokens=steps + 40, ignore_eos=True)
+    for i in range(num_seqs):
+        # Lengths differ, so that sequences do not all fill their block in the same step.
+        length = prompt_len // 2 + rng.randrange(prompt_len)
+        prompt = [rng.randrange(50_000) for _ in range(length)]
+        core.add(GenerateRequest(f"cmpl-{i:032x}", prompt, sampling))
+    return core
+
+
+def measure(core: EngineCore, num_seqs: int, steps: int) -> dict[str, list[float]]:
+    while core.scheduler.num_running < num_seqs:
+        core.step()
+    for _ in range(8):
+        core.step()
+    scheduler, runner = core.scheduler, core._runner  # a benchmark may look inside
+    timed = {
+        "plan": Timed(scheduler.plan),
+        "apply": Timed(scheduler.apply),
+        "launch (fake runner)": Timed(runner.launch),
+        "collect": Timed(scheduler.collect),
+    }
+    scheduler.plan, scheduler.apply = timed["plan"], timed["apply"]  # type: ignore[method-assign]
+    scheduler.collect = timed["collect"]  # type: ignore[method-assign]
+    runner.launch = timed["launch (fake runner)"]  # type: ignore[method-assign]
+    whole, encoding = Timed(core.step), Timed(wire.encode)
+    gc.collect()
+    gc.freeze()
+    for _ in range(steps):
+        chunks = whole()
+        encoding(CoreOutputs(chunks))
+        assert len(chunks) == num_seqs
+    seconds = {name: t.seconds for name, t in timed.items()}
+    launch = seconds["launch (fake runner)"]
+    host = [w - f for w, f in zip(whole.seconds, launch, strict=True)]
+    return {**seconds, "step without launch": host, "encode message": encoding.seconds}
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    return {
+        "median_us": 1e6 * statistics.median(ordered),
+        "p10_us": 1e6 * ordered[len(ordered) // 10],
+        "p99_us": 1e6 * ordered[len(ordered) * 99 // 100],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-seqs", type=int, default=256)
+    parser.add_argument("--prompt-len", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--policy", default="prefill_first", choices=("prefill_first", "mixed"))
+    parser.add_argument("--overlap", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    core = make_core(args.num_seqs, args.prompt_len, args.steps, args.overlap, args.policy)
+    results = {n: summary(s) for n, s in measure(core, args.num_seqs, args.steps).items()}
+    if args.json:
+        print(json.dumps({"machine": platform.machine(), **vars(args), "phases": results}))
+        return
+    print(f"{args.num_seqs} sequences, {args.steps} decode steps, overlap={args.overlap}")
+    print(f"{'phase':24}{'median us':>12}{'p10 us':>10}{'p99 us':>10}")
+    for name, row in results.items():
+        print(f"{name:24}{row['median_us']:12.1f}{row['p10_us']:10.1f}{row['p99_us']:10.1f}")
+
+
+if __name__ == "__main__":
+    main()

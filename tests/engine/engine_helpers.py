@@ -1,0 +1,276 @@
+"""What the engine's tests share: small engines, random workloads and a judge of every plan."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from engine.naive_cache import NaiveCache
+
+from atom.config.schema import Config, EngineConfig, ModelConfig, SchedulerConfig
+from atom.engine.core import EngineCore
+from atom.engine.messages import GenerateRequest, TokenChunk
+from atom.engine.plan import StepOutput, StepPlan
+from atom.engine.runner.fake import FakeOptions, FakeRunner, reference_tokens
+from atom.engine.sampling_params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+
+
+def make_config(
+    *,
+    block_size: int = 4,
+    num_blocks: int = 64,
+    overlap: bool = False,
+    caching: bool = True,
+    max_model_len: int | None = None,
+    **scheduler: Any,
+) -> Config:
+    return Config(
+        model=ModelConfig(max_model_len=max_model_len),
+        engine=EngineConfig(
+            kv_cache_block_size=block_size,
+            num_kvcache_blocks=num_blocks,
+            overlap=overlap,
+            enable_prefix_caching=caching,
+        ),
+        scheduler=SchedulerConfig(**scheduler),
+    )
+
+
+class Clock:
+    """Time that only moves when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class JudgedRow:
+    def __init__(self, name: str, salt: str, tokens: list[int], asks_prompt: bool) -> None:
+        self.name = name
+        self.salt = salt
+        self.tokens = list(tokens)  # prompt and every token sampled since
+        self.asks_prompt = asks_prompt
+        self.prefill_end = len(tokens)
+        self.table: list[int] = []
+        self.computed = -1
+        self.parent = 0  # serial of the last published block
+        self.num_published = 0
+
+
+class JudgedRunner(FakeRunner):
+    """A `FakeRunner` that also checks each plan against the policy and the naive cache."""
+
+    def __init__(self, config: Config, options: FakeOptions | None = None) -> None:
+        super().__init__(config, options)
+        self.config = config
+        self.caching = config.engine.enable_prefix_caching
+        self.naive = NaiveCache(self.block_size)
+        self.judged: dict[int, JudgedRow] = {}
+        self.salts: dict[str, str] = {}
+        self.ended: set[str] = set()  # the driver adds what it has seen ending
+        self.streak = 0  # steps for prompts alone since the streams last moved
+        self.limit_of: Callable[[str], int] = lambda name: 1 << 30
+        self.prompt_tokens = 0
+        self.launched: list[StepPlan] = []
+
+    def launch(self, plan: StepPlan) -> Any:
+        self._judge_blocks(plan)
+        self._judge_policy(plan)
+        self.launched.append(plan)
+        return Judged(self, plan, super().launch(plan))
+
+    def _judge_blocks(self, plan: StepPlan) -> None:
+        for row in plan.free_rows:
+            self.naive.drop(self.judged.pop(row).name)
+        started = dict(zip(plan.rows.tolist(), plan.num_computed.tolist(), strict=True))
+        for new in plan.new_rows:
+            asks = new.sampling.prompt_logprobs is not None
+            salt = self.salts.get(new.request_id, "")
+            row = JudgedRow(new.request_id, salt, new.token_ids, asks)
+            self.judged[new.row] = row
+            expected = self.naive.match(salt, new.token_ids) if self.caching and not asks else []
+            assert started[new.row] == len(expected) * self.block_size, "not the longest prefix"
+            row.computed = started[new.row]
+            row.num_published = len(expected)
+            row.parent = expected[-1].serial if expected else 0
+            blocks = next(b for b in plan.new_blocks if b.row == new.row)
+            hits = blocks.block_ids[: len(expected)]
+            assert hits == [e.block_id for e in expected], "hits are other blocks"
+            self.naive.hold(row.name, hits)
+        for blocks in plan.new_blocks:
+            row = self.judged[blocks.row]
+            skip = row.num_published if blocks.start == 0 else 0
+            for block_id in blocks.block_ids[skip:]:
+                assert block_id not in self.naive.users, f"block {block_id} is in use"
+                self.naive.overwrite(block_id)
+            self.naive.hold(row.name, blocks.block_ids[skip:])
+            row.table += blocks.block_ids
+        assert len(self.naive.users) <= self.num_blocks
+
+    def _judge_policy(self, plan: StepPlan) -> None:
+        scheduler = self.config.scheduler
+        budget = scheduler.max_num_batched_tokens
+        chunk = min(scheduler.max_prefill_chunk or 256, budget)
+        assert 0 < plan.num_tokens <= budget, "over the token budget"
+        assert len(plan.rows) <= scheduler.max_num_seqs
+        prompt_tokens = decodes = 0
+        scheduled = set()
+        for row_id, count in zip(plan.rows.tolist(), plan.num_scheduled.tolist(), strict=True):
+            row = self.judged[row_id]
+            scheduled.add(row_id)
+            if row.computed < row.prefill_end:
+                prompt_tokens += count
+            else:
+                assert count == 1
+                decodes += 1
+        streams = {
+            row_id
+            for row_id, row in self.judged.items()
+            if row.computed >= row.prefill_end
+            and row.name not in self.ended
+            and row.computed < self.limit_of(row.name) - 1
+        }
+        self.prompt_tokens += prompt_tokens
+        if streams:
+            assert prompt_tokens <= chunk, "a chunk too large for the running streams"
+        if scheduler.policy == "mixed":
+            assert streams <= scheduled, "a running stream was left out of a mixed step"
+        else:
+            assert not (prompt_tokens and decodes), "prefill_first mixed a step"
+            self.streak = self.streak + 1 if prompt_tokens and streams else 0
+            assert self.streak <= 1, "streams stalled for more than one chunk"
+        for row_id, count in zip(plan.rows.tolist(), plan.num_scheduled.tolist(), strict=True):
+            self.judged[row_id].computed += count
+
+    def collected(self, plan: StepPlan, output: StepOutput) -> None:
+        """Called when the core takes the step's tokens: only now may its blocks be published."""
+        rows = plan.rows.tolist()
+        ends = (plan.num_computed + plan.num_scheduled).tolist()
+        for row_id, end in zip(rows, ends, strict=True):
+            row = self.judged[row_id]
+            if row.name in self.ended or not self.caching:
+                continue
+            for i in range(row.num_published, end // self.block_size):
+                head = row.tokens[: (i + 1) * self.block_size]
+                row.parent = self.naive.publish(row.table[i], row.salt, head, row.parent)
+                row.num_published = i + 1
+        sampled = [row for row, samples in zip(rows, plan.samples.tolist(), strict=True) if samples]
+        for row_id, token_id in zip(sampled, output.token_ids.tolist(), strict=True):
+            self.judged[row_id].tokens.append(token_id)
+
+
+class Judged:
+    def __init__(self, runner: JudgedRunner, plan: StepPlan, handle: Any) -> None:
+        self._runner, self._plan, self._handle = runner, plan, handle
+
+    def wait(self) -> StepOutput:
+        output: StepOutput = self._handle.wait()
+        self._runner.collected(self._plan, output)
+        return output
+
+
+class Engine:
+    """A core on a judged runner; collects what each request got and checks every step."""
+
+    def __init__(self, config: Config, options: FakeOptions | None = None) -> None:
+        self.options = options or FakeOptions()
+        self.clock = Clock()
+        self.runner = JudgedRunner(config, self.options)
+        self.core = EngineCore(config, self.runner, clock=self.clock)
+        self.requests: dict[str, GenerateRequest] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.chunks: dict[str, list[TokenChunk]] = {}
+        self.finished: dict[str, str] = {}
+        self.runner.limit_of = self._limit_of
+
+    def _limit_of(self, name: str) -> int:
+        request = self.requests[name]
+        assert request.sampling.max_tokens is not None
+        return len(request.prompt_token_ids) + request.sampling.max_tokens
+
+    def add(
+        self,
+        name: str,
+        prompt: list[int],
+        sampling: SamplingParams = GREEDY,
+        salt: str = "",
+    ) -> None:
+        request = GenerateRequest(name, prompt, sampling, salt)
+        self.requests[name] = request
+        self.runner.salts[name] = salt
+        self.tokens[name], self.chunks[name] = [], []
+        self.core.add(request)
+
+    def abort(self, *names: str) -> None:
+        self.core.abort(list(names))
+        self.runner.ended.update(names)
+
+    def reset_prefix_cache(self) -> None:
+        self.core.reset_prefix_cache()
+        self.runner.naive.entries = []
+
+    def step(self) -> list[TokenChunk]:
+        chunks = self.core.step()
+        for chunk in chunks:
+            name = chunk.request_id
+            assert name not in self.finished, f"{name} got a chunk after its last"
+            self.tokens[name] += chunk.token_ids
+            self.chunks[name].append(chunk)
+            if chunk.finish_reason is not None:
+                self.finished[name] = chunk.finish_reason
+                self.runner.ended.add(name)
+        self.core.check_invariants()
+        self._compare_accounts()
+        return chunks
+
+    def _compare_accounts(self) -> None:
+        """The block manager's accounts equal those of whoever watched the plans."""
+        table = self.core.scheduler.table
+        given_up = {self.runner.judged[row].name for row in table.given_up}
+        held = {
+            block_id
+            for block_id, names in self.runner.naive.users.items()
+            if not given_up.issuperset(names)
+        }
+        blocks = self.core.scheduler.blocks
+        assert blocks.num_used == len(held)
+        assert blocks.num_cached == len(self.runner.naive.entries)
+
+    def run(self, max_steps: int = 10_000) -> None:
+        for _ in range(max_steps):
+            if not self.core.has_work:
+                return
+            self.step()
+        raise AssertionError(f"still at work after {max_steps} steps")
+
+    def expected(self, name: str) -> list[int]:
+        request = self.requests[name]
+        seed = request.sampling.seed or 0
+        return reference_tokens(request.prompt_token_ids, request.sampling, self.options, seed)
+
+    def check_idle(self) -> None:
+        """Nothing of any request is left."""
+        core = self.core
+        core.check_invariants()
+        assert not core.has_work
+        assert core.scheduler.blocks.num_used == 0
+        assert core.scheduler.table.num_free == core.info.max_num_seqs
+
+
+def random_sampling(rng: random.Random, vocab_size: int) -> SamplingParams:
+    max_tokens = rng.choice([0, 1, 5, *[rng.randrange(1, 40) for _ in range(3)]])
+    return SamplingParams(
+        temperature=rng.choice([0.0, 1.0]),
+        seed=rng.randrange(1000),
+        max_tokens=max_tokens,
+        min_tokens=rng.randrange(max_tokens + 1) if rng.random() < 0.3 else 0,
+        ignore_eos=rng.random() < 0.3,
+        stop_token_ids=tuple(rng.sample(range(vocab_size), 2)) if rng.random() < 0.3 else (),
+        logprobs=2 if rng.random() < 0.2 else None,
+        prompt_logprobs=1 if rng.random() < 0.15 else None,
+    )
