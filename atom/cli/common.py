@@ -30,7 +30,13 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def resolve_target(target: str | None, flags: Mapping[str, Any]) -> Resolved:
+def gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
+
+
+def resolve_target(
+    target: str | None, flags: Mapping[str, Any], env: Mapping[str, str] = os.environ
+) -> Resolved:
     """RECIPE (*.toml), a model, or nothing, under the environment and the flags."""
     from pathlib import Path
 
@@ -42,4 +48,4 @@ def resolve_target(target: str | None, flags: Mapping[str, Any]) -> Resolved:
         if "model" in flags:
             raise ConfigError(f"two models: {target} and --model {flags['model']}; give one")
         flags["model"] = target
-    return resolve_with_sources(recipe, os.environ, flags)
+    return resolve_with_sources(recipe, env, flags)

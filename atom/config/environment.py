@@ -38,6 +38,12 @@ PROCESS_VARIABLES: tuple[Variable, ...] = (
         "~/.cache/atom",
         "Where downloaded models and compiled kernels are kept",
     ),
+    Variable(
+        "ATOM_NATIVE",
+        "0, 1, avx2, avx512 or avx512-bf16",
+        "1",
+        "CPU kernels in C++: 1 for this machine, 0 for none, or for less than this machine has",
+    ),
     Variable("ATOM_DEBUG", "0 or 1", "0", "Show the Python traceback of an error"),
 )
 

@@ -82,12 +82,18 @@ def _attention_parameters(config: HFConfig) -> int:
     return count
 
 
+def _is_dense(config: HFConfig, layer: int) -> bool:
+    """Whether a layer's MLP has no experts."""
+    if not (config.get("num_local_experts") or config.get("num_experts")):
+        return True
+    step = config.get("decoder_sparse_step") or 1
+    return layer in (config.get("mlp_only_layers") or ()) or (layer + 1) % step != 0
+
+
 def _mlp_parameters(config: HFConfig, layer: int) -> int:
     hidden = config.positive_int("hidden_size")
     experts = config.get("num_local_experts") or config.get("num_experts") or 0
-    step = config.get("decoder_sparse_step") or 1
-    dense = layer in (config.get("mlp_only_layers") or ()) or (layer + 1) % step != 0
-    if not experts or dense:
+    if _is_dense(config, layer):
         return 3 * hidden * config.positive_int("intermediate_size")
     own = "moe_intermediate_size" in config
     size = config.positive_int("moe_intermediate_size" if own else "intermediate_size")
@@ -129,8 +135,9 @@ def operations(
             bs=block_size,
             window=int(config.get("sliding_window") or 0),
         ),
-        ask("silu_and_mul", I=size),
     ]
+    if any(_is_dense(config, layer) for layer in range(config.positive_int("num_hidden_layers"))):
+        queries.append(ask("silu_and_mul", I=size))
     if experts:
         top_k = config.positive_int("num_experts_per_tok")
         expert = config.get("moe_intermediate_size") or size

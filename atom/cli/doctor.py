@@ -1,0 +1,134 @@
+"""`atom doctor`: prints what `atom.engine.doctor` finds."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atom.cli.common import console, gib, print_json, resolve_target
+from atom.cli.flags import CONTEXT, SettingsCommand, with_settings
+from atom.cli.version import versions
+from atom.config.environment import environment_problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from atom.engine.doctor import Devices, Diagnosis, Kernel, MemoryPlan
+    from atom.utils.machine import Machine
+
+app = typer.Typer(context_settings=CONTEXT, add_completion=False)
+
+SECTIONS = ("model", "engine", "scheduler", "compile", "parallel")
+UNHEALTHY = 1
+
+
+@app.command(cls=SettingsCommand)
+@with_settings(*SECTIONS)
+def doctor(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE|MODEL", help="What to plan for; as for atom serve."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    *,
+    flags: dict[str, Any],
+) -> None:
+    """Show the machine, the kernels chosen on it and a memory plan.
+
+    Nothing is downloaded but a model's configuration. The exit code is 1 if the model could not
+    run here.
+    """
+    # A bad variable is reported with the rest instead of ending the examination.
+    env = {} if environment_problem(os.environ) else os.environ
+    resolved = resolve_target(target, flags, env)
+    diagnose = importlib.import_module("atom.engine.doctor").diagnose
+    found: Diagnosis = diagnose(resolved.config, os.environ)
+    if as_json:
+        print_json({"versions": versions(), **found.as_json()})
+    else:
+        _print(found)
+    if not found.healthy:
+        raise typer.Exit(UNHEALTHY)
+
+
+def _print(found: Diagnosis) -> None:
+    out = console()
+    _rows(out, "versions", {"": ", ".join(f"{k} {v}" for k, v in versions().items())})
+    _rows(out, "machine", _machine(found.machine))
+    _rows(out, "devices", _devices(found.devices))
+    if found.environment_problem:
+        _rows(out, "environment", {"problem": f"[red]{found.environment_problem}[/red]"})
+    if found.no_model:
+        _rows(out, "model", {"not here": found.no_model})
+    if found.kernels:
+        _print_kernels(out, found.kernels)
+    _rows(
+        out,
+        "caches",
+        {c.name: f"{c.bytes / 1e6:,.0f} MB in {c.files} files, {c.path}" for c in found.caches},
+    )
+    if found.memory:
+        _rows(out, "memory plan", _memory(found.memory))
+        if found.memory.problem:
+            out.print(f"  [red]{found.memory.problem}[/red]")
+
+
+def _rows(out: Console, title: str, rows: dict[str, str]) -> None:
+    from rich.table import Table
+
+    out.print(f"[bold cyan]{title}[/bold cyan]")
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row("", name, value)
+    out.print(table)
+
+
+def _machine(machine: Machine) -> dict[str, str]:
+    limit = f", limited to {gib(machine.memory_limit)}" if machine.memory_limit else ""
+    return {
+        "system": machine.system,
+        "cpu": machine.cpu,
+        "cores": f"{machine.physical_cores} physical, {machine.logical_cpus} logical, "
+        f"{machine.usable_cpus:g} usable here",
+        "features": " ".join(machine.isa) or "unknown",
+        "memory": f"{gib(machine.memory_total)}, {gib(machine.memory_available)} free{limit}",
+    }
+
+
+def _devices(devices: Devices) -> dict[str, str]:
+    gpus = [f"{name} ({gib(memory)})" for name, memory in devices.gpus]
+    return {
+        "model runs on": f"{devices.chosen} ({devices.why})",
+        "gpus": ", ".join(gpus) or "none",
+        "torch threads": str(devices.torch_threads),
+        "c++ compiler": devices.compiler,
+    }
+
+
+def _print_kernels(out: Console, kernels: tuple[Kernel, ...]) -> None:
+    from rich.table import Table
+
+    out.print("[bold cyan]kernels[/bold cyan]")
+    table = Table(
+        "", "operation", "served by", "asked", "declined before it", box=None, header_style="dim"
+    )
+    for kernel in kernels:
+        declined = "; ".join(f"{name}: {why}" for name, why in kernel.declined.items())
+        asked = kernel.query.partition("(")[2].rstrip(")")
+        table.add_row("", kernel.op, kernel.backend or "[red]nobody[/red]", asked, declined)
+    out.print(table)
+
+
+def _memory(plan: MemoryPlan) -> dict[str, str]:
+    return {
+        "model": f"{plan.model} ({plan.architecture}), {plan.parameters / 1e6:,.1f} M parameters",
+        "weights": f"{gib(plan.weights_bytes)} (known from {plan.weights_from}), "
+        f"computing in {plan.dtype}",
+        "kv cache": f"{gib(plan.kv_bytes)} in {plan.kv_cache_dtype}, "
+        f"{plan.kv_bytes_per_token / 1024:,.1f} KiB per token",
+        "fits": f"{plan.kv_tokens:,} tokens: {plan.full_contexts:,.1f} sequences of "
+        f"{plan.max_model_len:,}",
+    }

@@ -1,0 +1,99 @@
+"""`atom doctor` on a directory that holds only a configuration, and on nothing usable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_helpers import atom
+
+from atom.ops.contracts import OPS
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.setenv("ATOM_NATIVE", "0")
+    monkeypatch.setenv("ATOM_CACHE_DIR", str(tmp_path / "cache"))
+    return path
+
+
+def test_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = atom(capsys, "doctor", "--json", str(model), "--device", "cpu")
+    found = json.loads(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    plan = found["memory"]
+    per_layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 2 * 64
+    assert plan["parameters"] == 2 * 256 * 64 + 3 * per_layer + 64
+    assert plan["weights_bytes"] == 2 * plan["parameters"]
+    item = {"bfloat16": 2, "float32": 4}[plan["kv_cache_dtype"]]
+    assert plan["kv_bytes_per_token"] == 3 * 2 * 2 * 16 * item
+    assert plan["kv_bytes"] == plan["kv_tokens"] * plan["kv_bytes_per_token"]
+    assert plan["problem"] is None
+    kernels = {k["op"]: k["backend"] for k in found["kernels"]}
+    assert set(kernels) == set(OPS) - {"topk_softmax", "fused_experts"}
+    assert all(kernels.values())
+    assert found["machine"]["physical_cores"] >= 1
+    assert found["devices"]["chosen"] == "cpu"
+    assert {c["name"] for c in found["caches"]} == {"models", "kernels"}
+    assert found["versions"]["atom"]
+
+
+def test_for_people(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = atom(capsys, "doctor", str(model), "--num-kvcache-blocks", "8")
+    assert ran.code == 0
+    for part in ("machine", "devices", "kernels", "caches", "memory plan", "paged_attention"):
+        assert part in ran.out
+    assert "fits      128 tokens" in ran.out
+
+
+def test_the_embedded_model_is_not_fetched(
+    model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = json.loads(atom(capsys, "doctor", "--json").out)
+    assert "has not been fetched yet" in found["no_model"]
+    assert found["memory"] is None
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_a_sick_machine_is_described_not_refused(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATOM_MAX_NUM_SEQ", "3")
+    ran = atom(capsys, "doctor", str(model))
+    assert ran.code == 1
+    assert "did you mean ATOM_MAX_NUM_SEQS?" in ran.out
+    assert "memory plan" in ran.out
+
+
+def test_a_model_that_cannot_fit(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    huge = {**CONFIG, "hidden_size": 2**20, "intermediate_size": 2**22}
+    (model / "config.json").write_text(json.dumps(huge))
+    ran = atom(capsys, "doctor", "--json", str(model), "--device", "cpu")
+    assert ran.code == 1
+    assert "choose a smaller or quantised model" in json.loads(ran.out)["memory"]["problem"]
+
+
+@pytest.mark.parametrize("target", ["no/such/place.gguf", "not a model"])
+def test_a_model_that_is_not_there(
+    target: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = atom(capsys, "doctor", "--json", target)
+    assert target in json.loads(ran.out)["no_model"]
