@@ -104,7 +104,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def _randomize(model: Any, seed: int) -> None:
     """Values are bfloat16's, so that a checkpoint stored in bfloat16 holds the same model."""
     for name, parameter in model.named_parameters():
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + (seed << 32))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
         value = torch.randn(parameter.shape, generator=generator)
         if name.endswith("bias"):
             value *= 0.1

@@ -166,6 +166,7 @@ class DummyTensor:
         if len(self.shape) == 1 and self.name.endswith("norm.weight"):
             return torch.ones(self.shape, dtype=self.dtype, device=self.device)[index]
         generator = torch.Generator(self.device)
-        generator.manual_seed(zlib.crc32(self.name.encode()) + (self.seed << 32))
+        # One hash of both: the CPU's generator looks at 32 bits of its seed only.
+        generator.manual_seed(zlib.crc32(f"{self.seed} {self.name}".encode()))
         values = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         return values.normal_(0.0, self.std, generator=generator)[index]

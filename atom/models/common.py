@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
+from atom.errors import ModelError
 from atom.layers.activation import SiluAndMul
 from atom.layers.attention import Attention
 from atom.layers.build import BuildContext
@@ -154,6 +155,7 @@ class CausalLM(nn.Module):
 
     def __init__(self, config: HFConfig, build: BuildContext) -> None:
         super().__init__()
+        check_config(config)
         tied = config.tie_word_embeddings
         layers = [self.make_layer(config, build, i) for i in range(config.num_hidden_layers)]
         self.model = Decoder(config, build, layers, tied)
@@ -185,6 +187,26 @@ class CausalLM(nn.Module):
     def weight_bytes(self) -> int:
         """Bytes that the weights hold on the device."""
         return sum(m.weight_bytes for m in self.modules() if isinstance(m, Layer))
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+
+
+def check_config(config: HFConfig) -> None:
+    """What every family needs, before anything is built; raises `ModelError`."""
+    for name in SIZES:
+        config.positive_int(name)
+    eps, window = config.rms_norm_eps, config.get("sliding_window")
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise ModelError(f"{config.where}: rms_norm_eps must be between 0 and 1, got {eps!r}")
+    if window is not None and (not isinstance(window, int) or window < 0):
+        raise ModelError(f"{config.where}: sliding_window must be a count, got {window!r}")
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % kv_heads:
+        raise ModelError(
+            f"{config.where}: num_attention_heads {heads} is not a multiple of "
+            f"num_key_value_heads {kv_heads}"
+        )
 
 
 def layer_window(config: HFConfig, index: int) -> int:

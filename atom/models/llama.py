@@ -22,7 +22,7 @@ class LlamaForCausalLM(CausalLM):
         mlp_bias = bool(config.get("mlp_bias", False))
         window = self.window(config, index)
         attn = SelfAttention(config, build, qkv_bias=bias, o_bias=bias, window=window)
-        mlp = GatedMLP(config, build, config.intermediate_size, mlp_bias)
+        mlp = GatedMLP(config, build, config.positive_int("intermediate_size"), mlp_bias)
         return DecoderLayer(config, build, attn, mlp)
 
 

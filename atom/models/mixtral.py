@@ -24,9 +24,9 @@ class MixtralForCausalLM(CausalLM):
         experts = FusedMoE(
             build,
             hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_experts=config.num_local_experts,
-            top_k=config.num_experts_per_tok,
+            intermediate_size=config.positive_int("intermediate_size"),
+            num_experts=config.positive_int("num_local_experts"),
+            top_k=config.positive_int("num_experts_per_tok"),
             renormalize=True,
         )
         attn = SelfAttention(config, build, window=layer_window(config, index))

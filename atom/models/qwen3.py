@@ -23,5 +23,5 @@ def qwen3_attention(config: HFConfig, build: BuildContext, index: int) -> SelfAt
 
 class Qwen3ForCausalLM(CausalLM):
     def make_layer(self, config: HFConfig, build: BuildContext, index: int) -> DecoderLayer:
-        mlp = GatedMLP(config, build, config.intermediate_size)
+        mlp = GatedMLP(config, build, config.positive_int("intermediate_size"))
         return DecoderLayer(config, build, qwen3_attention(config, build, index), mlp)

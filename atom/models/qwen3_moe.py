@@ -23,13 +23,13 @@ class Qwen3MoeForCausalLM(CausalLM):
     def _mlp(self, config: HFConfig, build: BuildContext, index: int) -> nn.Module:
         dense = index in (config.get("mlp_only_layers") or ())
         if dense or (index + 1) % config.get("decoder_sparse_step", 1):
-            return GatedMLP(config, build, config.intermediate_size)
+            return GatedMLP(config, build, config.positive_int("intermediate_size"))
         experts = FusedMoE(
             build,
             hidden_size=config.hidden_size,
-            intermediate_size=config.moe_intermediate_size,
-            num_experts=config.num_experts,
-            top_k=config.num_experts_per_tok,
+            intermediate_size=config.positive_int("moe_intermediate_size"),
+            num_experts=config.positive_int("num_experts"),
+            top_k=config.positive_int("num_experts_per_tok"),
             renormalize=bool(config.get("norm_topk_prob", False)),
         )
         return SparseMoE(build, experts)
