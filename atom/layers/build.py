@@ -21,6 +21,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def storage_name(weight: Tensor | GGUFWeight) -> str:
+    """The `weight_format` of a query: GGUF type or dtype."""
+    return weight.qtype if isinstance(weight, GGUFWeight) else dtype_name(weight.dtype)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildContext:
     """One per model. `dtype` is the activations'. `weight_dtype` None keeps dense weights as they
@@ -47,12 +52,19 @@ class BuildContext:
         **shape: int,
     ) -> Callable[..., Any]:
         """The kernel of `op`. `kv`: it touches the cache. `opaque`: never seen by a tracer."""
-        return registry.select(self._query(op, weight_format, kv, opaque, shape))
+        return self.choose(op, weight_format=weight_format, kv=kv, opaque=opaque, **shape)[0]
 
-    def _query(
-        self, op: str, weight_format: str, kv: bool, opaque: bool, shape: dict[str, int]
-    ) -> OpQuery:
-        return OpQuery(
+    def choose(
+        self,
+        op: str,
+        *,
+        weight_format: str = "",
+        kv: bool = False,
+        opaque: bool = False,
+        **shape: int,
+    ) -> tuple[Callable[..., Any], str]:
+        """As `select`, with the name of the backend."""
+        query = OpQuery(
             op=op,
             device=self.device.type,
             dtype=dtype_name(self.dtype),
@@ -61,6 +73,7 @@ class BuildContext:
             shape=tuple(shape.items()),
             traceable=self.traceable and not opaque,
         )
+        return registry.select(query), registry.chosen()[query]
 
     def pack(self, weight: Tensor | GGUFWeight) -> PackedLinear:
         """`weight` on the device, in the form of the kernel that serves it.
@@ -69,11 +82,10 @@ class BuildContext:
         activations' dtype first, so that nothing is converted when the model runs.
         """
         weight = self.adopt(weight)
-        query = self._linear_query(weight)
-        kernel = registry.select(query)
-        if registry.chosen()[query] == "reference":
+        kernel, backend = self.choose_linear(weight)
+        if backend == "reference":
             weight = self.dense(weight)
-            kernel = registry.select(self._linear_query(weight))
+            kernel, _ = self.choose_linear(weight)
         packed: PackedLinear = kernel(weight)
         return packed
 
@@ -91,10 +103,10 @@ class BuildContext:
             return self.weight_dtype
         return self.dtype if stored == torch.float32 else stored
 
-    def _linear_query(self, weight: Tensor | GGUFWeight) -> OpQuery:
-        stored = weight.qtype if isinstance(weight, GGUFWeight) else dtype_name(weight.dtype)
+    def choose_linear(self, weight: Tensor | GGUFWeight) -> tuple[Callable[..., Any], str]:
+        """Who packs `weight`, as it is, and the backend's name."""
         n, k = weight.shape
-        return self._query("linear", stored, False, False, {"N": n, "K": k})
+        return self.choose("linear", weight_format=storage_name(weight), N=n, K=k)
 
     def dense(self, weight: Tensor | GGUFWeight) -> Tensor:
         """`weight` as a dense tensor of the activations' dtype on the device."""

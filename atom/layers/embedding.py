@@ -7,13 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from atom.layers.build import BuildContext
+from atom.layers.build import BuildContext, storage_name
 from atom.layers.linear import pack_rows
 from atom.layers.weights import CheckpointTensor, Layer, WeightSlot
-from atom.ops import registry
 from atom.ops.contracts import GGUFWeight, PackedLinear
-from atom.ops.reference.linear import DenseLinear
-from atom.ops.registry import OpQuery
 
 
 class _VocabShare:
@@ -35,6 +32,7 @@ class VocabParallelEmbedding(Layer):
         self.build = build
         self.shape = (vocab_size, size)
         self.tied = tied
+        self.shared = False  # the weight is the head's
         self.share = _VocabShare(build, vocab_size)
         self.raw: Tensor | GGUFWeight | None = None
 
@@ -64,27 +62,22 @@ class VocabParallelEmbedding(Layer):
         """Take the head's pack of the same weight, where the lookup can read it; else a copy."""
         assert self.raw is not None
         raw, self.raw = self.build.adopt(self.raw), None
-        if isinstance(raw, Tensor):
-            self.weight = raw
-            self._lookup = self.build.select("embedding", K=self.shape[1])
-            return
-        query = OpQuery(
-            op="embedding",
-            device=self.build.device.type,
-            dtype=str(self.build.dtype).removeprefix("torch."),
-            weight_format=raw.qtype,
-            shape=(("K", self.shape[1]),),
-            traceable=self.build.traceable,
+        lookup, backend = self.build.choose(
+            "embedding", weight_format=storage_name(raw), K=self.shape[1]
         )
-        self._lookup = registry.select(query)
-        if registry.chosen()[query] == "reference":
-            self.weight = head if isinstance(head, DenseLinear) else self.build.dense(raw)
+        self._lookup = lookup
+        own_packs = self.build.choose_linear(raw)[1] == backend  # the ones this lookup can read
+        self.shared = head is not None and own_packs
+        if head is not None and own_packs:
+            self.weight = head
+        elif isinstance(raw, Tensor):
+            self.weight = raw
         else:
-            self.weight = head if head is not None else self.build.pack(raw)
+            self.weight = self.build.pack(raw) if own_packs else self.build.dense(raw)
 
     @property
     def weight_bytes(self) -> int:
-        return 0 if self.tied else self.weight.nbytes
+        return 0 if self.shared else self.weight.nbytes
 
 
 class ParallelLMHead(Layer):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atom.layers.build import BuildContext
+from atom.layers.build import BuildContext, storage_name
 from atom.layers.weights import ALL, CheckpointTensor, Layer, WeightSlot, sibling
 from atom.ops.contracts import GGUFWeight, PackedLinear
 
@@ -49,10 +49,6 @@ class ConcatLinear:
         return torch.cat([piece.dequantize() for piece in self.pieces])
 
 
-def _storage(weight: Tensor | GGUFWeight) -> str:
-    return weight.qtype if isinstance(weight, GGUFWeight) else str(weight.dtype)
-
-
 def _join(weights: Sequence[Tensor | GGUFWeight]) -> Tensor | GGUFWeight:
     """Rows of weights stored alike, as one; a lone weight is not copied."""
     first = weights[0]
@@ -66,7 +62,7 @@ def _join(weights: Sequence[Tensor | GGUFWeight]) -> Tensor | GGUFWeight:
 
 def pack_rows(build: BuildContext, weights: Sequence[Tensor | GGUFWeight]) -> PackedLinear:
     """One linear from the rows of all `weights`; neighbours that are stored alike share a pack."""
-    pieces = [build.pack(_join(list(same))) for _, same in groupby(weights, _storage)]
+    pieces = [build.pack(_join(list(same))) for _, same in groupby(weights, storage_name)]
     return pieces[0] if len(pieces) == 1 else ConcatLinear(pieces)
 
 
