@@ -48,7 +48,7 @@ def tokenizer_from_directory(path: Path) -> TokenizerParts | None:
     backend.no_padding()
     special_tokens = {name: t for name in NAMED_TOKENS if (t := _text(named.get(name)))}
     _add_missing(backend, config, named, special_tokens)
-    _set_bos_eos(backend, config, special_tokens)
+    _add_bos_eos(backend, config, special_tokens)
     spelling, strips = _spelling(backend, path)
     added = backend.get_added_tokens_decoder()
     bos, eos = special_tokens.get("bos_token"), special_tokens.get("eos_token")
@@ -102,11 +102,14 @@ def _add_missing(
         backend.add_tokens(new)
 
 
-def _set_bos_eos(
+def _add_bos_eos(
     backend: tokenizers.Tokenizer, config: dict[str, Any], special_tokens: dict[str, str]
 ) -> None:
-    """`add_bos_token` and `add_eos_token`, where given, replace what tokenizer.json does."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
+    """tokenizer.json says what is put round a text. One exception: files that were written for
+    Llama's own tokenizer class, which put BOS there by itself (DeepSeek's do), say it only by
+    `add_bos_token`."""
+    by_class = str(config.get("tokenizer_class")).startswith("LlamaTokenizer")
+    if not by_class or backend.num_special_tokens_to_add(False) > 0:
         return
     ends: list[tuple[str, int] | None] = []
     for flag, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
