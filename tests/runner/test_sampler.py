@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from sampling import Bench, chi_square_z, kept_tokens, naive_draw, new_row
+from runner.sampling import Bench, chi_square_z, kept_tokens, naive_draw, new_row
 
 from atom.engine.runner import randomness
 from atom.engine.runner.draw import Filters, draw, sample_candidates, sample_full
