@@ -219,10 +219,10 @@ def test_preemption_under_overlap_waits_for_the_tokens_in_flight() -> None:
     scheduler = engine.core.scheduler
     saw = False
     while engine.core.has_work:
-        if engine.core._in_flight is not None:
-            if scheduler.plan(engine.clock.now, in_flight=True).collect_first:
-                saw = True
-                assert scheduler.plan(engine.clock.now, in_flight=True).empty
+        schedule = scheduler.plan(engine.clock.now, in_flight=True)
+        if engine.core._in_flight is not None and schedule.collect_first:
+            saw = True
+            assert schedule.empty
         engine.step()
     assert saw
     assert engine.tokens["b"] == engine.expected("b")
