@@ -90,6 +90,7 @@ void group_product(const Weights& wt, int64_t g, const Quantized& x, int64_t row
     const int64_t s0 = row0 * x.nb;
     for (int h = 0; h < kGroup / VL; h++) {
         vf acc[MB];
+        ATOM_UNROLL
         for (int i = 0; i < MB; i++) acc[i] = vzero();
         for (int64_t b = 0; b < x.nb; b++) {
             const uint8_t* q = v.q + b * kBlockBytes;
@@ -100,6 +101,7 @@ void group_product(const Weights& wt, int64_t g, const Quantized& x, int64_t row
             const vf d = vload_f16(v.d + b * kGroup + h * VL);
             vf m = vzero();
             if constexpr (F == kQ4_1) m = vload_f16(v.m + b * kGroup + h * VL);
+            ATOM_UNROLL
             for (int i = 0; i < MB; i++) {
                 const int8_t* xi = xq + i * x.k + b * kBlock;
                 const int64_t s = s0 + i * x.nb + b;
@@ -115,6 +117,7 @@ void group_product(const Weights& wt, int64_t g, const Quantized& x, int64_t row
                 if constexpr (F == kQ4_1) acc[i] = vfma(m, vset1(x.scaled_sum[s]), acc[i]);
             }
         }
+        ATOM_UNROLL
         for (int i = 0; i < MB; i++) vstore(out[i] + h * VL, acc[i]);
     }
 }

@@ -21,6 +21,13 @@
 #define ATOM_AMX 1
 #endif
 
+// Before a loop over registers: unless it is unrolled they become an array in memory.
+#ifdef __clang__
+#define ATOM_UNROLL _Pragma("unroll")
+#else
+#define ATOM_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace atom {
 
 inline float f32_from_bf16(uint16_t v) {
