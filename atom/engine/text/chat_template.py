@@ -1,8 +1,9 @@
 """Chat templates: a model's Jinja program from messages to the prompt it was trained on.
 
 The template comes with the model, so it is a stranger's program: it runs in Jinja's immutable
-sandbox, sees plain data only, and what it writes is bounded in size and time. The language is the
-one that `transformers` offers, so that templates written for it render the same.
+sandbox, and what it writes is bounded in size and time (a loop that writes nothing is bounded only
+by the sandbox's limit on `range`). Messages must be plain data: dicts, lists, strings, numbers. The
+language is the one that `transformers` offers, so that templates written for it render the same.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ class ChatTemplate:
         except (jinja2.TemplateError, RecursionError) as error:
             line = getattr(error, "lineno", None)
             where = f" at line {line}" if line else ""
-            raise ModelError(f"the chat template is not valid Jinja{where}: {error}") from None
+            reason = (getattr(error, "message", None) or str(error)).splitlines()[0]
+            raise ModelError(f"the chat template is not valid Jinja{where}: {reason}") from None
         self.variables = frozenset(names - RESERVED - special_tokens.keys())
 
     def render(

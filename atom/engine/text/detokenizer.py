@@ -62,7 +62,7 @@ class Detokenizer:
         self.num_tokens = 0
         self._pieces = tokenizer.pieces(skip_special_tokens)
         self._decode = _utf8_decoder("replace").decode
-        self._decode(tail_bytes(self._pieces, prompt_ids))
+        self._decode(tail_bytes(self._pieces, prompt_ids))  # keeps what is unfinished of it
         self._strip_first = tokenizer.strips_first_space and not any(
             self._pieces[token_id] for token_id in prompt_ids
         )

@@ -9,10 +9,11 @@ are cut into chunks.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 
 SPACE = "▁"
+_TAIL_TOKENS = 64  # tokens that may be hidden, hence without bytes, are looked past
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -68,22 +69,12 @@ class PieceTable(dict[int, bytes]):
         return piece
 
 
-def incomplete_tail(data: bytes) -> bytes:
-    """The bytes at the end of `data` that begin a UTF-8 character which is not finished there."""
-    for size in range(1, min(3, len(data)) + 1):
-        lead = data[-size]
-        if lead & 0xC0 == 0x80:
-            continue  # a continuation byte: its lead is further left
-        length = 2 if 0xC2 <= lead <= 0xDF else 3 if lead & 0xF0 == 0xE0 else 4
-        return data[-size:] if lead >= 0xC2 and lead <= 0xF4 and size < length else b""
-    return b""
-
-
-def tail_bytes(pieces: Mapping[int, bytes], token_ids: Collection[int]) -> bytes:
-    """The unfinished character that `token_ids` end with, if any."""
+def tail_bytes(pieces: Mapping[int, bytes], token_ids: Sequence[int]) -> bytes:
+    """The last bytes of `token_ids`: at least three if there are so many, as many as an unfinished
+    UTF-8 character can have."""
     tail = b""
-    for token_id in reversed(list(token_ids)[-16:]):
+    for token_id in reversed(token_ids[-_TAIL_TOKENS:]):
         tail = pieces[token_id] + tail
-        if len(tail) >= 4:
+        if len(tail) >= 3:
             break
-    return incomplete_tail(tail)
+    return tail
