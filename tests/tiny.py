@@ -70,6 +70,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "MistralForCausalLM",
         {**_COMMON, "model_type": "mistral", "rope_theta": 1e4, "sliding_window": 12},
     ),
+    "qwen2": (
+        "Qwen2ForCausalLM",
+        {
+            **_COMMON,
+            "model_type": "qwen2",
+            "rope_theta": 1e6,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "max_window_layers": 3,
+        },
+    ),
     "qwen3": (
         "Qwen3ForCausalLM",
         {**_QWEN3, "model_type": "qwen3", "tie_word_embeddings": True},

@@ -30,6 +30,7 @@ _ARCHITECTURES = {
     "llama2": "llama",
     "llama3": "llama",
     "mixtral": "llama",
+    "qwen2": "qwen2",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3moe",
 }

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,13 +50,21 @@ class ConcatLinear:
         return torch.cat([piece.dequantize() for piece in self.pieces])
 
 
+def _stack_bytes(blocks: list[Tensor]) -> Tensor:
+    """Rows of uint8 under each other. By numpy on CPU: torch would wake its threads for each of
+    many small copies, which on a busy machine takes seconds."""
+    if blocks[0].device.type != "cpu":
+        return torch.cat(blocks)
+    return torch.from_numpy(np.concatenate([block.numpy() for block in blocks]))
+
+
 def _join(weights: Sequence[Tensor | GGUFWeight]) -> Tensor | GGUFWeight:
     """Rows of weights stored alike, as one; a lone weight is not copied."""
     first = weights[0]
     if len(weights) == 1:
         return first
     if isinstance(first, GGUFWeight):
-        data = torch.cat([w.data for w in weights if isinstance(w, GGUFWeight)])
+        data = _stack_bytes([w.data for w in weights if isinstance(w, GGUFWeight)])
         return GGUFWeight(first.qtype, data, (len(data), first.shape[1]))
     return torch.cat([w for w in weights if isinstance(w, Tensor)])
 

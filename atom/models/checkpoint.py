@@ -102,39 +102,48 @@ class GGUFCheckpointTensor:
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> Tensor | GGUFWeight:
         qtype = self._tensor.qtype
+        if len(self.shape) == 1 and qtype not in _DENSE:
+            raise ModelError(f"{self.name}: a vector of type {qtype} is not supported")
+        data = self._ordered(self._tensor.data, rows)
         if len(self.shape) == 1:
-            return self._ordered(self._values(self._tensor.data)[rows])
-        data = self._ordered(_as_tensor(self._tensor.data[rows]))
+            return _dense(qtype, data).flatten()
         if qtype in _DENSE:
-            return data.view(_DENSE[qtype])[:, cols]
-        size = self.shape[1]
-        start, stop, _ = cols.indices(size)
+            return _dense(qtype, data)[:, cols]
+        start, stop, _ = cols.indices(self.shape[1])
         kind = _BLOCKS[qtype]
         if start % kind.block or stop % kind.block:
-            return dequantize(GGUFWeight(qtype, data, (len(data), size)))[:, cols]
+            return dequantize(GGUFWeight(qtype, _as_tensor(data), (len(data), self.shape[1])))[
+                :, cols
+            ]
         unit = kind.block_bytes
-        pieces = data[:, start // kind.block * unit : stop // kind.block * unit]
-        return GGUFWeight(qtype, pieces, (len(data), stop - start))
+        blocks = data[:, start // kind.block * unit : stop // kind.block * unit]
+        return GGUFWeight(qtype, _as_tensor(blocks), (len(data), stop - start))
 
     def dense(self, *index: slice) -> Tensor:
         assert not self._heads, "only matrices are in rotary order"
         data = self._tensor.data[tuple(index[:-1])]
-        return self._values(data)[..., index[-1] if index else ALL]
+        return _dense(self._tensor.qtype, data, self.shape[-1])[..., index[-1]]
 
-    def _values(self, data: NDArray[np.uint8]) -> Tensor:
-        qtype = self._tensor.qtype
-        if qtype in _DENSE:
-            return _as_tensor(data).view(_DENSE[qtype])
-        shape = (*data.shape[:-1], self.shape[-1])
-        flat = _as_tensor(data.reshape(-1, data.shape[-1]))
-        return dequantize(GGUFWeight(qtype, flat, (len(flat), shape[-1]))).view(shape)
-
-    def _ordered(self, data: Tensor) -> Tensor:
+    def _ordered(self, data: NDArray[np.uint8], rows: slice) -> NDArray[np.uint8]:
+        """Some rows (whole heads of a tensor in rotary order); of a vector, some values."""
+        if len(self.shape) == 1:  # bytes of values that are rows
+            data = data.reshape(self.shape[0], -1)
+        data = data[rows]
         if not self._heads:
             return data
         dim = self.shape[0] // self._heads
-        pairs = data.view(-1, dim // 2, 2, *data.shape[1:])
-        return pairs.transpose(1, 2).reshape(data.shape)
+        pairs = data.reshape(-1, dim // 2, 2, data.shape[-1])
+        halves: NDArray[np.uint8] = pairs.swapaxes(1, 2).reshape(data.shape)
+        return halves
+
+
+def _dense(qtype: str, data: NDArray[np.uint8], size: int = 0) -> Tensor:
+    """[..., row_bytes] uint8 -> [..., K]; `size` is K, needed for block types only."""
+    if qtype in _DENSE:
+        return _as_tensor(data).view(_DENSE[qtype])
+    flat = _as_tensor(data.reshape(-1, data.shape[-1]))
+    values = dequantize(GGUFWeight(qtype, flat, (len(flat), size)))
+    return values.view(*data.shape[:-1], size)
 
 
 def open_gguf(file: GGUFFile, num_heads: int, num_kv_heads: int) -> Iterator[CheckpointTensor]:

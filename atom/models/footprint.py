@@ -120,7 +120,7 @@ def operations(
         )
 
     queries = [
-        ask("embedding", weight_format if weight_format not in DTYPE_BYTES else "", K=hidden),
+        ask("embedding", weight_format, K=hidden),
         ask("linear", weight_format, N=2 * size, K=hidden),
         ask("rms_norm", K=hidden),
         ask("add_rms_norm", K=hidden),

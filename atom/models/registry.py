@@ -11,6 +11,7 @@ ARCHITECTURES: dict[str, str] = {
     "LlamaForCausalLM": "atom.models.llama:LlamaForCausalLM",
     "MistralForCausalLM": "atom.models.llama:MistralForCausalLM",
     "MixtralForCausalLM": "atom.models.mixtral:MixtralForCausalLM",
+    "Qwen2ForCausalLM": "atom.models.qwen2:Qwen2ForCausalLM",
     "Qwen3ForCausalLM": "atom.models.qwen3:Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM": "atom.models.qwen3_moe:Qwen3MoeForCausalLM",
 }

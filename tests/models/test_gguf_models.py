@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf_reference import transformers_llama
 from harness import PagedModel
 from test_parity import assert_close, load
 from tiny import random_prompt
@@ -14,10 +15,10 @@ from tiny_gguf import make_tiny_gguf
 from torch import Tensor
 
 from atom.layers.linear import ConcatLinear
-from atom.models.gguf import GGUFFile, dequantize
+from atom.models.gguf import GGUFFile
 from atom.models.gguf_names import module_name
 
-FAMILIES = ["llama2", "qwen3", "qwen3_moe", "mixtral"]
+FAMILIES = ["llama2", "qwen2", "qwen3", "qwen3_moe", "mixtral"]
 # A GGUF cannot say which layers of Qwen3-MoE are dense: all have experts.
 OVERRIDES = {"llama2": {"num_key_value_heads": 2}, "qwen3_moe": {"mlp_only_layers": []}}
 # The two halves of fused projections get different types, so that they are packed apart.
@@ -73,43 +74,6 @@ def test_biases_of_a_llama_file_are_put_back_in_order(tmp_path: Path) -> None:
     path, reference = make_tiny_gguf("llama2", tmp_path, {}, attention_bias=True)
     ids = random_prompt(40)
     assert_close(PagedModel(load(path)).logits(ids, [40]), transformers_logits(reference, ids))
-
-
-def transformers_llama(file: GGUFFile) -> Any:
-    """transformers' Llama with the values of the embedded file, rows back in its own order."""
-    import transformers
-
-    meta = file.metadata
-    heads, kv_heads = meta["llama.attention.head_count"], meta["llama.attention.head_count_kv"]
-    config = transformers.LlamaConfig(
-        vocab_size=file["token_embd.weight"].shape[0],
-        hidden_size=meta["llama.embedding_length"],
-        intermediate_size=meta["llama.feed_forward_length"],
-        num_hidden_layers=meta["llama.block_count"],
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=meta["llama.context_length"],
-        rms_norm_eps=meta["llama.attention.layer_norm_rms_epsilon"],
-        rope_theta=meta["llama.rope.freq_base"],
-        tie_word_embeddings=True,
-    )
-    with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config)
-    state = {}
-    for tensor in file.tensors.values():
-        value = torch.from_numpy(dequantize(tensor))
-        name = module_name(tensor.name)
-        assert name is not None
-        count = {"attn_q": heads, "attn_k": kv_heads}.get(tensor.name.split(".")[-2])
-        if count:
-            rows, cols = value.shape
-            halves = value.view(count, rows // count // 2, 2, cols).transpose(1, 2)
-            value = halves.reshape(rows, cols)
-        state[name] = value
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, strict=True, assign=True)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers were on meta too
-    return model.eval()
 
 
 @pytest.mark.slow
