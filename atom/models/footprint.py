@@ -75,7 +75,9 @@ def _attention_parameters(config: HFConfig) -> int:
     hidden, dim = config.positive_int("hidden_size"), config.head_dim
     heads, kv_heads = config.positive_int("num_attention_heads"), config.num_key_value_heads
     count = 2 * hidden * heads * dim + 2 * hidden * kv_heads * dim
-    if config.get("attention_bias"):
+    if config.architecture.startswith("Qwen2"):
+        count += (heads + 2 * kv_heads) * dim  # biases, but none on the output
+    elif config.get("attention_bias"):
         count += (heads + 2 * kv_heads) * dim + hidden
     if config.architecture.startswith("Qwen3"):
         count += 2 * dim  # norms of the query and key heads

@@ -15,7 +15,7 @@ from atom.models.loader import load_model
 from atom.models.source import resolve_source
 from atom.ops import registry
 
-FAMILIES = ("llama2", "llama3", "qwen3", "qwen3_moe", "mixtral")
+FAMILIES = ("llama2", "llama3", "qwen2", "qwen3", "qwen3_moe", "mixtral")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
