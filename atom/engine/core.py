@@ -139,14 +139,15 @@ class EngineCore:
         if request.request_id in self.scheduler:
             raise RequestError(f"request id {request.request_id} is in use", param="request_id")
         request.sampling.validate(self.info.vocab_size)
-        self._check_prompt(request.prompt_token_ids)
+        self.check_prompt(request.prompt_token_ids)
         max_tokens = check_fits(len(request.prompt_token_ids), request.sampling, self.info)
         sampling = msgspec.structs.replace(request.sampling, max_tokens=max_tokens)
         drawn = self._seeds.getrandbits(63)
         seed = drawn if sampling.seed is None else sampling.seed
         self.scheduler.add(Sequence(request, sampling, seed, self._clock()))
 
-    def _check_prompt(self, token_ids: list[int]) -> None:
+    def check_prompt(self, token_ids: list[int]) -> None:
+        """Raise `RequestError` for a token id outside the vocabulary."""
         vocab_size = self.info.vocab_size
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
             bad = next(t for t in token_ids if not 0 <= t < vocab_size)
