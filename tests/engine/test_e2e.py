@@ -92,11 +92,16 @@ def check_schedule(embedded: Embedded, lengths: list[int], schedule: Schedule) -
     results = generate(core, prompts, greedy(NEW))
     assert [r.token_ids for r in results] == expected
     if preempts:
-        # The shortest of all together take more than there is, once they have grown.
-        many = prompts[:3] * 12
-        results = generate(core, many, greedy(NEW))
-        assert [r.token_ids for r in results] == embedded.plain(many)
-        assert core.stats().preemptions > 0
+        check_growth(core, prompts[:4], expected[:4])
+
+
+def check_growth(core: EngineCore, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    """Short prompts that are admitted together and then need more blocks than there are."""
+    results = generate(core, prompts * 3, greedy(34))
+    answers = [r.token_ids for r in results]
+    assert [a[:NEW] for a in answers] == expected * 3
+    assert answers[:4] == answers[4:8] == answers[8:]
+    assert core.stats().preemptions > 0
 
 
 def check_prefix_hits(embedded: Embedded, lengths: list[int]) -> None:
