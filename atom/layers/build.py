@@ -76,18 +76,17 @@ class BuildContext:
         return registry.select(query), registry.chosen()[query]
 
     def pack(self, weight: Tensor | GGUFWeight) -> PackedLinear:
-        """`weight` on the device, in the form of the kernel that serves it.
-
-        A weight that no fast kernel reads as it is stored becomes a dense matrix of the
-        activations' dtype first, so that nothing is converted when the model runs.
-        """
-        weight = self.adopt(weight)
-        kernel, backend = self.choose_linear(weight)
-        if backend == "reference":
-            weight = self.dense(weight)
-            kernel, _ = self.choose_linear(weight)
+        """`weight` on the device, in the form of the kernel that serves it."""
+        weight = self.prepare(weight)
+        kernel, _ = self.choose_linear(weight)
         packed: PackedLinear = kernel(weight)
         return packed
+
+    def prepare(self, weight: Tensor | GGUFWeight) -> Tensor | GGUFWeight:
+        """`weight` in a format that a fast kernel reads, else dense in the activations' dtype, so
+        that nothing is converted when the model runs."""
+        weight = self.adopt(weight)
+        return self.dense(weight) if self.choose_linear(weight)[1] == "reference" else weight
 
     def adopt(self, weight: Tensor | GGUFWeight) -> Tensor | GGUFWeight:
         """A weight as the model keeps it, on the device, before any kernel packs it."""

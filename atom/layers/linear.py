@@ -70,8 +70,9 @@ def _join(weights: Sequence[Tensor | GGUFWeight]) -> Tensor | GGUFWeight:
 
 
 def pack_rows(build: BuildContext, weights: Sequence[Tensor | GGUFWeight]) -> PackedLinear:
-    """One linear from the rows of all `weights`; neighbours that are stored alike share a pack."""
-    pieces = [build.pack(_join(list(same))) for _, same in groupby(weights, storage_name)]
+    """One linear from the rows of all `weights`; neighbours of one format share a pack."""
+    ready = [build.prepare(weight) for weight in weights]
+    pieces = [build.pack(_join(list(same))) for _, same in groupby(ready, storage_name)]
     return pieces[0] if len(pieces) == 1 else ConcatLinear(pieces)
 
 
