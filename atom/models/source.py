@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from atom.config.schema import ModelConfig
 from atom.errors import ModelError
 from atom.models import hub
@@ -32,12 +34,18 @@ class ModelSource:
     format: Literal["gguf", "safetensors"]
     config: HFConfig
     generation_config: dict[str, Any] = field(default_factory=dict)
+    tokenizer_eos: int | None = None  # what the tokenizer's own config calls EOS
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Ids that end a text: what the generation config and the config say, together."""
-        own = token_ids(self.generation_config.get("eos_token_id"))
-        return tuple(dict.fromkeys((*own, *token_ids(self.config.get("eos_token_id")))))
+        """Ids that end a text: what the generation config, the config and the tokenizer say,
+        together (some chat models name the end of a turn only in the last)."""
+        said = (
+            self.generation_config.get("eos_token_id"),
+            self.config.get("eos_token_id"),
+            self.tokenizer_eos,
+        )
+        return tuple(dict.fromkeys(i for ids in said for i in token_ids(ids)))
 
 
 def resolve_source(cfg: ModelConfig) -> ModelSource:
@@ -105,7 +113,34 @@ def _from_directory(path: Path, name: str, cfg: ModelConfig) -> ModelSource:
         format="safetensors",
         config=HFConfig.from_file(path / "config.json"),
         generation_config=read_json_object(generation) if generation.is_file() else {},
+        tokenizer_eos=_tokenizer_eos(path),
     )
+
+
+class _AddedToken(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _AddedTokens(msgspec.Struct):
+    """The one part of tokenizer.json that is wanted here; the rest is skipped, not built."""
+
+    added_tokens: list[_AddedToken] = []
+
+
+def _tokenizer_eos(path: Path) -> int | None:
+    """The id of tokenizer_config.json's `eos_token`, looked up among the added tokens."""
+    if not (path / "tokenizer_config.json").is_file() or not (path / "tokenizer.json").is_file():
+        return None
+    eos = read_json_object(path / "tokenizer_config.json").get("eos_token")
+    text = eos.get("content") if isinstance(eos, dict) else eos
+    if not isinstance(text, str):
+        return None
+    try:
+        found = msgspec.json.decode((path / "tokenizer.json").read_bytes(), type=_AddedTokens)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ModelError(f"{path / 'tokenizer.json'} cannot be read: {error}") from None
+    return next((t.id for t in found.added_tokens if t.content == text), None)
 
 
 def _only_gguf(path: Path, name: str) -> ModelSource:

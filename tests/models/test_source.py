@@ -49,6 +49,26 @@ def test_directory(tmp_path: Path) -> None:
     assert plain.eos_token_ids == (2,)
 
 
+@pytest.mark.parametrize("eos", ["<end>", {"content": "<end>"}])
+def test_eos_of_the_tokenizer_joins(tmp_path: Path, eos: Any) -> None:
+    path = checkpoint(
+        tmp_path,
+        tokenizer_config={"eos_token": eos},
+        tokenizer={"version": "1.0", "added_tokens": [{"id": 9, "content": "<end>", "x": 1}]},
+    )
+    assert resolve_source(ModelConfig(model=str(path))).eos_token_ids == (2, 9)
+
+
+@pytest.mark.parametrize("eos", [None, "<other>", 3])
+def test_a_tokenizer_without_eos(tmp_path: Path, eos: Any) -> None:
+    path = checkpoint(tmp_path, tokenizer_config={"eos_token": eos}, tokenizer={"added_tokens": []})
+    assert resolve_source(ModelConfig(model=str(path))).eos_token_ids == (2,)
+    (path / "tokenizer_config.json").write_text('{"eos_token": "x"}')
+    (path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
+        resolve_source(ModelConfig(model=str(path)))
+
+
 def test_load_dummy_needs_only_a_config(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "m", weights=False)
     assert resolve_source(ModelConfig(model=str(path), load_dummy=True)).config.vocab_size == 10

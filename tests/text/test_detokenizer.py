@@ -14,7 +14,7 @@ from fuzz_text import random_chunks, random_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atom.engine.text.detokenizer import Detokenizer, text_offsets
+from atom.engine.text.detokenizer import Detokenizer
 from atom.engine.text.gguf_tokenizer import tokenizer_from_gguf
 from atom.engine.text.pieces import BYTE_ALPHABET
 from atom.engine.text.stop_matcher import StopMatcher
@@ -334,16 +334,3 @@ def test_long_stops_that_share_their_beginning() -> None:
     assert matcher.hold(state) == 255
     assert matcher.scan(state, "xp") == (0, 2, -1)
     assert matcher.scan(state, "px")[1:] == (1, stops.index("a" * 255 + "p"))
-
-
-# Offsets for log-probabilities
-
-
-def test_text_offsets(small: Tokenizer, sentencepiece: Tokenizer) -> None:
-    ids = [*ids_of("aé"), SPECIAL, *ids_of("b")]
-    assert text_offsets(small, ids) == [0, 1, 1, 2, 2]
-    assert text_offsets(small, ids, start=10) == [10, 11, 11, 12, 12]
-    assert text_offsets(small, ids, skip_special_tokens=False) == [0, 1, 1, 2, 9]
-    assert text_offsets(sentencepiece, [260, 260]) == [0, 1]
-    assert text_offsets(sentencepiece, [260, 260], prompt_ids=[260]) == [0, 2]
-    assert text_offsets(small, []) == []

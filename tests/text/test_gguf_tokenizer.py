@@ -130,7 +130,6 @@ def test_templates_by_name() -> None:
     made = byte_level(**{f"tokenizer.{name}": text for name, text in more.items()})
     assert made.apply_chat_template([{}]) == "D[{}]"
     assert made.apply_chat_template([], tools=[1]) == "T[1]"
-    assert made.chat_template_variables == {"tools"}
 
 
 # SentencePiece

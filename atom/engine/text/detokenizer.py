@@ -126,24 +126,3 @@ class Detokenizer:
         cut = len(known) - hold
         self._held = known[cut:]
         return known[:cut]
-
-
-def text_offsets(
-    tokenizer: Tokenizer,
-    token_ids: Sequence[int],
-    *,
-    prompt_ids: Sequence[int] = (),
-    start: int = 0,
-    skip_special_tokens: bool = True,
-) -> list[int]:
-    """Where each token's text begins, in characters, the first at `start`.
-
-    A token that begins inside a character has that character's place. `prompt_ids` as for
-    `Detokenizer`.
-    """
-    stream = Detokenizer(tokenizer, prompt_ids, (), skip_special_tokens)
-    offsets: list[int] = []
-    for token_id in token_ids:
-        offsets.append(start)
-        start += len(stream.push((token_id,)).text)
-    return offsets

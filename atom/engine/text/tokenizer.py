@@ -130,11 +130,6 @@ class Tokenizer:
             )
         return self._templates[name].render(messages, add_generation_prompt, **variables)
 
-    @property
-    def chat_template_variables(self) -> frozenset[str]:
-        """What `apply_chat_template` takes beside the messages."""
-        return frozenset().union(*(t.variables for t in self._templates.values()))
-
 
 def _piece_tables(parts: TokenizerParts | None) -> tuple[dict[int, bytes], dict[int, bytes]]:
     """(all tokens, without the special ones)."""
