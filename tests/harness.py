@@ -33,7 +33,10 @@ def poison(tensor: Tensor) -> Tensor:
 
 
 def make_metadata(
-    chunks: list[tuple[list[int], int, int]], block_size: int, num_padding: int = 0
+    chunks: list[tuple[list[int], int, int]],
+    block_size: int,
+    num_padding: int = 0,
+    device: str = "cpu",
 ) -> AttentionMetadata:
     """`chunks`: (blocks of the sequence, tokens already in the cache, new tokens) of each row."""
     slots: list[int] = []
@@ -53,10 +56,10 @@ def make_metadata(
         num_seqs=len(chunks),
         max_query_len=max(new for _, _, new in chunks),
         max_seq_len=max(lengths),
-        slot_mapping=torch.tensor(slots + [-1] * num_padding, dtype=torch.int64),
-        block_table=table,
-        cu_seqlens_q=torch.tensor(starts, dtype=torch.int32),
-        seq_lens=torch.tensor(lengths, dtype=torch.int32),
+        slot_mapping=torch.tensor(slots + [-1] * num_padding, dtype=torch.int64, device=device),
+        block_table=table.to(device),
+        cu_seqlens_q=torch.tensor(starts, dtype=torch.int32, device=device),
+        seq_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
     )
 
 
@@ -64,9 +67,15 @@ class PagedModel:
     """A model with its caches. Sequences are named by any hashable key."""
 
     def __init__(
-        self, model: Any, block_size: int = 16, num_blocks: int = 256, seed: int = 0
+        self,
+        model: Any,
+        block_size: int = 16,
+        num_blocks: int = 256,
+        seed: int = 0,
+        device: str = "cpu",
     ) -> None:
         self.model = model
+        self.device = device
         self.block_size = block_size
         self.free = list(range(num_blocks))
         random.Random(seed).shuffle(self.free)
@@ -74,8 +83,8 @@ class PagedModel:
         self.done: dict[Any, int] = {}
         for layer in model.attention_layers():
             shape = (num_blocks, block_size, layer.num_kv_heads, layer.head_dim)
-            layer.k_cache = poison(torch.empty(shape, dtype=layer.kv_dtype))
-            layer.v_cache = poison(torch.empty(shape, dtype=layer.kv_dtype))
+            layer.k_cache = poison(torch.empty(shape, dtype=layer.kv_dtype, device=device))
+            layer.v_cache = poison(torch.empty(shape, dtype=layer.kv_dtype, device=device))
 
     def step(self, new_tokens: dict[Any, list[int]], num_padding: int = 0) -> dict[Any, Tensor]:
         """Compute some tokens of some sequences; returns the logits [new, vocab] of each."""
@@ -88,11 +97,12 @@ class PagedModel:
             ids += tokens
             positions += range(done, done + len(tokens))
             self.done[key] = done + len(tokens)
-        meta = make_metadata(chunks, self.block_size, num_padding)
+        meta = make_metadata(chunks, self.block_size, num_padding, self.device)
         pad = [0] * num_padding
+        inputs = torch.tensor([ids + pad, positions + pad], device=self.device)
         with torch.inference_mode(), set_forward_context(ForwardContext(meta)):
-            hidden = self.model(torch.tensor(ids + pad), torch.tensor(positions + pad))
-            logits = self.model.compute_logits(hidden[: len(ids)])
+            hidden = self.model(inputs[0], inputs[1])
+            logits = self.model.compute_logits(hidden[: len(ids)]).cpu()
         sizes = [new for _, _, new in chunks]
         return dict(zip(new_tokens, logits.split(sizes), strict=True))
 
