@@ -36,7 +36,7 @@ def reshape_and_cache(
             k_cache.data_ptr(),
             v_cache.data_ptr(),
             k_cache.dtype == torch.bfloat16,
-            slot_mapping.data_ptr(),
+            native.address(slot_mapping),
         ),
     )
 
@@ -69,10 +69,10 @@ def paged_attention(
             v_cache.data_ptr(),
             k_cache.dtype == torch.bfloat16,
             k_cache.shape[1],
-            table.data_ptr(),
-            table.stride(0),
-            meta.cu_seqlens_q.data_ptr(),
-            meta.seq_lens.data_ptr(),
+            native.address(table),
+            native.table_stride(table),
+            native.address(meta.cu_seqlens_q),
+            native.address(meta.seq_lens),
             scale,
             window,
             0 if sinks is None else sinks.data_ptr(),

@@ -85,7 +85,7 @@ def rotary(
             k.stride(0),
             k.shape[1],
             k.stride(1),
-            positions.data_ptr(),
+            native.address(positions),
             cos_sin.data_ptr(),
             cos_sin.shape[1],
             int(interleaved),
@@ -111,7 +111,12 @@ def gather_rows(x: Tensor, ids: Tensor) -> Tensor:
     native.emit(
         _gather_rows,
         _GATHER.pack(
-            *native.rows(count), ids.data_ptr(), x.data_ptr(), x.stride(0), width, out.data_ptr()
+            *native.rows(count),
+            native.address(ids),
+            x.data_ptr(),
+            x.stride(0),
+            width,
+            out.data_ptr(),
         ),
     )
     return out

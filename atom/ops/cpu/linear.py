@@ -111,6 +111,6 @@ def embedding(ids: Tensor, weight: Tensor | PackedLinear, dtype: torch.dtype) ->
     rows = ids.shape[0]
     out = native.empty((rows, width))
     native.emit(
-        _embedding, _EMBEDDING.pack(*native.rows(rows), ids.data_ptr(), *spec, out.data_ptr())
+        _embedding, _EMBEDDING.pack(*native.rows(rows), native.address(ids), *spec, out.data_ptr())
     )
     return out

@@ -31,6 +31,14 @@ class Recorder(Protocol):
         """A leading size of the recorded tensors as (count, kind): see `Rows` in native/pool.h."""
         ...
 
+    def address(self, tensor: Tensor) -> int:
+        """Where the operation finds `tensor`: its address, or its number if it is an input."""
+        ...
+
+    def table_stride(self, table: Tensor) -> int:
+        """Of a block table."""
+        ...
+
 
 _recorder: Recorder | None = None
 
@@ -111,3 +119,13 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
 def rows(count: int) -> tuple[int, int]:
     """A leading size, as the (count, kind) that opens an argument record."""
     return (count, 0) if _recorder is None else _recorder.rows(count)
+
+
+def address(tensor: Tensor) -> int:
+    """Where an operation finds a tensor that may be an input of the step."""
+    return tensor.data_ptr() if _recorder is None else _recorder.address(tensor)
+
+
+def table_stride(table: Tensor) -> int:
+    """int32s between the rows of a block table."""
+    return table.stride(0) if _recorder is None else _recorder.table_stride(table)

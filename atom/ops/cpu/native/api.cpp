@@ -45,7 +45,7 @@ ATOM_API int atom_op(const char* name) {
 
 // One operation, now. The sizes in `args` are literal.
 ATOM_API void atom_call(int op, const void* args) {
-    const Dyn dyn = {{1}};
+    const Dyn dyn = {{1}, {}};
     const Node node = {kOps[op].run, kOps[op].scratch, args};
     run_program(&node, 1, dyn);
 }

@@ -115,6 +115,16 @@ void merge(const AttentionArgs& a, const SeqPlan& p, int64_t seq, int64_t head, 
     write_row(a, a.cu_seqlens_q[seq], head, first, top, sum);
 }
 
+// The record with this run's addresses.
+AttentionArgs bound(const void* args, const Dyn& dyn) {
+    AttentionArgs a = *static_cast<const AttentionArgs*>(args);
+    a.block_table = dyn.in(a.block_table);
+    a.cu_seqlens_q = dyn.in(a.cu_seqlens_q);
+    a.seq_lens = dyn.in(a.seq_lens);
+    if (a.block_table_stride < 0) a.block_table_stride = dyn.size[kTableStride];
+    return a;
+}
+
 }  // namespace
 
 void finish_row(const AttentionArgs& a, const AttentionTile& t, int64_t row, const float* acc,
@@ -131,14 +141,14 @@ void finish_row(const AttentionArgs& a, const AttentionTile& t, int64_t row, con
 }
 
 int64_t scratch_attention(const void* args, const Dyn& dyn, int num_threads) {
-    const AttentionArgs& a = *static_cast<const AttentionArgs*>(args);
+    const AttentionArgs a = bound(args, dyn);
     const int64_t seqs = a.seqs.get(dyn);
     if (seqs == 0) return 0;
     return cut(a, seqs, num_threads, nullptr).partials * partial_floats(a) * 4;
 }
 
 void op_attention(const void* args, const Dyn& dyn, Worker& w) {
-    const AttentionArgs& a = *static_cast<const AttentionArgs*>(args);
+    const AttentionArgs a = bound(args, dyn);
     const int64_t seqs = a.seqs.get(dyn), per_kv = a.q_heads / a.kv_heads;
     if (seqs == 0) return;
     const bool tiles = attention_amx_serves(a);

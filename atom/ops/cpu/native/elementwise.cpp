@@ -106,11 +106,12 @@ void op_add_rms_norm(const void* args, const Dyn& dyn, Worker& w) {
 
 void op_rotary(const void* args, const Dyn& dyn, Worker& w) {
     const RotaryArgs& a = *static_cast<const RotaryArgs*>(args);
+    const int64_t* positions = dyn.in(a.positions);
     const int64_t half = a.rotary_dim / 2;
     const int64_t floats = (a.q_heads + a.k_heads) * a.rotary_dim;
     w.parallel_for(a.rows.get(dyn), grain_of(floats), [&](int64_t lo, int64_t hi) {
         for (int64_t t = lo; t < hi; t++) {
-            const float* cos = a.cos_sin + a.positions[t] * a.rotary_dim;
+            const float* cos = a.cos_sin + positions[t] * a.rotary_dim;
             for (int64_t h = 0; h < a.q_heads; h++)
                 rotate_head(a.q + t * a.q_stride + h * a.q_head_stride, cos, cos + half, half,
                             a.interleaved);
@@ -123,10 +124,11 @@ void op_rotary(const void* args, const Dyn& dyn, Worker& w) {
 
 void op_reshape_and_cache(const void* args, const Dyn& dyn, Worker& w) {
     const CacheArgs& a = *static_cast<const CacheArgs*>(args);
+    const int64_t* slots = dyn.in(a.slots);
     const int64_t row = a.heads * a.head_dim;
     w.parallel_for(a.rows.get(dyn), grain_of(2 * row), [&](int64_t lo, int64_t hi) {
         for (int64_t t = lo; t < hi; t++) {
-            const int64_t slot = a.slots[t];
+            const int64_t slot = slots[t];
             if (slot < 0) continue;
             for (int64_t h = 0; h < a.heads; h++) {
                 const float* k = a.k + t * a.k_stride + h * a.k_head_stride;
@@ -167,22 +169,24 @@ void op_silu_and_mul(const void* args, const Dyn& dyn, Worker& w) {
 
 void op_embedding(const void* args, const Dyn& dyn, Worker& w) {
     const EmbeddingArgs& a = *static_cast<const EmbeddingArgs*>(args);
+    const int64_t* ids = dyn.in(a.ids);
     w.parallel_for(a.rows.get(dyn), 1, [&](int64_t lo, int64_t hi) {
         for (int64_t t = lo; t < hi; t++) {
             float* out = a.out + t * a.w.k;
             if (a.w.format < kPlainRows)
-                unpack_row(a.w, a.ids[t], out);
+                unpack_row(a.w, ids[t], out);
             else
-                plain_row(a.w, a.ids[t], out);
+                plain_row(a.w, ids[t], out);
         }
     });
 }
 
 void op_gather_rows(const void* args, const Dyn& dyn, Worker& w) {
     const GatherArgs& a = *static_cast<const GatherArgs*>(args);
+    const int64_t* ids = dyn.in(a.ids);
     w.parallel_for(a.rows.get(dyn), grain_of(a.k), [&](int64_t lo, int64_t hi) {
         for (int64_t r = lo; r < hi; r++)
-            std::memcpy(a.out + r * a.k, a.x + a.ids[r] * a.x_stride, size_t(a.k) * 4);
+            std::memcpy(a.out + r * a.k, a.x + ids[r] * a.x_stride, size_t(a.k) * 4);
     });
 }
 

@@ -57,7 +57,7 @@ struct AttentionArgs {
     const void *k_cache, *v_cache;
     int64_t bf16, block_size;
     const int32_t* block_table;
-    int64_t block_table_stride;
+    int64_t block_table_stride;  // -1: known when the program runs
     const int32_t* cu_seqlens_q;
     const int32_t* seq_lens;
     double scale;

@@ -12,11 +12,20 @@ namespace atom {
 
 constexpr int kMaxThreads = 256;
 constexpr int kNumSizes = 8;
+constexpr int kNumInputs = 8;
 
-// What changes between two runs of one program. sizes[0] is always 1.
-enum SizeKind { kOne = 0, kTokens = 1, kSeqs = 2, kLogits = 3 };
+// What changes between two runs of one program: sizes (size[0] is always 1) and the addresses of
+// the step's inputs. In an argument record a recorded input is its number instead of an address.
+enum SizeKind { kOne = 0, kTokens = 1, kSeqs = 2, kLogits = 3, kTableStride = 4 };
 struct Dyn {
     int64_t size[kNumSizes];
+    const void* input[kNumInputs];
+
+    template <class T>
+    const T* in(const T* p) const {
+        const uintptr_t number = reinterpret_cast<uintptr_t>(p);
+        return number < kNumInputs ? static_cast<const T*>(input[number]) : p;
+    }
 };
 
 // A number of rows: `count`, times a size that is only known when the program runs.
