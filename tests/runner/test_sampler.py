@@ -10,7 +10,10 @@ import torch
 from runner.sampling import Bench, chi_square_z, kept_tokens, naive_draw, new_row
 
 from atom.engine.runner import randomness
-from atom.engine.runner.draw import Filters, draw, sample_candidates, sample_full
+from atom.engine.runner.draw import draw
+from atom.engine.runner.host_sampling import _draw as draw_on_host
+from atom.engine.runner.logprobs import _DeviceLogprobs, raw_logprobs
+from atom.engine.runner.sampler import _choose_on_device
 from atom.engine.sampling_params import SamplingParams
 
 SETTINGS = [
@@ -59,35 +62,23 @@ def test_equals_the_naive_sampler(params: SamplingParams) -> None:
         assert token == naive_draw(kept_tokens(logits[i].numpy(), params), u), i
 
 
-def to_filters(params: list[SamplingParams], vocab: int) -> Filters:
-    limits = [p.top_k for p in params if 0 < p.top_k < vocab]
-    return Filters(
-        torch.tensor([p.top_k if 0 < p.top_k < vocab else vocab for p in params]),
-        torch.tensor([p.top_p for p in params]),
-        torch.tensor([p.min_p for p in params]),
-        max(limits, default=1),
-    )
+def on_device(logits: torch.Tensor, bench: Bench, rows: list[int]) -> torch.Tensor:
+    """The way of a GPU, which looks at no value on the host, run on this machine."""
+    return _choose_on_device(logits.clone(), bench.stage(rows))
 
 
-def test_both_ways_of_filtering_agree() -> None:
-    """What serves on CPU and what serves where nothing may be read back, all settings together."""
-    vocab, filtered = 2048, [p for p in SETTINGS[2:] if p.top_p < 0.99]
-    params = filtered * 20
-    x = (
-        make_logits(len(params), vocab, seed=8, scale=4.0)
-        / torch.tensor([p.temperature for p in params])[:, None]
-    )
-    uniforms = torch.rand(
-        len(params), dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
-    filters = to_filters(params, vocab)
-    whole = sample_full(x, filters, uniforms)
-    few, settled = sample_candidates(x, filters, uniforms, 128)
-    assert 0.6 < settled.float().mean() < 1.0
-    assert torch.equal(whole[settled], few[settled])
-    more, all_settled = sample_candidates(x, filters, uniforms, vocab)
-    assert bool(all_settled.all())
-    assert torch.equal(whole, more)
+def test_both_ways_agree() -> None:
+    """What serves on CPU and what serves on a GPU, all settings together."""
+    vocab, params = 2048, [*SETTINGS, SamplingParams(temperature=0.0)] * 20
+    bench = Bench(vocab, [new_row(i, p, seed=i) for i, p in enumerate(params)])
+    rows = np.random.default_rng(0).permutation(len(params)).tolist()
+    logits = make_logits(len(rows), vocab, seed=8, scale=3.0)
+    host = bench.sample(logits, rows).token_ids
+    assert torch.equal(host, on_device(logits, bench, rows))
+    for kind in (0, 5):  # every row drawn, with and without filters
+        alike = [r for r in rows if params[r] is SETTINGS[kind]]
+        some = make_logits(len(alike), vocab, seed=kind)
+        assert torch.equal(bench.sample(some, alike).token_ids, on_device(some, bench, alike))
 
 
 def test_ties_at_the_edge_are_all_kept() -> None:
@@ -117,8 +108,10 @@ def test_draw_covers_any_vocabulary(vocab: int) -> None:
     expected = [
         naive_draw(w.double().numpy(), u) for w, u in zip(weights, uniforms.tolist(), strict=True)
     ]
-    same = [a == b for a, b in zip(tokens.tolist(), expected, strict=True)]
-    assert sum(same) >= 62  # the ends of two float32 sums may differ by one place
+    on_host = [draw_on_host(w.numpy(), u) for w, u in zip(weights, uniforms.tolist(), strict=True)]
+    for got in (tokens.tolist(), on_host):
+        same = [a == b for a, b in zip(got, expected, strict=True)]
+        assert sum(same) >= 62  # the ends of two float32 sums may differ by one place
 
 
 def test_extreme_weights() -> None:
@@ -127,9 +120,13 @@ def test_extreme_weights() -> None:
     weights[1, 0] = 1.0
     weights[2, 511] = weights[2, 512] = 3e38 / 4
     for u in (2.0**-41, 0.5, 1 - 2.0**-41):
-        tokens = draw(weights, torch.full((3,), u, dtype=torch.float64)).tolist()
-        assert tokens[:2] == [1023, 0]
-        assert tokens[2] in (511, 512)
+        uniforms = torch.full((3,), u, dtype=torch.float64)
+        for tokens in (
+            draw(weights, uniforms).tolist(),
+            [draw_on_host(row.numpy(), u) for row in weights],
+        ):
+            assert tokens[:2] == [1023, 0]
+            assert tokens[2] in (511, 512)
 
 
 def test_greedy_is_argmax_and_skips_everything() -> None:
@@ -270,3 +267,15 @@ def test_logprobs_are_of_the_raw_logits() -> None:
         assert columns.ranks[i] == 1 + (logits[row] > logits[row, token]).sum()
     assert torch.equal(columns.top_ids[0].long(), logits[0].topk(4).indices)
     np.testing.assert_allclose(columns.top_logprobs[0], reference[0].topk(4).values, atol=1e-5)
+
+
+@pytest.mark.parametrize("vocab", [40, 500, 5000])
+@pytest.mark.parametrize("num_top", [0, 1, 20])
+def test_logprobs_of_both_ways_agree(vocab: int, num_top: int) -> None:
+    logits = make_logits(30, vocab, seed=1)
+    tokens = torch.randint(0, vocab, (30,), generator=torch.Generator().manual_seed(2))
+    host, device = raw_logprobs(logits, num_top).of(tokens), _DeviceLogprobs(logits, num_top)
+    for ours, theirs in zip(host, device.of(tokens), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)

@@ -1,14 +1,11 @@
-"""Drawing a token by inverse CDF, and the filters top_k, top_p and min_p, all exact.
+"""Drawing tokens on a device by inverse CDF, and the filters top_k, top_p and min_p, all exact.
 
 The distribution of a row is `softmax(x)` cut to the tokens that pass its filters, where `x` are
 the logits over temperature. The filters apply in the order min_p, top_k, top_p, each on what the
 ones before it left; a token that ties with the last one kept is kept too. Every filter is then a
 threshold, and a draw is: the first token, in id order, at which the running mass exceeds
-`uniform * total`. So the outcome is a function of the row alone.
-
-Two ways lead to the same outcome. `sample_full` works over the vocabulary, without looking at any
-value on the host. `sample_candidates` needs only the largest logits, but must be told afterwards
-which rows it could not settle; it serves where looking is free (CPU).
+`uniform * total`. So the outcome is a function of the row alone. No value is looked at on the host.
+`host_sampling` does the same on CPU.
 """
 
 from __future__ import annotations
@@ -25,18 +22,10 @@ _BLOCK = 256
 class Filters(NamedTuple):
     """Filters of n rows; `None` where no row has that filter."""
 
-    top_k: Tensor | None  # [n] int64, the vocabulary's size if off
+    top_k: Tensor | None  # [n] int64, 0 if off
     top_p: Tensor | None  # [n] float32, 1 if off
     min_p: Tensor | None  # [n] float32, 0 if off
-    max_top_k: int  # largest top_k that is on; 0 if none
-
-    def select(self, index: Tensor) -> Filters:
-        return Filters(
-            None if self.top_k is None else self.top_k[index],
-            None if self.top_p is None else self.top_p[index],
-            None if self.min_p is None else self.min_p[index],
-            self.max_top_k,
-        )
+    max_top_k: int
 
 
 def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
@@ -71,14 +60,14 @@ def _first_above(ends: Tensor, target: Tensor) -> Tensor:
     return torch.minimum(past, last)
 
 
-def sample_full(x: Tensor, filters: Filters, uniforms: Tensor) -> Tensor:
+def sample(x: Tensor, filters: Filters, uniforms: Tensor) -> Tensor:
     """[n] int64 from scaled logits x [n, V] float32, which is left as it is."""
     floor = None
     if filters.min_p is not None:
         floor = _min_p_floor(x.amax(-1, keepdim=True), filters.min_p)
     if filters.top_k is not None:
         largest = x.topk(filters.max_top_k, dim=-1).values
-        kth = _kth_value(largest, filters.top_k, x.shape[1])
+        kth = _kth_value(largest, filters.top_k)
         floor = kth if floor is None else torch.maximum(floor, kth)
     if floor is not None:
         x = x.masked_fill(x < floor, _NEG_INF)
@@ -93,10 +82,10 @@ def _min_p_floor(top: Tensor, min_p: Tensor) -> Tensor:
     return top + min_p.log()[:, None]
 
 
-def _kth_value(largest: Tensor, top_k: Tensor, vocab: int) -> Tensor:
+def _kth_value(largest: Tensor, top_k: Tensor) -> Tensor:
     """[n, 1]: the top_k-th value of rows sorted descending; -inf where top_k is off."""
-    index = (top_k - 1).clamp(max=largest.shape[1] - 1)[:, None]
-    return largest.gather(1, index).masked_fill((top_k >= vocab)[:, None], _NEG_INF)
+    index = (top_k - 1).clamp(min=0)[:, None]
+    return largest.gather(1, index).masked_fill(top_k[:, None] == 0, _NEG_INF)
 
 
 def _keep_top_p(weights: Tensor, top_p: Tensor) -> Tensor:
@@ -116,58 +105,3 @@ def _keep_top_p(weights: Tensor, top_p: Tensor) -> Tensor:
         high = torch.where(enough, high, middle)
     low = low.masked_fill(target >= 1.0, 0)
     return weights.masked_fill(bits < low, 0.0)
-
-
-def sample_candidates(
-    x: Tensor, filters: Filters, uniforms: Tensor, base: int
-) -> tuple[Tensor, Tensor]:
-    """(token ids [n] int64, settled [n] bool) from the largest logits of each row of x [n, V].
-
-    `base` is how many candidates a row without top_k gets; one with top_k gets at least that
-    one too. A row is settled if its filters cut strictly inside its candidates; otherwise its id
-    means nothing. Whether it is settled depends on the row alone.
-    """
-    n, vocab = x.shape
-    size = min(max(base, filters.max_top_k + 1), vocab)
-    values, ids = x.topk(size, dim=-1)
-    limit = torch.full((n,), min(base, vocab), dtype=torch.int64, device=x.device)
-    bounded = torch.zeros(n, dtype=torch.bool, device=x.device)
-    floor = torch.full((n, 1), _NEG_INF, device=x.device)
-    if filters.min_p is not None:
-        floor = _min_p_floor(values[:, :1], filters.min_p)
-        bounded |= filters.min_p > 0
-    if filters.top_k is not None:
-        floor = torch.maximum(floor, _kth_value(values, filters.top_k, vocab))
-        on = filters.top_k < vocab
-        bounded |= on
-        limit = torch.where(on, torch.maximum(limit, filters.top_k + 1).clamp(max=vocab), limit)
-    last = (limit - 1)[:, None]
-    open_ended = limit < vocab
-    kept = values >= floor
-    settled = ~(kept.gather(1, last).squeeze(1) & open_ended & bounded)
-    weights = (values - values[:, :1]).exp().masked_fill(~kept, 0.0)
-    if filters.top_p is not None:
-        floor = _top_p_floor(x, values, weights, bounded, filters.top_p)
-        kept = kept & (values >= floor)
-        weights = weights.masked_fill(~kept, 0.0)
-    settled &= ~(kept.gather(1, last).squeeze(1) & open_ended)
-    by_id, order = ids.sort(dim=-1)
-    place = _draw_one_level(weights.gather(1, order), uniforms[:, None])
-    return by_id.gather(1, place).squeeze(1), settled
-
-
-def _top_p_floor(
-    x: Tensor, values: Tensor, weights: Tensor, bounded: Tensor, top_p: Tensor
-) -> Tensor:
-    """[n, 1]: the least candidate that top_p keeps; -inf where top_p is off.
-
-    The mass that top_p is a share of is what the candidates hold where another filter bounds the
-    row, else that of the whole vocabulary.
-    """
-    ends = weights.double().cumsum(-1)
-    whole = (x.logsumexp(-1) - values[:, 0]).exp().double()
-    total = torch.where(bounded, ends[:, -1], whole)
-    before = ends - weights
-    count = (before < (top_p * total)[:, None]).sum(-1, keepdim=True)
-    floor = values.gather(1, (count - 1).clamp(min=0))
-    return floor.masked_fill((top_p >= 1.0)[:, None], _NEG_INF)

@@ -7,12 +7,14 @@ device until `to_host`, whose result is read after the step's event.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from atom.engine.messages import TokenLogprobs
+from atom.engine.runner import host_sampling
 
 
 class LogprobTensors(NamedTuple):
@@ -28,16 +30,27 @@ class LogprobTensors(NamedTuple):
         return LogprobTensors(*(change(tensor) for tensor in self))
 
 
-class RawLogprobs:
-    """Log-softmax of n rows, taken before the sampler edits the logits."""
-
-    def __init__(self, logits: Tensor, num_top: int) -> None:
-        """logits [n, V] float32, not kept. `num_top` may be 0."""
-        self._all = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        self._top = self._all.topk(num_top, dim=-1)
+class RawLogprobs(Protocol):
+    """What was kept of n rows of logits before the sampler edited them."""
 
     def of(self, token_ids: Tensor) -> LogprobTensors:
         """token_ids [n] integers: the tokens that were chosen."""
+        ...
+
+
+def raw_logprobs(logits: Tensor, num_top: int) -> RawLogprobs:
+    """logits [n, V] float32, a copy that nobody edits. `num_top` may be 0."""
+    on_cpu = logits.device.type == "cpu"
+    num_top = min(num_top, logits.shape[1])
+    return _HostLogprobs(logits, num_top) if on_cpu else _DeviceLogprobs(logits, num_top)
+
+
+class _DeviceLogprobs:
+    def __init__(self, logits: Tensor, num_top: int) -> None:
+        self._all = torch.log_softmax(logits, dim=-1)
+        self._top = self._all.topk(num_top, dim=-1)
+
+    def of(self, token_ids: Tensor) -> LogprobTensors:
         chosen = self._all.gather(1, token_ids.long()[:, None])
         ranks = (self._all > chosen).sum(-1, dtype=torch.int32) + 1
         return LogprobTensors(
@@ -46,6 +59,29 @@ class RawLogprobs:
             ranks,
             self._top.indices.to(torch.int32),
             self._top.values,
+        )
+
+
+class _HostLogprobs:
+    def __init__(self, logits: Tensor, num_top: int) -> None:
+        self._logits = logits.numpy()
+        self._num_top = num_top
+
+    def of(self, token_ids: Tensor) -> LogprobTensors:
+        ids = token_ids.tolist()
+        rows = [
+            host_sampling.logprobs(logits, token_id, self._num_top)
+            for logits, token_id in zip(self._logits, ids, strict=True)
+        ]
+        shape = (len(rows), self._num_top)
+        top_ids = np.array([row.top_ids for row in rows], np.int32).reshape(shape)
+        top_logprobs = np.array([row.top_logprobs for row in rows], np.float32).reshape(shape)
+        return LogprobTensors(
+            token_ids.to(torch.int32),
+            torch.tensor([row.logprob for row in rows], dtype=torch.float32),
+            torch.tensor([row.rank for row in rows], dtype=torch.int32),
+            torch.from_numpy(top_ids),
+            torch.from_numpy(top_logprobs),
         )
 
 

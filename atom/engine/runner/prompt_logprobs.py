@@ -16,7 +16,7 @@ from torch import Tensor
 from atom.engine.messages import TokenLogprobs
 from atom.engine.plan import StepPlan
 from atom.engine.runner.inputs import InputBatch, StagedStep
-from atom.engine.runner.logprobs import LogprobTensors, RawLogprobs, to_host
+from atom.engine.runner.logprobs import LogprobTensors, raw_logprobs, to_host
 from atom.engine.runner.sampling_rows import PROMPT_LOGPROBS, SamplingRows
 from atom.engine.runner.upload import Upload
 
@@ -73,7 +73,7 @@ def compute(
     start, size = 0, 16  # the first chunk tells how wide the vocabulary is
     while start < len(targets):
         logits = compute_logits(hidden[step.hidden_rows[start : start + size]])
-        parts.append(RawLogprobs(logits, num_top).of(targets[start : start + size]))
+        parts.append(raw_logprobs(logits, num_top).of(targets[start : start + size]))
         start += size
         size = max(1, _MAX_LOGITS_BYTES // (4 * logits.shape[1]))
     return LogprobTensors(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -14,12 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atom.engine.runner.draw import draw, sample_candidates, sample_full
-from atom.engine.runner.logprobs import LogprobTensors, RawLogprobs
+from atom.engine.runner import draw, host_sampling
+from atom.engine.runner.logprobs import LogprobTensors, raw_logprobs
 from atom.engine.runner.penalties import Penalties, apply_edits
 from atom.engine.runner.sampling_rows import RandomRows, SamplingStep
-
-_CANDIDATES = (128, 2048)  # tried in turn where the host may look at results (CPU)
 
 
 class Sampled(NamedTuple):
@@ -29,14 +27,14 @@ class Sampled(NamedTuple):
 
 class Sampler:
     def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._on_cpu = device.type == "cpu"
+        self._choose = _choose_on_host if device.type == "cpu" else _choose_on_device
         self._penalties = Penalties(vocab_size, device)
 
     def __call__(self, logits: Tensor, token_pool: Tensor, step: SamplingStep) -> Sampled:
-        """logits [L, V] float32, which are overwritten; token_pool [R, W] int32."""
+        """logits [L, V] float32 contiguous, which are overwritten; token_pool [R, W] int32."""
         raw = None
         if step.logprob_indices is not None:
-            raw = RawLogprobs(logits[step.logprob_indices], max(step.logprob_counts))
+            raw = raw_logprobs(logits[step.logprob_indices], max(step.logprob_counts))
         if step.edits is not None:
             apply_edits(logits, step.edits)
         if step.penalties is not None:
@@ -46,45 +44,48 @@ class Sampler:
             return Sampled(tokens, None)
         return Sampled(tokens, raw.of(tokens[step.logprob_indices]))
 
-    def _choose(self, logits: Tensor, step: SamplingStep) -> Tensor:
-        for random in (step.plain, step.filtered):
-            if random is not None and random.indices is None:
-                return self._draw(logits, random)
-        tokens = self.argmax(logits)
-        for random in (step.plain, step.filtered):
-            if random is not None and random.indices is not None:
-                drawn = self._draw(logits[random.indices], random)
-                tokens.index_copy_(0, random.indices, drawn)
-        return tokens
 
-    def argmax(self, logits: Tensor) -> Tensor:
-        """[L] int64, the first of equal maxima."""
-        if self._on_cpu:  # ten times as fast as torch's, which is not vectorised
-            return torch.from_numpy(logits.numpy().argmax(axis=-1))
-        return logits.argmax(dim=-1)
-
-    def _draw(self, logits: Tensor, random: RandomRows) -> Tensor:
-        # Relative to the maximum, so that a small temperature cannot overflow.
-        x = (logits - logits.amax(-1, keepdim=True)) / random.temperature[:, None]
-        if random.filters is None:
-            return draw(torch.softmax(x, dim=-1), random.uniforms)
-        if not self._on_cpu:
-            return sample_full(x, random.filters, random.uniforms)
-        return _draw_on_host(x, random)
-
-
-def _draw_on_host(x: Tensor, random: RandomRows) -> Tensor:
-    """Few candidates first, more for the rows that need them, the vocabulary for the rest."""
-    filters, uniforms = random.filters, random.uniforms
-    assert filters is not None
-    tokens = torch.empty(len(x), dtype=torch.int64)
-    left = torch.arange(len(x))
-    for base in _CANDIDATES:
-        ids, settled = sample_candidates(x, filters, uniforms, base)
-        tokens[left] = ids
-        if bool(settled.all()):
-            return tokens
-        keep = ~settled
-        left, x, uniforms, filters = left[keep], x[keep], uniforms[keep], filters.select(keep)
-    tokens[left] = sample_full(x, filters, uniforms)
+def _choose_on_device(logits: Tensor, step: SamplingStep) -> Tensor:
+    for random in (step.plain, step.filtered):
+        if random is not None and random.indices is None:
+            return _draw(logits, random)
+    tokens = logits.argmax(dim=-1)
+    for random in (step.plain, step.filtered):
+        if random is not None and random.indices is not None:
+            drawn = _draw(logits[random.indices], random)
+            tokens.index_copy_(0, random.indices, drawn)
     return tokens
+
+
+def _draw(logits: Tensor, random: RandomRows) -> Tensor:
+    # Relative to the maximum, so that a small temperature cannot overflow.
+    x = (logits - logits.amax(-1, keepdim=True)) / random.temperature[:, None]
+    if random.filters is None:
+        return draw.draw(torch.softmax(x, dim=-1), random.uniforms)
+    return draw.sample(x, random.filters, random.uniforms)
+
+
+def _choose_on_host(logits: Tensor, step: SamplingStep) -> Tensor:
+    rows = logits.numpy()
+    tokens = rows.argmax(axis=-1)  # ten times as fast as torch's, which is not vectorised
+    for random in (step.plain, step.filtered):
+        if random is None:
+            continue
+        indices = range(len(rows)) if random.indices is None else random.indices.tolist()
+        for index, params in zip(indices, _host_params(random), strict=True):
+            tokens[index] = host_sampling.sample(rows[index], params)
+    return torch.from_numpy(tokens)
+
+
+def _host_params(random: RandomRows) -> list[host_sampling.RowParams]:
+    count = len(random.temperature)
+    filters = random.filters
+    top_k, top_p, min_p = [0] * count, [1.0] * count, [0.0] * count
+    if filters is not None and filters.top_k is not None:
+        top_k = filters.top_k.tolist()
+    if filters is not None and filters.top_p is not None:
+        top_p = filters.top_p.tolist()
+    if filters is not None and filters.min_p is not None:
+        min_p = filters.min_p.tolist()
+    columns = (random.temperature.tolist(), top_k, top_p, min_p, random.uniforms.tolist())
+    return [host_sampling.RowParams(*row) for row in zip(*columns, strict=True)]

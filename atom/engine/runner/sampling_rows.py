@@ -79,7 +79,7 @@ class SamplingRows:
         self.num_logprobs[row] = s.logprobs or 0
         self.num_prompt_logprobs[row] = s.prompt_logprobs or 0
         self._temperature[row] = max(s.temperature, _MIN_TEMPERATURE)
-        top_k = s.top_k if 0 < s.top_k < self.vocab_size else self.vocab_size
+        top_k = s.top_k if 0 < s.top_k < self.vocab_size else 0
         self._top_k[row] = top_k
         self._top_p[row] = s.top_p
         self._min_p[row] = s.min_p
@@ -96,7 +96,7 @@ class SamplingRows:
         )
         wanted = (
             (RANDOM, not s.greedy),
-            (TOP_K, top_k < self.vocab_size and not s.greedy),
+            (TOP_K, top_k > 0 and not s.greedy),
             (TOP_P, s.top_p < 1.0 and not s.greedy),
             (MIN_P, s.min_p > 0.0 and not s.greedy),
             (PENALTY, s.has_penalties),
@@ -176,12 +176,11 @@ class SamplingRows:
         filters = None
         if union & _FILTERED:
             top_k = self._top_k[who]
-            limited = top_k[top_k < self.vocab_size]
             filters = Filters(
                 top_k=upload.add(top_k) if union & TOP_K else None,
                 top_p=upload.add(self._top_p[who]) if union & TOP_P else None,
                 min_p=upload.add(self._min_p[who]) if union & MIN_P else None,
-                max_top_k=int(limited.max()) if len(limited) else 0,
+                max_top_k=int(top_k.max()),
             )
         return RandomRows(
             indices=None if every else upload.add(index),
