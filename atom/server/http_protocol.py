@@ -43,7 +43,6 @@ def limited_protocol(max_head_bytes: int) -> type[HttpToolsProtocol]:
                 self._refuse_head()
 
         def on_message_begin(self) -> None:
-            self._progress = True
             self._head_bytes = 0
             super().on_message_begin()
 
