@@ -31,18 +31,19 @@ class Chat:
     write: Callable[[str], None] = lambda text: _write(text)
     note: Callable[[str], None] = lambda text: _note(text)
     history: list[Message] = field(default_factory=list)
+    stopped: bool = False  # whether Ctrl-C ended the last answer
 
     def ask(self, text: str) -> str:
         """Stream one answer; Ctrl-C ends it and keeps what was said."""
         user: Message = {"role": "user", "content": text}
-        answer, stopped = "", False
+        answer, self.stopped = "", False
         pieces = self.answerer.stream(self._question(user))
         try:
             for piece in pieces:
                 answer += piece
                 self.write(piece)
         except KeyboardInterrupt:
-            stopped = True
+            self.stopped = True
         finally:
             close = getattr(pieces, "close", None)
             if close is not None:
@@ -50,7 +51,7 @@ class Chat:
         self.write("\n")
         if not self.raw and answer:
             self.history += [user, {"role": "assistant", "content": answer}]
-        if stopped:
+        if self.stopped:
             self.note("stopped")
         elif self.show_usage:
             self.note(describe(self.answerer.usage))

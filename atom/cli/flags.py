@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -49,31 +49,63 @@ class SettingsCommand(TyperCommand):
         super().format_help(ctx, formatter)
 
 
-def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the flags of these sections; it receives those given as `flags`, by name."""
-    chosen = [s for s in settings().values() if s.section in names]
+def collects(
+    parameters: Sequence[inspect.Parameter], into: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options; it receives those that were given as the dict `into`."""
+    names = [p.name for p in parameters]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = [
-            parameter
-            for parameter in inspect.signature(function, eval_str=True).parameters.values()
-            if parameter.name != "flags"
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(function, eval_str=True).parameters.values()
+            if p.name != into
         ]
 
         def command(**values: Any) -> None:
-            given = {s.name: values.pop(s.name) for s in chosen}
-            function(**values, flags={k: v for k, v in given.items() if v not in (None, [], ())})
+            given = {name: values.pop(name) for name in names}
+            kept = {name: value for name, value in given.items() if value not in (None, [], ())}
+            function(**values, **{into: kept})
 
         command.__name__ = function.__name__
         command.__doc__ = function.__doc__
-        parameters = [
-            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for p in [*own, *(_parameter(s) for s in chosen)]
-        ]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
         return command
 
     return decorate
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of these sections; it receives those given as `flags`, by name."""
+    chosen = [s for s in settings().values() if s.section in names]
+    return collects([_parameter(s) for s in chosen], into="flags")
+
+
+def option_parameter(
+    name: str,
+    annotation: Any,
+    spellings: Sequence[str],
+    *,
+    help: str,
+    metavar: str | None,
+    panel: str,
+    completion: Callable[[str], list[str]] | None = None,
+) -> inspect.Parameter:
+    """An option that is None when it is not given."""
+    option = typer.Option(
+        *spellings,
+        help=help,
+        metavar=metavar,
+        show_default=False,  # the help text says it, with the limits
+        rich_help_panel=panel,
+        autocompletion=completion,
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[annotation, option],
+    )
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:
@@ -83,20 +115,15 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     else:
         annotation = list[str] | None if setting.many else str | None
         names = [setting.flag]
-    option = typer.Option(
-        *names,
-        *(alias for alias in setting.aliases if not alias.startswith("--")),
+    short = [alias for alias in setting.aliases if not alias.startswith("--")]
+    return option_parameter(
+        setting.name,
+        annotation,
+        [*names, *short],
         help=_help(setting),
         metavar=None if setting.kind is bool else _metavar(setting),
-        show_default=False,  # the help text says it, with the limits
-        rich_help_panel=_panel(setting.section),
-        autocompletion=_completion(setting),
-    )
-    return inspect.Parameter(
-        setting.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[annotation, option],
+        panel=_panel(setting.section),
+        completion=_completion(setting),
     )
 
 
