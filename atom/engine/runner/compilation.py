@@ -1,29 +1,38 @@
-"""Compile levels: what runs as the model's forward, and why.
+"""Compile levels: what runs the model, and why.
 
-| level | on CPU and GPU |
+| level | what runs |
 |---|---|
 | 0 | eager |
 | 1 | `torch.compile` as it is: guards kept, recompiled as shapes ask for it |
 | 2 | one Dynamo pass with a dynamic token count, guards dropped afterwards |
-| 3 | what is fastest on the device; see `choose` |
+| 3 | on CPU a recorded native program where every operation is native, else eager |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from atom.config.schema import Config
+from atom.layers.context import ForwardContext, set_forward_context
+from atom.ops.contracts import AttentionMetadata
+
+if TYPE_CHECKING:
+    from atom.ops.cpu.program import Program
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 
 
 class Choice(NamedTuple):
+    """`program` runs a step from input ids to logits; `forward` serves where there is none, and the
+    steps for which it has no room or which need the hidden states."""
+
     forward: Forward
-    mode: str  # "eager", "torch.compile", "compiled once"
+    program: Program | None
+    mode: str  # "eager", "torch.compile", "compiled once", "native program"
     reason: str
     warmup_tokens: tuple[int, ...]  # token counts whose first run is slow
 
@@ -38,25 +47,46 @@ def needs_tracing(config: Config) -> bool:
 
 
 def choose(model: Any, config: Config, device: torch.device) -> Choice:
-    """What serves as `model.forward`."""
+    """What runs the model. Its caches must be bound."""
+    forward = model.forward
     if config.compile.enforce_eager:
-        return Choice(model.forward, "eager", "enforce_eager", (4,))
+        return Choice(forward, None, "eager", "enforce_eager", (4,))
     match config.compile.level:
         case 0:
-            return Choice(model.forward, "eager", "level 0", (4,))
+            return Choice(forward, None, "eager", "level 0", (4,))
         case 1:
             # A first length, another one (which makes it dynamic), and the one that is special.
-            return Choice(torch.compile(model.forward), "torch.compile", "level 1", (4, 6, 1))
+            return Choice(torch.compile(forward), None, "torch.compile", "level 1", (4, 6, 1))
         case 2:
-            return Choice(_compile_once(model.forward), "compiled once", "level 2", (4,))
+            return Choice(_compile_once(forward), None, "compiled once", "level 2", (4,))
+        case _ if device.type == "cpu":
+            return _choose_program(model, config)
         case _:
-            return Choice(model.forward, "eager", _why_eager(device), (4,))
+            return Choice(forward, None, "eager", "level 3: no graphs in this version", (4,))
 
 
-def _why_eager(device: torch.device) -> str:
-    if device.type == "cpu":
-        return "level 3: there is no recorded program for this model"
-    return "level 3: graphs are not in this version"
+def _choose_program(model: Any, config: Config) -> Choice:
+    """The whole step as one native program, if every operation of the model is native."""
+    from atom.ops.cpu.build import CannotBuild
+    from atom.ops.cpu.program import CannotRecord, Program
+
+    def forward(input_ids: Tensor, positions: Tensor, attention: AttentionMetadata) -> Tensor:
+        with set_forward_context(ForwardContext(attention)):
+            hidden: Tensor = model.forward(input_ids, positions)
+            return hidden
+
+    try:
+        program = Program.record(
+            forward,
+            model.compute_logits,
+            max_tokens=config.scheduler.max_num_batched_tokens,
+            max_seqs=config.scheduler.max_num_seqs,
+        )
+    except (CannotRecord, CannotBuild) as why:
+        reason = f"level 3, but there is no native program: {why}"
+        return Choice(model.forward, None, "eager", reason, (4,))
+    reason = f"level 3: {program.num_nodes} operations"
+    return Choice(model.forward, program, "native program", reason, (4,))
 
 
 def _drop_all(guards: Any) -> list[bool]:

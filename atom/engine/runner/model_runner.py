@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from atom.config.schema import Config
 from atom.config.support import refuse_unsupported
@@ -26,7 +27,9 @@ from atom.engine.runner import (
     settle,
     threads,
 )
-from atom.engine.runner.inputs import InputBatch
+from atom.engine.runner.inputs import InputBatch, StagedStep, StepInputs
+from atom.engine.runner.logprobs import LogprobTensors
+from atom.engine.runner.prompt_logprobs import PromptStep
 from atom.engine.runner.sampler import Sampler
 from atom.engine.runner.sampling_rows import SamplingRows
 from atom.engine.runner.steps import DeviceStep, HostStep, StepResult
@@ -37,8 +40,10 @@ from atom.parallel.state import SINGLE, ParallelState
 
 if TYPE_CHECKING:
     from atom.models.source import ModelSource
+    from atom.ops.cpu.program import Program
 
 log = logging.getLogger("atom.runner")
+COMPILED = ("torch.compile", "compiled once")  # modes whose first runs compile
 
 
 class ModelRunner:
@@ -78,6 +83,7 @@ class ModelRunner:
             )
         self.memory_bytes["weights"] = self.model.weight_bytes
         self._forward: compilation.Forward = self.model.forward
+        self._program: Program | None = None
         self._make_state()
         with self._phase("kv_cache"):
             self.num_blocks = self._make_kv_cache()
@@ -96,7 +102,7 @@ class ModelRunner:
         self.num_threads = 0
         if self._device.type == "cpu":
             self.num_threads = threads.model_threads(config.engine.num_threads, num_ranks)
-            torch.set_num_threads(self.num_threads)
+            threads.use(self.num_threads)
             log.info("%d threads", self.num_threads)
 
     def _make_state(self) -> None:
@@ -165,11 +171,11 @@ class ModelRunner:
 
     def _compile(self) -> None:
         choice = compilation.choose(self.model, self.config, self._device)
-        self._forward = choice.forward
+        self._forward, self._program = choice.forward, choice.program
         self.mode = choice.mode
         log.info("forward: %s (%s)", choice.mode, choice.reason)
         size = self.config.engine.kv_cache_block_size
-        with self._phase("warm_up" if choice.mode == "eager" else "compile"):
+        with self._phase("compile" if choice.mode in COMPILED else "warm_up"):
             for num_tokens in choice.warmup_tokens:
                 for plan in dummy.warm_up(num_tokens, self.max_model_len, self.num_blocks, size):
                     self.launch(plan).wait()
@@ -187,16 +193,10 @@ class ModelRunner:
         prompts = prompt_logprobs.stage(plan, staged, self._sampling, self._batch, upload)
         upload.send()
         inputs = self._batch.gather(staged)
-        with set_forward_context(ForwardContext(inputs.attention)):
-            hidden = self._forward(inputs.input_ids, inputs.positions)
-        model, pool = self.model, self._batch.token_pool
-        tokens, columns, prompt_columns = self._no_tokens, None, None
-        if prompts is not None:
-            prompt_columns = prompt_logprobs.compute(prompts, hidden, pool, model.compute_logits)
-        if len(staged.sample_rows):
-            index = staged.logits_indices
-            logits = model.compute_logits(hidden if index is None else hidden[index])
-            tokens, columns = self._sampler(logits, pool, sampling)
+        logits, prompt_columns = self._run_model(inputs, staged, prompts)
+        tokens, columns = self._no_tokens, None
+        if logits is not None:
+            tokens, columns = self._sampler(logits, self._batch.token_pool, sampling)
             self._batch.put_tokens(staged, tokens)
         result = StepResult(
             tokens,
@@ -208,9 +208,33 @@ class ModelRunner:
         )
         return HostStep(result) if self._copies is None else DeviceStep(result, self._copies)
 
+    def _run_model(
+        self, inputs: StepInputs, staged: StagedStep, prompts: PromptStep | None
+    ) -> tuple[Tensor | None, LogprobTensors | None]:
+        """(logits [L, V] of the rows that sample, None without any; prompt log-probabilities)."""
+        attention, index = inputs.attention, staged.logits_indices
+        samples = len(staged.sample_rows) > 0
+        program = self._program
+        if (
+            program is not None
+            and prompts is None
+            and program.fits(attention.num_tokens, attention.num_seqs)
+        ):
+            logits = program.run(inputs.input_ids, inputs.positions, attention, index)
+            return logits if samples else None, None
+        with set_forward_context(ForwardContext(attention)):
+            hidden = self._forward(inputs.input_ids, inputs.positions)
+        compute_logits, columns = self.model.compute_logits, None
+        if prompts is not None:
+            pool = self._batch.token_pool
+            columns = prompt_logprobs.compute(prompts, hidden, pool, compute_logits)
+        if not samples:
+            return None, columns
+        return compute_logits(hidden if index is None else hidden[index]), columns
+
     def shutdown(self) -> None:
         """Let go of the model and its caches."""
-        self.model = None
+        self.model = self._program = None
         self._forward = _gone
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -39,3 +40,15 @@ def _core_of(cpu: int) -> tuple[str, str]:
 def model_threads(asked: int, num_ranks: int) -> int:
     """Threads of one rank: what was asked for, else its share of the physical cores."""
     return asked or max(1, physical_cores() // num_ranks)
+
+
+def use(count: int) -> None:
+    """Threads of torch and of the native kernels, process-wide."""
+    import torch
+
+    from atom.ops.cpu import native
+    from atom.ops.cpu.build import CannotBuild
+
+    torch.set_num_threads(count)
+    with contextlib.suppress(CannotBuild):  # then there are none; the registry says why
+        native.set_num_threads(count)
