@@ -26,18 +26,14 @@ class Attention(nn.Module):
         num_kv_heads: int,
         head_dim: int,
         *,
-        scale: float | None = None,
         window: int = 0,
-        soft_cap: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
-        self.scale = head_dim**-0.5 if scale is None else scale
+        self.scale = head_dim**-0.5
         self.window = window
-        self.soft_cap = soft_cap
-        self.sinks: Tensor | None = None
         self.kv_dtype: torch.dtype = build.kv_dtype
         self._write = build.select(
             "reshape_and_cache",
@@ -71,7 +67,5 @@ class Attention(nn.Module):
         """What happens behind the custom operator, or without one."""
         meta = forward_context().attention
         self._write(k, v, self.k_cache, self.v_cache, meta.slot_mapping)
-        out: Tensor = self._attend(
-            q, self.k_cache, self.v_cache, meta, self.scale, self.window, self.sinks, self.soft_cap
-        )
+        out: Tensor = self._attend(q, self.k_cache, self.v_cache, meta, self.scale, self.window)
         return out

@@ -83,7 +83,7 @@ class GatedMLP(nn.Module):
         )
         self.down_proj = RowParallelLinear(build, size, config.hidden_size, bias)
         local = size // build.parallel.tp_size
-        self.act = SiluAndMul(build, local, config.get("hidden_act", "silu"))
+        self.act = SiluAndMul(build, local)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act(self.gate_up_proj(x)))
@@ -201,6 +201,9 @@ def check_config(config: HFConfig) -> None:
         raise ModelError(f"{config.where}: rms_norm_eps must be between 0 and 1, got {eps!r}")
     if window is not None and (not isinstance(window, int) or window < 0):
         raise ModelError(f"{config.where}: sliding_window must be a count, got {window!r}")
+    act = config.get("hidden_act", "silu")
+    if act not in ("silu", "swish"):
+        raise ModelError(f"{config.where}: hidden_act {act!r} is not supported; supported: silu")
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if heads % kv_heads:
         raise ModelError(

@@ -217,6 +217,7 @@ def test_every_registered_architecture_resolves(name: str) -> None:
     ("overrides", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"sliding_window": "wide"}, "sliding_window must be a count, got 'wide'"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "'longrope' is not supported"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling of type linear lacks 'factor'"),
         ({"num_hidden_layers": None}, "num_hidden_layers must be a positive integer, got None"),
