@@ -125,6 +125,9 @@ def _usage_message(error: Any) -> str:
     where = context.command_path if context is not None else "atom"
     if option is None or context is None or not hasattr(error, "possibilities"):
         message = " ".join(str(error.format_message()).split()).rstrip(".")
+        # Some pairs of Typer and Click both suggest the command.
+        head, suggests, tail = message.partition("Did you mean")
+        message = head + suggests + tail.partition("?")[0] + "?" if suggests else message
         return f"{message[:1].lower()}{message[1:]} (see {where} --help)"
     name = option.lstrip("-").replace("_", "-")
     if name in REFUSED_FLAGS:
