@@ -146,7 +146,7 @@ def test_a_wrong_prompt_is_named_and_nothing_runs(llm: LLM) -> None:
     before = llm.core.stats().steps
     with pytest.raises(NeverFitError, match=r"prompts\[1\]: the prompt has 2000 tokens"):
         llm.generate(["fine", [1] * 2000], GREEDY)
-    with pytest.raises(RequestError, match="^the prompt is empty"):
+    with pytest.raises(RequestError, match=r"^the prompt is empty"):
         llm.generate([[]], GREEDY)
     with pytest.raises(RequestError, match="lone surrogate"):
         llm.generate("\ud800", GREEDY)
