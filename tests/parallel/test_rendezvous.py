@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 from harness import free_port
 from torch._C._distributed_c10d import TCPStore
 
-from atom.parallel.rendezvous import RendezvousError, rendezvous
+from atom.parallel.rendezvous import RendezvousError, listen, rendezvous
 from atom.parallel.state import SINGLE
 
 
@@ -55,3 +56,34 @@ def test_port_is_taken() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(RendezvousError, match=f"rank 0: cannot listen at 127.0.0.1:{port}"):
             rendezvous(0, 2, port=port, timeout_s=1)
+
+
+def listening_addresses(port: int) -> list[str]:
+    """Local addresses (as the kernel prints them) on which somebody listens at `port`."""
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            if state == "0A" and local.endswith(f":{port:04X}"):
+                found.append(local)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's tables of sockets")
+def test_only_the_given_address_is_listened_at() -> None:
+    """TCPStore by itself listens on every interface, for anybody to write to."""
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    seen: list[str] = []
+
+    def rank_1() -> None:
+        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=20))
+        store.wait(["here/0"])
+        seen.extend(listening_addresses(port))
+
+    thread = threading.Thread(target=rank_1)
+    thread.start()
+    with pytest.raises(RendezvousError, match="missing of 2: rank 1$"):
+        rendezvous(0, 2, port=port, timeout_s=2, listener=listener)
+    thread.join()
+    assert seen == [f"0100007F:{port:04X}"]
