@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:
-        if os.environ.get("ATOM_DEBUG", "0") not in ("", "0", "false"):
+        if os.environ.get("ATOM_DEBUG", "0") not in ("", "0"):
             raise
         message, code = describe_error(error)
         if message:

@@ -29,6 +29,7 @@ class Variable:
     type_name: str
     default: str
     doc: str
+    choices: tuple[str, ...] = ()
 
 
 PROCESS_VARIABLES: tuple[Variable, ...] = (
@@ -43,8 +44,9 @@ PROCESS_VARIABLES: tuple[Variable, ...] = (
         "0, 1, avx2, avx512 or avx512-bf16",
         "1",
         "CPU kernels in C++: 1 for this machine, 0 for none, or for less than this machine has",
+        ("0", "1", "avx2", "avx512", "avx512-bf16"),
     ),
-    Variable("ATOM_DEBUG", "0 or 1", "0", "Show the Python traceback of an error"),
+    Variable("ATOM_DEBUG", "0 or 1", "0", "Show the Python traceback of an error", ("0", "1")),
 )
 
 # Read by libraries below us. Listed for the reference; their meaning is theirs.
@@ -54,7 +56,9 @@ OTHER_VARIABLES: tuple[Variable, ...] = (
         "HF_HOME", "directory", "~/.cache/huggingface", "Where Hugging Face downloads are kept"
     ),
     Variable("HF_HUB_OFFLINE", "0 or 1", "0", "Use only what has been downloaded already"),
-    Variable("CXX", "command", "", "C++ compiler of the CPU kernels (default: g++, then clang++)"),
+    Variable(
+        "CXX", "command", "", "C++ compiler of the CPU kernels (default: c++, g++ or clang++)"
+    ),
     Variable("CUDA_VISIBLE_DEVICES", "list", "", "Which NVIDIA GPUs can be seen"),
     Variable("HIP_VISIBLE_DEVICES", "list", "", "Which AMD GPUs can be seen"),
     Variable("NO_COLOR", "any", "", "No colours in the terminal"),
@@ -97,6 +101,7 @@ def read_environment(env: Mapping[str, str]) -> Iterator[EnvironmentValue]:
             )
         setting = known[name]
         if setting is None:
+            _check_process_variable(name, text)
             continue
         found = EnvironmentValue(setting, coerce_text(setting, text, name), name)
         earlier = seen.setdefault(setting.name, found)
@@ -105,6 +110,12 @@ def read_environment(env: Mapping[str, str]) -> Iterator[EnvironmentValue]:
                 f"{name} and {earlier.variable} both set {setting.name}, to different values"
             )
     yield from seen.values()
+
+
+def _check_process_variable(name: str, text: str) -> None:
+    (variable,) = (v for v in PROCESS_VARIABLES if v.name == name)
+    if variable.choices and text not in variable.choices:
+        raise ConfigError(f"{name} must be one of {', '.join(variable.choices)}, got {text!r}")
 
 
 def environment_problem(env: Mapping[str, str]) -> str | None:

@@ -27,11 +27,6 @@ class Refusal:
 
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
-        "tensor_parallel_size",
-        lambda c: c.parallel.tensor_parallel_size > 1,
-        "tensor parallel workers are not in this version; use 1",
-    ),
-    Refusal(
         "data_parallel_size",
         lambda c: c.parallel.data_parallel_size > 1,
         "data parallelism is not in this version; start one server per copy",
@@ -48,18 +43,18 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "master_addr",
-        lambda c: c.parallel.master_addr != "127.0.0.1",
-        "there is one rank, which meets nobody; it needs more than one rank",
+        lambda c: c.parallel.master_addr != "127.0.0.1" and c.parallel.tensor_parallel_size == 1,
+        "there is one rank, which meets nobody; it needs tensor_parallel_size > 1",
     ),
     Refusal(
         "master_port",
-        lambda c: c.parallel.master_port != 0,
-        "there is one rank, which meets nobody; it needs more than one rank",
+        lambda c: c.parallel.master_port != 0 and c.parallel.tensor_parallel_size == 1,
+        "there is one rank, which meets nobody; it needs tensor_parallel_size > 1",
     ),
     Refusal(
         "rendezvous_timeout_s",
-        lambda c: c.parallel.rendezvous_timeout_s != 120.0,
-        "there is one rank, which meets nobody; it needs more than one rank",
+        lambda c: c.parallel.rendezvous_timeout_s != 120.0 and c.parallel.tensor_parallel_size == 1,
+        "there is one rank, which meets nobody; it needs tensor_parallel_size > 1",
     ),
     Refusal(
         "cudagraph_mode",

@@ -34,6 +34,11 @@ def test_process_variables_pass() -> None:
     assert resolve(None, {v.name: "1" for v in PROCESS_VARIABLES}) == Config()
 
 
+def test_process_variables_have_values_too() -> None:
+    with pytest.raises(ConfigError, match="ATOM_NATIVE must be one of 0, 1, avx2"):
+        resolve(None, {"ATOM_NATIVE": "sse"})
+
+
 @pytest.mark.parametrize("name", REFUSED_ENVIRONMENT)
 def test_variables_without_a_meaning_here_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name} is refused: "):

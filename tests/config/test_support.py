@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import atom.config
 from atom.config import Config, resolve
 from atom.config.fields import settings
 from atom.config.support import LATER_SECTIONS, REFUSALS, REFUSED_FLAGS, unsupported
@@ -18,6 +21,15 @@ def test_the_tables_name_what_exists_or_does_not() -> None:
     aliases = {a.lstrip("-") for s in settings().values() for a in s.aliases}
     assert not set(REFUSED_FLAGS) & (flags | aliases)
     assert not set(LATER_SECTIONS) & {s.section for s in settings().values()}
+
+
+def test_every_setting_is_read_somewhere_or_refused() -> None:
+    root = Path(atom.config.__file__).parents[1]
+    files = [p for p in root.rglob("*.py") if p.parent != root / "config"]
+    code = "\n".join(p.read_text(encoding="utf-8") for p in files)
+    read = set(re.findall(r"\.(\w+)\b", code))
+    refused = {row.setting for row in REFUSALS if not row.device}
+    assert set(settings()) - read - refused == set()
 
 
 @pytest.mark.parametrize("device", ["", "cpu", "cuda"])
