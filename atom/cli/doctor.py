@@ -38,8 +38,8 @@ def doctor(
 ) -> None:
     """Show the machine, the kernels chosen on it and a memory plan.
 
-    Nothing is downloaded but a model's configuration. The exit code is 1 if the model could not
-    run here.
+    Of a model that is not here, only its configuration is downloaded. The exit code is 1 if it
+    could not run here, is not to be found, or a variable of the environment is wrong.
     """
     # A bad variable is reported with the rest instead of ending the examination.
     env = {} if environment_problem(os.environ) else os.environ

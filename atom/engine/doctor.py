@@ -91,7 +91,9 @@ class Diagnosis:
         """Whether the model could run here as far as this can tell."""
         served = all(kernel.backend is not None for kernel in self.kernels)
         fits = self.memory is None or self.memory.problem is None
-        return served and fits and self.environment_problem is None
+        # The embedded model is only not fetched yet; any other that is missing was named wrongly.
+        found = self.no_model is None or self.no_model.startswith(EMBEDDED.name)
+        return served and fits and found and self.environment_problem is None
 
     def as_json(self) -> Any:
         return msgspec.to_builtins(self)

@@ -67,7 +67,9 @@ def test_for_people(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_embedded_model_is_not_fetched(
     model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    found = json.loads(atom(capsys, "doctor", "--json").out)
+    ran = atom(capsys, "doctor", "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 0
     assert "has not been fetched yet" in found["no_model"]
     assert found["memory"] is None
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
@@ -97,3 +99,4 @@ def test_a_model_that_is_not_there(
 ) -> None:
     ran = atom(capsys, "doctor", "--json", target)
     assert target in json.loads(ran.out)["no_model"]
+    assert ran.code == 1
