@@ -64,12 +64,14 @@ def load() -> Any:
     except OSError as error:
         raise CannotBuild(f"the kernels cannot be loaded: {error}") from error
     lib.atom_op.argtypes = [ctypes.c_char_p]
+    lib.atom_op_name.argtypes = [ctypes.c_int]
+    lib.atom_op_name.restype = ctypes.c_char_p
     lib.atom_call.argtypes = [ctypes.c_int, ctypes.c_char_p]
     lib.atom_call.restype = None
     lib.atom_node_bytes.restype = ctypes.c_int64
     lib.atom_make_node.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
     lib.atom_make_node.restype = None
-    lib.atom_run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    lib.atom_run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
     lib.atom_run.restype = None
     lib.atom_packed_bytes.argtypes = [ctypes.c_int64] * 3
     lib.atom_packed_bytes.restype = ctypes.c_int64
@@ -94,6 +96,15 @@ def op(name: str) -> int:
     number = int(load().atom_op(name.encode()))
     assert number >= 0, name
     return number
+
+
+def op_names() -> list[str]:
+    """By number."""
+    lib = load()
+    names: list[str] = []
+    while (name := lib.atom_op_name(len(names))) is not None:
+        names.append(name.decode())
+    return names
 
 
 def run_now(number: int, args: bytes) -> None:

@@ -105,6 +105,8 @@ class Program:
         self._base = base
         self._run = lib.atom_run
         self._dyn = ctypes.create_string_buffer(_DYN.size)
+        self._ops = [op for op, _ in recording.nodes]
+        self._times: Any = None
         self._every_row = torch.arange(max_tokens, dtype=torch.int64)
 
     @classmethod
@@ -173,8 +175,18 @@ class Program:
             index.data_ptr(),
             0,
         )
-        self._run(self._base, self.num_nodes, self._dyn)
+        self._run(self._base, self.num_nodes, self._dyn, self._times)
         return self._logits[:count]
+
+    def times(self, run: Callable[[], object]) -> list[tuple[str, int]]:
+        """Operation and nanoseconds of each entry in the last of the runs that `run` makes."""
+        names = native.op_names()
+        self._times = (ctypes.c_int64 * self.num_nodes)()
+        try:
+            run()
+            return [(names[op], ns) for op, ns in zip(self._ops, self._times, strict=True)]
+        finally:
+            self._times = None
 
 
 def _dummies(tokens: int, seqs: int, logits: int) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ namespace atom {
 
 #ifdef ATOM_AMX
 
-thread_local bool amx_in_use = false;
+thread_local int amx_rows = 0;
 
 bool amx_request() {
     constexpr int kArchReqXcompPerm = 0x1023, kXfeatureTiledata = 18;

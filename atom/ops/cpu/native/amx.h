@@ -9,28 +9,30 @@ bool amx_request();  // asks the kernel for tile state, once per process; true i
 
 #ifdef ATOM_AMX
 
-extern thread_local bool amx_in_use;
+// Rows of the narrow tiles that are in force; 0: no configuration.
+extern thread_local int amx_rows;
 
-// All eight tiles as 16 rows of 64 bytes: C 0-3, A 4-5, B 6-7 by convention.
-inline void amx_configure() {
-    if (amx_in_use) return;
+// Tiles of 64-byte rows, 16 of them: C 0, 2, 3; A 4; B 6, 7. Tiles 1 (C) and 5 (A) have
+// `narrow_rows`, because a product takes as many cycles as A has rows.
+inline void amx_configure(int narrow_rows = 16) {
+    if (amx_rows == narrow_rows) return;
     struct alignas(64) Config {
         uint8_t bytes[64];
     } config = {};
     config.bytes[0] = 1;  // palette
     for (int t = 0; t < 8; t++) {
         config.bytes[16 + 2 * t] = 64;  // bytes in a row
-        config.bytes[48 + t] = 16;      // rows
+        config.bytes[48 + t] = uint8_t(t == 1 || t == 5 ? narrow_rows : 16);
     }
     // gcc 12's _tile_loadconfig tells the compiler of 8 bytes only; say that all 64 are read.
     __asm__ volatile("ldtilecfg %0" ::"m"(config));
-    amx_in_use = true;
+    amx_rows = narrow_rows;
 }
 
 inline void amx_release() {
-    if (!amx_in_use) return;
+    if (amx_rows == 0) return;
     __asm__ volatile("tilerelease");
-    amx_in_use = false;
+    amx_rows = 0;
 }
 
 // gcc's tile loads and stores do not say that they touch memory: fence the compiler round them.

@@ -43,6 +43,8 @@ ATOM_API int atom_op(const char* name) {
     return -1;
 }
 
+ATOM_API const char* atom_op_name(int op) { return op < kCount ? kOps[op].name : nullptr; }
+
 // One operation, now. The sizes in `args` are literal.
 ATOM_API void atom_call(int op, const void* args) {
     const Dyn dyn = {{1}, {}};
@@ -56,8 +58,9 @@ ATOM_API void atom_make_node(void* node, int op, const void* args) {
     *static_cast<Node*>(node) = Node{kOps[op].run, kOps[op].scratch, args};
 }
 
-ATOM_API void atom_run(const void* nodes, int64_t count, const void* sizes) {
-    run_program(static_cast<const Node*>(nodes), count, *static_cast<const Dyn*>(sizes));
+// `ns` [count] takes each operation's time, or is null.
+ATOM_API void atom_run(const void* nodes, int64_t count, const void* dyn, int64_t* ns) {
+    run_program(static_cast<const Node*>(nodes), count, *static_cast<const Dyn*>(dyn), ns);
 }
 
 ATOM_API int64_t atom_packed_bytes(int64_t format, int64_t n, int64_t k) {

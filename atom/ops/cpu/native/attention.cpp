@@ -166,7 +166,7 @@ void op_attention(const void* args, const Dyn& dyn, Worker& w) {
             while (seq + 1 < seqs && plans[seq + 1].first_piece <= piece) seq++;
             const AttentionTile t =
                 tile_of(a, plans[seq], seq, piece - plans[seq].first_piece, partials);
-            if (tiles && t.tokens * per_kv >= 12)
+            if (tiles)
                 attention_amx(a, t, scratch);
             else
                 attention_rows(a, t, scratch);

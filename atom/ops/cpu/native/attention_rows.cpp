@@ -44,18 +44,23 @@ struct Row {
 
 template <class T, int R>
 void scores(Row* rows, const T* cache, const int64_t* slots, int64_t stride, int64_t n, int64_t d) {
+    const float* q[R];
+    for (int r = 0; r < R; r++) q[r] = rows[r].q;
     for (int64_t j0 = 0; j0 < n; j0 += VL) {
         vf part[R][VL];
         for (int j = 0; j < VL; j++) {
             vf acc[R];
+            ATOM_UNROLL
             for (int r = 0; r < R; r++) acc[r] = vzero();
             if (j0 + j < n) {
                 const T* key = cache + slots[j0 + j] * stride;
                 for (int64_t i = 0; i < d; i += VL) {
                     const vf k = load_cache(key + i);
-                    for (int r = 0; r < R; r++) acc[r] = vfma(k, vload(rows[r].q + i), acc[r]);
+                    ATOM_UNROLL
+                    for (int r = 0; r < R; r++) acc[r] = vfma(k, vload(q[r] + i), acc[r]);
                 }
             }
+            ATOM_UNROLL
             for (int r = 0; r < R; r++) part[r][j] = acc[r];
         }
         for (int r = 0; r < R; r++) vstore(rows[r].p + j0, transpose_sum(part[r]));
@@ -92,26 +97,48 @@ void softmax_block(const AttentionArgs& a, Row& row, int64_t key0, int64_t n) {
             vstore(row.acc + i, vmul(vload(row.acc + i), vset1(correction)));
 }
 
+template <class T, int R, int W>  // W vectors of the head size
+void weighted_part(Row* rows, const T* cache, const int64_t* slots, int64_t stride, int64_t n) {
+    vf acc[R][W];
+    const float* p[R];
+    ATOM_UNROLL
+    for (int r = 0; r < R; r++) {
+        p[r] = rows[r].p;
+        ATOM_UNROLL
+        for (int c = 0; c < W; c++) acc[r][c] = vload(rows[r].acc + c * VL);
+    }
+    for (int64_t j = 0; j < n; j++) {
+        const T* value = cache + slots[j] * stride;
+        vf v[W];
+        ATOM_UNROLL
+        for (int c = 0; c < W; c++) v[c] = load_cache(value + c * VL);
+        ATOM_UNROLL
+        for (int r = 0; r < R; r++) {
+            const vf weight = vset1(p[r][j]);
+            ATOM_UNROLL
+            for (int c = 0; c < W; c++) acc[r][c] = vfma(weight, v[c], acc[r][c]);
+        }
+    }
+    ATOM_UNROLL
+    for (int r = 0; r < R; r++) {
+        ATOM_UNROLL
+        for (int c = 0; c < W; c++) vstore(rows[r].acc + c * VL, acc[r][c]);
+    }
+}
+
 template <class T, int R>
 void weighted_sum(Row* rows, const T* cache, const int64_t* slots, int64_t stride, int64_t n,
                   int64_t d) {
-    for (int64_t i0 = 0; i0 < d; i0 += kWide * VL) {
-        const int wide = int((d - i0) / VL < kWide ? (d - i0) / VL : kWide);
-        vf acc[R][kWide];
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < kWide; c++)
-                acc[r][c] = c < wide ? vload(rows[r].acc + i0 + c * VL) : vzero();
-        for (int64_t j = 0; j < n; j++) {
-            const T* value = cache + slots[j] * stride + i0;
-            vf v[kWide];
-            for (int c = 0; c < kWide; c++) v[c] = c < wide ? load_cache(value + c * VL) : vzero();
-            for (int r = 0; r < R; r++) {
-                const vf p = vset1(rows[r].p[j]);
-                for (int c = 0; c < kWide; c++) acc[r][c] = vfma(p, v[c], acc[r][c]);
-            }
-        }
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < wide; c++) vstore(rows[r].acc + i0 + c * VL, acc[r][c]);
+    Row part[R];
+    for (int r = 0; r < R; r++) part[r] = rows[r];
+    int64_t i = 0;
+    for (; i + kWide * VL <= d; i += kWide * VL) {
+        weighted_part<T, R, kWide>(part, cache + i, slots, stride, n);
+        for (int r = 0; r < R; r++) part[r].acc += kWide * VL;
+    }
+    for (; i < d; i += VL) {
+        weighted_part<T, R, 1>(part, cache + i, slots, stride, n);
+        for (int r = 0; r < R; r++) part[r].acc += VL;
     }
 }
 

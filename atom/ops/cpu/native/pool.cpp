@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <climits>
@@ -26,6 +27,7 @@ struct Job {
     const Node* nodes = nullptr;
     int64_t count = 0;
     const Dyn* dyn = nullptr;
+    int64_t* ns = nullptr;
 };
 
 struct Pool {
@@ -51,11 +53,20 @@ void futex_wake_all(std::atomic<uint32_t>* word) {
             nullptr, 0);
 }
 
+int64_t now_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
 // By value: the caller may prepare the next job while a worker leaves the last barrier.
 void run_nodes(const Job job, Worker& w) {
+    int64_t* ns = w.tid == 0 ? job.ns : nullptr;
     for (int64_t i = 0; i < job.count; i++) {
+        if (ns) ns[i] = -now_ns();
         job.nodes[i].run(job.nodes[i].args, *job.dyn, w);
         w.barrier();
+        if (ns) ns[i] += now_ns();
     }
     amx_release();
 }
@@ -162,10 +173,10 @@ uint8_t* Worker::scratch(int64_t bytes) {
     return own_scratch;
 }
 
-void run_program(const Node* nodes, int64_t count, const Dyn& dyn) {
+void run_program(const Node* nodes, int64_t count, const Dyn& dyn, int64_t* ns) {
     std::lock_guard<std::mutex> guard(g_lock);
     Pool* pool = pool_of_this_process();
-    pool->job = Job{nodes, count, &dyn};
+    pool->job = Job{nodes, count, &dyn, ns};
     ensure_shared_scratch(pool->shared, pool->job);
     if (g_main.num_threads > 1) {
         pool->epoch.fetch_add(1);

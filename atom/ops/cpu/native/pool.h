@@ -95,8 +95,9 @@ struct Worker {
     }
 };
 
-// Runs `count` operations on all threads; returns when the last one is done.
-void run_program(const Node* nodes, int64_t count, const Dyn& dyn);
+// Runs `count` operations on all threads; returns when the last one is done. With `ns` [count],
+// writes how long each operation took, its barrier included.
+void run_program(const Node* nodes, int64_t count, const Dyn& dyn, int64_t* ns = nullptr);
 int set_num_threads(int n);  // returns the number in force
 
 }  // namespace atom
