@@ -50,7 +50,7 @@ def create_app(
     )
     app.state.server = state
     app.include_router(make_router(state))
-    openapi.install(app)
+    openapi.install(app, state)
     app.add_exception_handler(HTTPException, _on_http_error)
     for kind in (ApiError, AtomError):
         app.add_exception_handler(kind, _on_known_error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,7 +11,8 @@ from pydantic import BaseModel
 
 from atom._version import __version__
 from atom.server.answers import ANSWERS, ErrorAnswer, schema_of
-from atom.server.protocol import TABLES
+from atom.server.protocol import ID_FORMAT, TABLES
+from atom.server.state import ServerState
 
 _ERRORS: dict[int, str] = {
     400: "A field is wrong; `param` names it",
@@ -62,7 +64,7 @@ def generation(name: str, body: type[BaseModel]) -> dict[str, Any]:
     """A route that answers with JSON or with server-sent events."""
     answer = {
         "application/json": {"schema": _ref(ANSWERS[name].__name__)},
-        "text/event-stream": {"schema": {"type": "string"}},
+        "text/event-stream": {},  # the body is text, its events are chunks; see OpenAI
     }
     return _route(answer, tuple(_ERRORS), body)
 
@@ -71,10 +73,23 @@ def metrics() -> dict[str, Any]:
     return _route({"text/plain": {"schema": {"type": "string"}}}, (401, 405), None)
 
 
-def _body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The model's schema with the refused fields, which take neutral values only."""
-    schema = schema_of(model)
+def _body_schema(model: type[BaseModel], state: ServerState) -> dict[str, Any]:
+    """The model's schema as this server takes it: its model, vocabulary and caps; and the refused
+    fields, which take neutral values only."""
+    schema = deepcopy(schema_of(model))  # parts are shared with `protocol`
     properties = schema["properties"]
+    _set_token_range(schema, state.tokenizer.vocab_size)
+    door = state.config.server
+    for name, limits in {
+        "model": {"enum": list(state.names)},
+        "n": {"maximum": door.max_n},
+        "logprobs": {"maximum": door.max_logprobs},
+        "top_logprobs": {"maximum": door.max_logprobs},
+        "prompt_logprobs": {"maximum": door.max_logprobs},
+    }.items():
+        for branch in properties.get(name, {}).get("anyOf", ()):
+            if branch["type"] in ("integer", "string"):
+                branch.update(limits)
     for name, field in TABLES[model].items():
         if field.refused:
             values = [None, *field.neutral]
@@ -84,14 +99,26 @@ def _body_schema(model: type[BaseModel]) -> dict[str, Any]:
     return schema
 
 
-def install(app: FastAPI) -> None:
+def _set_token_range(schema: Any, vocab_size: int) -> None:
+    """The largest token id, wherever one stands in the schema."""
+    if isinstance(schema, dict):
+        if schema.get("format") == ID_FORMAT:
+            schema["maximum"] = vocab_size - 1
+        for value in schema.values():
+            _set_token_range(value, vocab_size)
+    elif isinstance(schema, list):
+        for value in schema:
+            _set_token_range(value, vocab_size)
+
+
+def install(app: FastAPI, state: ServerState) -> None:
     """Makes `app.openapi()` answer with the whole document."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             found = get_openapi(title="atom", version=__version__, routes=app.routes)
             components = found.setdefault("components", {}).setdefault("schemas", {})
-            schemas = {model.__name__: _body_schema(model) for model in TABLES}
+            schemas = {model.__name__: _body_schema(model, state) for model in TABLES}
             shapes: list[type[BaseModel]] = [*ANSWERS.values(), ErrorAnswer]
             schemas.update((shape.__name__, schema_of(shape)) for shape in shapes)
             for name, schema in schemas.items():

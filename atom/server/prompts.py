@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atom.server import fields
 from atom.server.errors import bad_request
-from atom.server.protocol import TemplateBody, TokenizeBody
+from atom.server.protocol import TemplateBody, TokenizeBody, as_int
 
 if TYPE_CHECKING:
     from atom.engine.text.tokenizer import Tokenizer
@@ -27,7 +27,9 @@ class Prompt(NamedTuple):
 def check_prompts(value: Any, max_prompts: int, vocab_size: int) -> list[TextOrIds]:
     """The completion field `prompt` as a list of texts or token-id lists."""
     prompts: list[TextOrIds]
-    if isinstance(value, str) or (isinstance(value, list) and value and _is_int(value[0])):
+    if isinstance(value, str) or (
+        isinstance(value, list) and value and isinstance(value[0], (int, float))
+    ):
         prompts = [value]
     elif isinstance(value, list):
         prompts = value
@@ -56,12 +58,10 @@ def _check_prompt(prompt: Any, name: str, vocab_size: int) -> None:
     if isinstance(prompt, str):
         return
     for place, token_id in enumerate(prompt):
-        if not _is_int(token_id) or not 0 <= token_id < vocab_size:
+        if type(token_id) is not int:
+            token_id = prompt[place] = as_int(token_id)
+        if type(token_id) is not int or not 0 <= token_id < vocab_size:
             raise bad_request(f"{name}[{place}] must be a token id in [0, {vocab_size}).", "prompt")
-
-
-def _is_int(value: Any) -> bool:
-    return type(value) is int
 
 
 async def tokenize(

@@ -17,7 +17,8 @@ from atom.server.errors import from_validation
 
 M = TypeVar("M", bound=BaseModel)
 
-_TOKEN_ID = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+ID_FORMAT = "token-id"  # marks token ids in schemas, whose maximum the model sets
+_TOKEN_ID = {"type": "integer", "minimum": 0, "format": ID_FORMAT}
 _TOKEN_IDS = {"type": "array", "items": _TOKEN_ID, "minItems": 1}
 _TEXT = {"type": "string", "minLength": 1}
 PROMPT_SCHEMA: dict[str, Any] = {
@@ -59,9 +60,19 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+def as_int(value: Any) -> Any:
+    """JSON has one kind of number: 2.0 is an integer."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+_WHOLE = BeforeValidator(as_int)
+Count = Annotated[int, Field(ge=0, le=2**31 - 1), _WHOLE]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1, json_schema_extra={"format": ID_FORMAT}), _WHOLE]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+Bias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]],
+    Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,10}$"}}),
+]
 Stop = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
 Prompt = Annotated[Any, WithJsonSchema(PROMPT_SCHEMA)]
 Messages = Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)]
@@ -87,13 +98,13 @@ class GenerationBody(_Body):
 
     temperature: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), _WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
+    logit_bias: Bias | None = None
+    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED), _WHOLE] | None = None
     stop: Stop | None = None
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
@@ -101,7 +112,7 @@ class GenerationBody(_Body):
     skip_special_tokens: bool | None = None
     min_tokens: Count | None = None
     max_tokens: Count | None = None
-    n: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    n: Annotated[int, Field(ge=1, le=2**31 - 1), _WHOLE] | None = None
     prompt_logprobs: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import httpx
 import tokenizers
 import uvicorn
-from fastapi import FastAPI
 from fake_client import BOS, END_OF_TURN, EOS, VOCAB_SIZE, FakeClient
+from fastapi import FastAPI
 from openai import AsyncOpenAI, OpenAI
 
 from atom.config.schema import Config, ModelConfig, SchedulerConfig, ServerConfig
@@ -39,7 +39,7 @@ TEMPLATE = (
 
 def make_tokenizer(template: str | None = TEMPLATE) -> Tokenizer:
     """One token per byte, so that texts and tokens are easily told from each other."""
-    vocab = {char: byte for char, byte in BYTE_ALPHABET.items()}
+    vocab = dict(BYTE_ALPHABET)
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
         add_prefix_space=False, use_regex=False

@@ -64,9 +64,8 @@ def test_a_stream_whose_client_leaves_is_aborted(served: Served) -> None:
 
 def test_a_waiting_request_whose_client_leaves_is_aborted(served: Served) -> None:
     hold(served, after=0)
-    with served.http() as http:
-        with pytest.raises(httpx.ReadTimeout):
-            http.post("/v1/completions", json=BODY, timeout=0.3)
+    with served.http() as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/completions", json=BODY, timeout=0.3)
     served.inside(served.client.wait_running(0))
     assert served.client.aborted == [served.client.requests[0].request_id]
 

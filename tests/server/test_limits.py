@@ -217,6 +217,17 @@ def test_wrong_values_are_named(served: Served, body: dict[str, Any], param: str
     assert not served.client.requests
 
 
+def test_integers_may_be_written_with_a_point(served: Served) -> None:
+    body = {"prompt": [[97.0, 98]], "max_tokens": 2.0, "seed": -3.0, "stop_token_ids": [5.0]}
+    assert served.post("/v1/completions", body).json()["usage"]["total_tokens"] == 4
+    request = served.client.requests[0]
+    assert request.prompt_token_ids == [97, 98]
+    assert all(type(token_id) is int for token_id in request.prompt_token_ids)
+    assert request.sampling.stop_token_ids == (5,)
+    response = served.post("/v1/completions", {"prompt": [97.5]})
+    assert error_of(response)["param"] == "prompt"
+
+
 def test_extreme_but_valid_values_pass(served: Served) -> None:
     body = {
         "prompt": "a",
@@ -298,7 +309,7 @@ def test_every_route_needs_a_key_unless_listed(locked: Served) -> None:
         for method in item
     ]
     assert len(routes) == 10
-    assert OPEN_PATHS == {"/health", "/ready"}
+    assert {"/health", "/ready"} == OPEN_PATHS
     with locked.http() as http:
         for method, path in [*routes, ("get", "/openapi.json"), ("get", "/nowhere")]:
             status = http.request(method, path).status_code

@@ -238,7 +238,7 @@ def test_chat_logprobs(served: Served) -> None:
 
 
 def test_chat_logprobs_stream_and_keep_stop_strings_secret(served: Served) -> None:
-    served.client.script = lambda _: list("abcSTOPdef".encode())
+    served.client.script = lambda _: list(b"abcSTOPdef")
     stream = served.openai().chat.completions.create(
         model="fake-model",
         messages=HELLO,
@@ -278,9 +278,7 @@ def test_completion_logprobs(served: Served) -> None:
 
 @pytest.mark.parametrize("as_ids", [False, True])
 @pytest.mark.parametrize("max_tokens", [0, 1])
-def test_echo_with_logprobs_as_lm_eval_asks(
-    served: Served, as_ids: bool, max_tokens: int
-) -> None:
+def test_echo_with_logprobs_as_lm_eval_asks(served: Served, as_ids: bool, max_tokens: int) -> None:
     prompt: str | list[int] = list(b"abcd") if as_ids else "abcd"
     answer = served.openai().completions.create(
         model="fake-model", prompt=prompt, max_tokens=max_tokens, echo=True, logprobs=1, seed=1234
