@@ -26,6 +26,9 @@ from atom.errors import RequestError
 
 # A step stalls running streams for about as long as this many prompt tokens take.
 DEFAULT_PREFILL_CHUNK = {"cpu": 256, "cuda": 2048}
+# With no stream running: a CPU is saturated by a few hundred tokens, and a longer step would only
+# make every prompt in it wait for the last one, and new requests and aborts for the step.
+MAX_PROMPT_STEP = {"cpu": 512, "cuda": 1 << 30}
 # Below this a wait for another's prefix costs more than it saves: a step's fixed cost is worth a
 # few tokens on CPU, hundreds on a GPU.
 DEFAULT_MIN_SHARED_TOKENS = {"cpu": 16, "cuda": 128}
@@ -74,6 +77,7 @@ def resolve_limits(config: Config, device: str) -> Limits:
         # A decode step holds a token of each running sequence, so more could never run at once.
         max_num_seqs=min(scheduler.max_num_seqs, budget),
         max_prefill_chunk=min(chunk, budget),
+        max_prompt_step=min(max(chunk, MAX_PROMPT_STEP[device]), budget),
         delay_factor=scheduler.scheduler_delay_factor,
         min_shared_tokens=DEFAULT_MIN_SHARED_TOKENS[device],
     )

@@ -137,12 +137,12 @@ def _build(setup: wire.CoreSetup) -> EngineCore:
     if setup.fake is not None:
         return EngineCore(config, FakeRunner(config, setup.fake), model="fake")
     # Imported here: they bring torch.
-    from atom.engine.runner.model_runner import ModelRunner
+    from atom.engine.runner.tp import make_runner
     from atom.models.source import resolve_source
 
     found = resolve_source(dataclasses.replace(config.model, model=setup.model_path))
     source = dataclasses.replace(found, name=setup.model_name)
-    runner = ModelRunner(config, source)
+    runner = make_runner(config, source)
     architecture = source.config.architecture
     return EngineCore(config, runner, model=source.name, architecture=architecture)
 
@@ -177,11 +177,14 @@ def _serve(directory: Path, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes])
 
 def main(argv: list[str]) -> int:
     """Exit status: 0 after a shutdown, an `AtomError`'s own, else 70."""
+    if len(argv) != 2 or not os.path.isdir(argv[1]):
+        print("internal: started by the engine client; use `atom serve` or LLM", file=sys.stderr)
+        return 2
+    directory = Path(argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.dup2(2, 1)  # stdout is the parent's
-    _end_with_parent()
-    directory = Path(argv[1])
+    _end_with_parent(directory)
     context: zmq.Context[Any] = zmq.Context()
     inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     wire.unlimited(inbox)

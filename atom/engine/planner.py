@@ -4,7 +4,7 @@ Policies
 - `prefill_first`: prompts go first, in steps of their own. While streams are running, such a step
   holds at most `max_prefill_chunk` prompt tokens and is always followed by a decode step, so no
   stream waits for more than one chunk between two tokens. With no stream running a prompt step may
-  fill the whole token budget.
+  fill the whole token budget (on CPU, `max_prompt_step`).
 - `mixed`: every running stream decodes in every step and prompt chunks fill what is left, again at
   most `max_prefill_chunk` tokens while streams are running.
 
@@ -35,6 +35,7 @@ class Limits(NamedTuple):
     max_num_batched_tokens: int
     max_num_seqs: int  # running at once, prefilling ones included
     max_prefill_chunk: int  # prompt tokens of a step while streams are running
+    max_prompt_step: int  # and while none is
     delay_factor: float
     min_shared_tokens: int  # hold a prompt back only if it saves at least this many tokens
 
@@ -203,9 +204,8 @@ def _plan_prompts(
 ) -> _Prompts:
     """Chunks of prompts already admitted, in order, then admissions, within the budget."""
     limits, table = state.limits, state.table
-    budget = limits.max_num_batched_tokens - tokens_spoken_for
-    if num_streams:
-        budget = min(budget, limits.max_prefill_chunk)
+    most = limits.max_prefill_chunk if num_streams else limits.max_prompt_step
+    budget = min(most, limits.max_num_batched_tokens - tokens_spoken_for)
     total = budget
     rows: list[int] = []
     counts: list[int] = []

@@ -58,6 +58,14 @@ def test_prefill_first_fills_the_budget_when_no_stream_runs() -> None:
     assert counts(engine)[:3] == [[40], [15, 3], [1, 1]]
 
 
+def test_prompts_that_come_together_do_not_wait_for_the_last_of_many() -> None:
+    engine = Engine(make_config(num_blocks=2000))  # a token budget of 16384
+    for i in range(10):
+        engine.add(f"r{i}", prompt(256, i), greedy(9))
+    engine.run()
+    assert counts(engine)[:4] == [[256, 256], [1, 1], [256], [1, 1, 1]]
+
+
 def test_mixed_decodes_first_and_fills_the_same_step_with_chunks() -> None:
     engine = Engine(make_config(policy="mixed", max_num_batched_tokens=12, max_prefill_chunk=50))
     engine.add("a", prompt(4), greedy(9))
