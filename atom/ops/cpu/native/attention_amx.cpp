@@ -129,26 +129,38 @@ const uint16_t* key_rows(const Work& w, const int64_t* slots, int64_t group, int
     return to;
 }
 
+// The values of 16 keys, on their way while the scores are computed.
+inline void prefetch_values(const Work& w, const int64_t* slots, int64_t n) {
+    const uint16_t* cache = static_cast<const uint16_t*>(w.a.v_cache) + w.t.kv_head * w.d;
+    for (int64_t j = 0; j < 16 && j < n; j++)
+        for (int64_t i = 0; i < w.d; i += 32)
+            __builtin_prefetch(cache + slots[j] * w.a.kv_heads * w.d + i);
+}
+
+// In two passes, because a vector load that follows a tile's store at once has to wait for it.
 void compute_scores(const Work& w, const int64_t* slots, int64_t n) {
-    alignas(64) float st[2][256];
-    for (int64_t g = 0; g * 16 < n; g++) {
-        int64_t stride;
-        const uint16_t* k = key_rows(w, slots, g, n, &stride);
-        for (int64_t rt = 0; rt < w.row_tiles; rt++) {
-            const uint16_t* q = w.s.q + rt * 16 * w.d;
-            amx_fence();
+    alignas(64) float st[kKeys / 16][256];
+    const int64_t groups = (n + 15) / 16;
+    const uint16_t* k[kKeys / 16];
+    int64_t stride = 0;
+    for (int64_t g = 0; g < groups; g++) k[g] = key_rows(w, slots, g, n, &stride);
+    for (int64_t rt = 0; rt < w.row_tiles; rt++) {
+        const uint16_t* q = w.s.q + rt * 16 * w.d;
+        amx_fence();
+        for (int64_t g = 0; g < groups; g++) {
+            if (rt == 0) prefetch_values(w, slots + g * 16, n - g * 16);
             _tile_zero(0);
             for (int64_t i = 0; i < w.d / 32; i++) {
-                _tile_loadd(4, k + i * 32, stride);
+                _tile_loadd(4, k[g] + i * 32, stride);
                 _tile_loadd(6, q + i * kTile, 64);
                 _tile_dpbf16ps(0, 4, 6);
             }
-            float* tile = st[rt & 1];
-            _tile_stored(0, tile, 64);
-            amx_fence();
-            const int64_t rows = w.rows - rt * 16 < 16 ? w.rows - rt * 16 : 16;
-            turn_scores(tile, rows, w.s.scores + rt * 16 * kKeys + g * 16);
+            _tile_stored(0, st[g], 64);
         }
+        amx_fence();
+        const int64_t rows = w.rows - rt * 16 < 16 ? w.rows - rt * 16 : 16;
+        for (int64_t g = 0; g < groups; g++)
+            turn_scores(st[g], rows, w.s.scores + rt * 16 * kKeys + g * 16);
     }
 }
 
