@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from atom.engine.messages import (
     UtilityCall,
     UtilityReply,
 )
+from atom.engine.parent import end_with_parent
 from atom.engine.runner.fake import FakeRunner
 from atom.errors import AtomError, EngineDeadError, RequestError
 
@@ -147,17 +147,6 @@ def _build(setup: wire.CoreSetup) -> EngineCore:
     return EngineCore(config, runner, model=source.name, architecture=architecture)
 
 
-def _end_with_parent() -> None:
-    """End as soon as the parent does: it holds the other end of stdin and never writes."""
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
 def _serve(directory: Path, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes]) -> None:
     setup = wire.decode_setup(wire.setup_file(directory).read_bytes())
     logging.basicConfig(
@@ -184,7 +173,7 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.dup2(2, 1)  # stdout is the parent's
-    _end_with_parent(directory)
+    end_with_parent(directory)
     context: zmq.Context[Any] = zmq.Context()
     inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     wire.unlimited(inbox)

@@ -244,7 +244,7 @@ from atom.engine.client import EngineClient
 async def main():
     client = EngineClient(Config(), runner="fake")
     await client.start()
-    print(client.pid, flush=True)
+    print(client.pid, client._directory, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())
@@ -255,9 +255,15 @@ def test_the_core_ends_with_its_parent() -> None:
     # The core inherits no stdout of ours, but it is started by a process that we kill.
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
+    first, directory = parent.stdout.readline().split()
+    pid = int(first)
     parent.stdout.close()
     assert parent.wait() == -signal.SIGKILL
+    wait_for_end(pid)
+    assert not Path(directory).exists()
+
+
+def wait_for_end(pid: int) -> None:
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
