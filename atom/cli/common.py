@@ -14,15 +14,36 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import Console
+    from rich.table import Table
+
+
+# Wide enough that nothing is cut or wrapped where a script may read it.
+PIPE_COLUMNS = 4096
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console for people. Piped output is not cut at 80 columns."""
+    """A rich console for people; piped, it keeps one row in one line."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else max(120, int(os.environ.get("COLUMNS", "0") or 0))
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=not stream.isatty())
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, width=None if terminal else PIPE_COLUMNS, highlight=False)
+
+
+def table(*columns: str, headers: bool = True) -> Table:
+    """Aligned columns without rules; what is too long is folded, never cut."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, show_header=headers, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def add_row(to: Table, *cells: str, style: str = "") -> None:
+    """A row of plain text: brackets in a path or a model's name are no markup."""
+    from rich.text import Text
+
+    to.add_row(*(Text(cell) for cell in cells), style=style)
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atom.cli.common import console, gib, print_json, resolve_target
+from atom.cli.common import add_row, console, gib, print_json, resolve_target, table
 from atom.cli.flags import CONTEXT, SettingsCommand, with_settings
 from atom.cli.version import versions
 from atom.config.environment import environment_problem
@@ -23,6 +23,7 @@ app = typer.Typer(context_settings=CONTEXT, add_completion=False)
 
 SECTIONS = ("model", "engine", "scheduler", "compile", "parallel")
 UNHEALTHY = 1
+PROBLEM = "problem"
 
 
 @app.command(cls=SettingsCommand)
@@ -60,7 +61,7 @@ def _print(found: Diagnosis) -> None:
     _rows(out, "machine", _machine(found.machine))
     _rows(out, "devices", _devices(found.devices))
     if found.environment_problem:
-        _rows(out, "environment", {"problem": f"[red]{found.environment_problem}[/red]"})
+        _rows(out, "environment", {PROBLEM: found.environment_problem})
     if found.no_model:
         _rows(out, "model", {"not here": found.no_model})
     if found.kernels:
@@ -72,18 +73,14 @@ def _print(found: Diagnosis) -> None:
     )
     if found.memory:
         _rows(out, "memory plan", _memory(found.memory))
-        if found.memory.problem:
-            out.print(f"  [red]{found.memory.problem}[/red]")
 
 
 def _rows(out: Console, title: str, rows: dict[str, str]) -> None:
-    from rich.table import Table
-
     out.print(f"[bold cyan]{title}[/bold cyan]")
-    table = Table.grid(padding=(0, 2))
+    shown = table("", "", "", headers=False)
     for name, value in rows.items():
-        table.add_row("", name, value)
-    out.print(table)
+        add_row(shown, "", name, value, style="red" if name == PROBLEM else "")
+    out.print(shown)
 
 
 def _machine(machine: Machine) -> dict[str, str]:
@@ -109,20 +106,18 @@ def _devices(devices: Devices) -> dict[str, str]:
 
 
 def _print_kernels(out: Console, kernels: tuple[Kernel, ...]) -> None:
-    from rich.table import Table
-
     out.print("[bold cyan]kernels[/bold cyan]")
-    table = Table(
-        "", "operation", "served by", "asked", "declined before it", box=None, header_style="dim"
-    )
+    shown = table("", "operation", "served by", "asked", "declined before it")
     for kernel in kernels:
         declined = "; ".join(f"{name}: {why}" for name, why in kernel.declined.items())
         asked = kernel.query.partition("(")[2].rstrip(")")
-        table.add_row("", kernel.op, kernel.backend or "[red]nobody[/red]", asked, declined)
-    out.print(table)
+        style = "" if kernel.backend else "red"
+        add_row(shown, "", kernel.op, kernel.backend or "nobody", asked, declined, style=style)
+    out.print(shown)
 
 
 def _memory(plan: MemoryPlan) -> dict[str, str]:
+    problem = {PROBLEM: plan.problem} if plan.problem else {}
     return {
         "model": f"{plan.model} ({plan.architecture}), {plan.parameters / 1e6:,.1f} M parameters",
         "weights": f"{gib(plan.weights_bytes)} (known from {plan.weights_from}), "
@@ -131,4 +126,5 @@ def _memory(plan: MemoryPlan) -> dict[str, str]:
         f"{plan.kv_bytes_per_token / 1024:,.1f} KiB per token",
         "fits": f"{plan.kv_tokens:,} tokens: {plan.full_contexts:,.1f} sequences of "
         f"{plan.max_model_len:,}",
+        **problem,
     }

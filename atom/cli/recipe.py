@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from atom.cli.common import console, print_json, resolve_target
+from atom.cli.common import add_row, console, print_json, resolve_target, table
 from atom.cli.flags import CONTEXT, SettingsCommand, with_settings
 from atom.config import Resolved, resolve
 from atom.config.fields import Setting, settings, value_of
@@ -68,14 +68,13 @@ def show(
     if as_json:
         print_json(_with_sources(resolved))
         return
-    from rich.table import Table
-
-    table = Table("setting", "value", "from", box=None, pad_edge=False, header_style="bold")
+    rows = table("setting", "value", "from")
     for setting in settings().values():
         value = setting.show(value_of(resolved.config, setting))
         source = resolved.sources.get(setting.name, DEFAULT)
-        table.add_row(setting.key, value, str(source), style="dim" if source is DEFAULT else "")
-    console().print(table)
+        style = "dim" if source is DEFAULT else ""
+        add_row(rows, setting.key, value, str(source), style=style)
+    console().print(rows)
 
 
 def _with_sources(resolved: Resolved) -> dict[str, Any]:
@@ -99,15 +98,13 @@ def schema(as_json: Json = False) -> None:
     if as_json:
         print_json(json_schema())
         return
-    from rich.table import Table
-
     for section in SECTIONS:
-        table = Table("key", "type", "default", "meaning", box=None, pad_edge=False)
+        rows = table("key", "type", "default", "meaning")
         for setting in (s for s in settings().values() if s.section == section):
-            table.add_row(*_row(setting))
+            add_row(rows, *_row(setting))
         out = console()
         out.print(f"\n[bold cyan]\\[{section}][/bold cyan]")
-        out.print(table)
+        out.print(rows)
 
 
 def _row(setting: Setting) -> tuple[str, str, str, str]:

@@ -43,8 +43,10 @@ def serve(
 
 def print_changed(resolved: Resolved) -> None:
     """The settings that differ from their defaults, with their sources, on stderr."""
+    from rich.text import Text
+
     out = console(stderr=True)
-    out.print(f"[bold]atom {__version__}[/bold]")
+    out.print(f"atom {__version__}", style="bold")
     for key, value in changed(resolved.config).items():
         source = resolved.sources.get(key.partition(".")[2])
-        out.print(f"  {key} = {value}  ", f"[dim]{source}[/dim]" if source else "", sep="")
+        out.print(Text(f"  {key} = {value}  "), Text(str(source or ""), style="dim"), sep="")

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -233,7 +234,7 @@ def test_a_chat_at_a_terminal(server: Fake) -> None:
         stderr=theirs,
         env=clean_environment(TERM="dumb"),
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),  # so that ^C is a signal
+        preexec_fn=lambda: heed_interrupts(theirs),
     )
     os.close(theirs)
     seen = read_until(ours, ">>> ")
@@ -246,6 +247,12 @@ def test_a_chat_at_a_terminal(server: Fake) -> None:
     assert process.wait(timeout=30) == 0
     os.close(ours)
     assert server.asked[0][1]["messages"][-1]["content"] == "hi"
+
+
+def heed_interrupts(terminal: int) -> None:
+    """Make ^C typed there a signal, and one that is not ignored (as it is in xdist's workers)."""
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_until(terminal: int, end: str) -> str:

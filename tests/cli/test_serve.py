@@ -42,14 +42,14 @@ def test_what_differs_is_printed_with_its_source(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "r.toml"
-    path.write_text('[model]\nmodel = "a/b"\n')
+    path.write_text('[model]\nmodel = "a/b[red]"\n')
     monkeypatch.setenv("ATOM_API_KEY", "hunter2")
     ran = atom(capsys, "serve", str(path), "--no-enable-prefix-caching")
     (config,) = served
-    assert config.model.model == "a/b"
+    assert config.model.model == "a/b[red]"
     assert config.server.api_key == ("hunter2",)
     assert not config.engine.enable_prefix_caching
-    assert f"model.model = a/b  {path}:2" in ran.err
+    assert f"model.model = a/b[red]  {path}:2" in ran.err
     assert "engine.enable_prefix_caching = false  --enable-prefix-caching" in ran.err
     assert "server.api_key = ***  ATOM_API_KEY" in ran.err
     assert "hunter2" not in ran.err
