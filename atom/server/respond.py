@@ -45,9 +45,7 @@ class GenerationResponse(Response):
     """Generates while it is sent. Owns the ticket: the places are free when it has ended."""
 
     def __init__(self, state: ServerState, job: Job, ticket: Ticket, request_id: str) -> None:
-        self.status_code = 200
-        self.background = None
-        self.body = b""
+        super().__init__()
         self._state = state
         self._job = job
         self._ticket = ticket

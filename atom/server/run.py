@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import signal
 import socket
@@ -128,12 +129,17 @@ class _Serving:
         from atom.server import logs
 
         state.set_ready()
-        source = "the model's generation config"
         if self._config.model.generation_config != "auto":
-            source = "--generation-config none"
-        defaults = f"{state.defaults.describe()} (from {source})"
+            defaults = "OpenAI's (--generation-config none)"
+        elif state.defaults == type(state.defaults)():
+            defaults = "OpenAI's (the model's generation config says nothing else)"
+        else:
+            defaults = f"{state.defaults.describe()} (the model's generation config)"
         for line in logs.startup_report(state.info, self._phases_s, defaults):
             log.info("%s", line)
+        door = self._config.server
+        if not door.api_key and not _is_loopback(listener):
+            log.warning("whoever reaches %s may use it: there is no --api-key", url_of(listener))
         log.info("listening on %s", url_of(listener))
 
     async def _serve_until_end(
@@ -239,6 +245,10 @@ def bind(door: ServerConfig) -> socket.socket:
         ) from None
     listener.setblocking(False)
     return listener
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def url_of(listener: socket.socket) -> str:
