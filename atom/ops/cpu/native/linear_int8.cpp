@@ -7,19 +7,27 @@ namespace {
 
 constexpr int kMaxRows = VL == 16 ? 16 : 4;  // rows whose accumulators fit in registers
 
-// Activations of all rows, quantised. `scale` and `sum` are per block of 32.
+// Activations, quantised. Rows that one pass takes together are a chunk; a chunk is stored block by
+// block, the rows of a block side by side, so that a pass reads it from one address onwards.
 struct Quantized {
-    int8_t* q;     // [M, K]
-    float* scale;  // [M, nb]
-    float* scaled_sum;  // [M, nb]: scale * sum of q
-    int32_t* sum;  // [M, nb]
-    int64_t k, nb;
+    int8_t* q;          // [chunk][nb][rows][32]
+    float* scale;       // [chunk][nb][rows]
+    float* scaled_sum;  // the same: scale * sum of q
+    int32_t* sum;
+    int64_t m, nb, chunks;
+
+    int64_t first_row(int64_t chunk) const { return m * chunk / chunks; }
+    int64_t rows(int64_t chunk) const { return first_row(chunk + 1) - first_row(chunk); }
 };
+
+int64_t quantized_bytes(int64_t m, int64_t k) { return m * (k + k / kBlock * 12) + 64; }
 
 Quantized carve(uint8_t* p, int64_t m, int64_t k) {
     Quantized x;
-    x.k = k;
+    x.m = m;
     x.nb = k / kBlock;
+    // Equal chunks (17 rows are 9 + 8, not 16 + 1): the weights are unpacked once for each.
+    x.chunks = (m + kMaxRows - 1) / kMaxRows;
     x.scale = reinterpret_cast<float*>(p);
     x.scaled_sum = x.scale + m * x.nb;
     x.sum = reinterpret_cast<int32_t*>(x.scaled_sum + m * x.nb);
@@ -29,9 +37,16 @@ Quantized carve(uint8_t* p, int64_t m, int64_t k) {
 
 void quantize_row(const float* x, const Quantized& to, int64_t row) {
     constexpr int kParts = kBlock / VL;
-    for (int64_t b = 0; b < to.nb; b++) {
+    int64_t chunk = row * to.chunks / to.m;
+    while (to.first_row(chunk + 1) <= row) chunk++;
+    while (to.first_row(chunk) > row) chunk--;
+    const int64_t rows = to.rows(chunk);
+    // Of block 0; block b is `rows` entries further on, b times.
+    int64_t at = to.first_row(chunk) * to.nb + (row - to.first_row(chunk));
+    for (int64_t b = 0; b < to.nb; b++, at += rows) {
         vf v[kParts];
         vf top = vzero();
+        ATOM_UNROLL
         for (int i = 0; i < kParts; i++) {
             v[i] = vload(x + b * kBlock + i * VL);
             top = vmax(top, vabs(v[i]));
@@ -39,20 +54,17 @@ void quantize_row(const float* x, const Quantized& to, int64_t row) {
         const float most = vmaxall(top);
         const float inverse = most > 0 ? 127.0f / most : 0.0f;
         vi sum = iset1(0);
+        ATOM_UNROLL
         for (int i = 0; i < kParts; i++) {
-            vi q = vto_int(vmul(v[i], vset1(inverse)));
-            vstore_i8(to.q + row * to.k + b * kBlock + i * VL, q);
-#ifdef ATOM_AVX512
-            sum = _mm512_add_epi32(sum, q);
-#else
-            sum = _mm256_add_epi32(sum, q);
-#endif
+            const vi q = vto_int(vmul(v[i], vset1(inverse)));
+            vstore_i8(to.q + at * kBlock + i * VL, q);
+            sum = iadd(sum, q);
         }
         const int total = vsum_int(sum);
         const float scale = most / 127.0f;
-        to.scale[row * to.nb + b] = scale;
-        to.sum[row * to.nb + b] = total;
-        to.scaled_sum[row * to.nb + b] = scale * float(total);
+        to.scale[at] = scale;
+        to.sum[at] = total;
+        to.scaled_sum[at] = scale * float(total);
     }
 }
 
@@ -81,13 +93,31 @@ inline void load_block(const uint8_t* q, int h, vi (&w)[8]) {
     }
 }
 
-// MB rows times the 16 outputs of a group.
+// The products of one block with rows 0 .. R-1, word by word: R sums that do not wait for each other.
+template <int F, int R>
+inline void block_product(const vi (&w)[8], const int8_t* q, const int32_t* sum, vi (&dot)[R]) {
+    ATOM_UNROLL
+    for (int i = 0; i < R; i++)
+        dot[i] = F == kQ8_0   ? iset1(-kOffset8 * sum[i])
+                 : F == kQ4_0 ? iset1(-8 * sum[i])
+                              : iset1(0);
+    ATOM_UNROLL
+    for (int j = 0; j < 8; j++) {
+        ATOM_UNROLL
+        for (int i = 0; i < R; i++) {
+            const vi x = broadcast_dword(q + i * kBlock + 4 * j);
+            dot[i] = F == kQ8_0 ? dot_o8(dot[i], w[j], x) : dot_u8(dot[i], w[j], x);
+        }
+    }
+}
+
+// MB rows (a chunk) times the 16 outputs of a group.
 template <int F, int MB>
-void group_product(const Weights& wt, int64_t g, const Quantized& x, int64_t row0, float (*out)[16]) {
-    const GroupView v = view_group(wt, g);
+void group_product(const Weights& wt, int64_t g, const Quantized& x, int64_t chunk, float (*out)[16]) {
     constexpr int64_t kBlockBytes = F == kQ8_0 ? 512 : 256;
-    const int8_t* xq = x.q + row0 * x.k;
-    const int64_t s0 = row0 * x.nb;
+    constexpr int kAtOnce = MB < 8 ? MB : 8;  // rows whose integer sums fit beside the rest
+    const GroupView v = view_group(wt, g);
+    const int64_t start = x.first_row(chunk) * x.nb;
     for (int h = 0; h < kGroup / VL; h++) {
         vf acc[MB];
         ATOM_UNROLL
@@ -101,20 +131,30 @@ void group_product(const Weights& wt, int64_t g, const Quantized& x, int64_t row
             const vf d = vload_f16(v.d + b * kGroup + h * VL);
             vf m = vzero();
             if constexpr (F == kQ4_1) m = vload_f16(v.m + b * kGroup + h * VL);
+            const int64_t at = start + b * MB;
             ATOM_UNROLL
-            for (int i = 0; i < MB; i++) {
-                const int8_t* xi = xq + i * x.k + b * kBlock;
-                const int64_t s = s0 + i * x.nb + b;
-                vi dot;
-                if constexpr (F == kQ8_0) {
-                    dot = iset1(-kOffset8 * x.sum[s]);
-                    for (int j = 0; j < 8; j++) dot = dot_o8(dot, w[j], broadcast_dword(xi + 4 * j));
+            for (int i0 = 0; i0 < MB; i0 += kAtOnce) {
+                constexpr int kTail = MB % kAtOnce;
+                auto scale_in = [&](auto& dot) {
+                    constexpr int kCount = sizeof(dot) / sizeof(dot[0]);
+                    ATOM_UNROLL
+                    for (int i = 0; i < kCount; i++) {
+                        vf& to = acc[i0 + i];
+                        to = vfma(vfrom_int(dot[i]), vmul(d, vset1(x.scale[at + i0 + i])), to);
+                        if constexpr (F == kQ4_1)
+                            to = vfma(m, vset1(x.scaled_sum[at + i0 + i]), to);
+                    }
+                };
+                const int8_t* xq = x.q + (at + i0) * kBlock;
+                if (kTail == 0 || i0 + kAtOnce <= MB) {
+                    vi dot[kAtOnce];
+                    block_product<F, kAtOnce>(w, xq, x.sum + at + i0, dot);
+                    scale_in(dot);
                 } else {
-                    dot = F == kQ4_0 ? iset1(-8 * x.sum[s]) : iset1(0);
-                    for (int j = 0; j < 8; j++) dot = dot_u8(dot, w[j], broadcast_dword(xi + 4 * j));
+                    vi dot[kTail ? kTail : 1];
+                    block_product<F, kTail ? kTail : 1>(w, xq, x.sum + at + i0, dot);
+                    scale_in(dot);
                 }
-                acc[i] = vfma(vfrom_int(dot), vmul(d, vset1(x.scale[s])), acc[i]);
-                if constexpr (F == kQ4_1) acc[i] = vfma(m, vset1(x.scaled_sum[s]), acc[i]);
             }
         }
         ATOM_UNROLL
@@ -156,8 +196,6 @@ void write_rows(const LinearArgs& a, int64_t row0, int rows, int64_t g, float (*
     }
 }
 
-int64_t quantized_bytes(int64_t m, int64_t k) { return m * (k + k / kBlock * 12) + 64; }
-
 }  // namespace
 
 int64_t linear_int8_scratch(const LinearArgs& a, int64_t m) { return quantized_bytes(m, a.w.k); }
@@ -181,12 +219,10 @@ void linear_int8(const LinearArgs& a, int64_t m, Worker& w) {
     w.parallel_for(a.w.groups(), pieces < 1 ? 1 : pieces > 16 ? 16 : pieces, [&](int64_t g0, int64_t g1) {
         alignas(64) float tile[kMaxRows][16];
         for (int64_t g = g0; g < g1; g++) {
-            // Equal pieces (17 rows are 9 + 8, not 16 + 1): the weights are unpacked per piece.
-            const int64_t parts = (m + kMaxRows - 1) / kMaxRows;
-            for (int64_t p = 0; p < parts; p++) {
-                const int64_t r0 = m * p / parts, r1 = m * (p + 1) / parts;
-                fns[r1 - r0](a.w, g, x, r0, tile);
-                write_rows(a, r0, int(r1 - r0), g, tile);
+            for (int64_t c = 0; c < x.chunks; c++) {
+                const int rows = int(x.rows(c));
+                fns[rows](a.w, g, x, c, tile);
+                write_rows(a, x.first_row(c), rows, g, tile);
             }
         }
     });

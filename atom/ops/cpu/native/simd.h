@@ -102,6 +102,7 @@ inline void vstore_i8(int8_t* p, vi a) { _mm_storeu_si128((__m128i*)p, _mm512_cv
 
 inline vi iset1(int x) { return _mm512_set1_epi32(x); }
 inline vi iload(const void* p) { return _mm512_loadu_si512(p); }
+inline vi iadd(vi a, vi b) { return _mm512_add_epi32(a, b); }
 inline vi iand(vi a, vi b) { return _mm512_and_si512(a, b); }
 inline vi ixor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 template <int N>
@@ -185,6 +186,7 @@ inline void vstore_i8(int8_t* p, vi a) {
 
 inline vi iset1(int x) { return _mm256_set1_epi32(x); }
 inline vi iload(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline vi iadd(vi a, vi b) { return _mm256_add_epi32(a, b); }
 inline vi iand(vi a, vi b) { return _mm256_and_si256(a, b); }
 inline vi ixor(vi a, vi b) { return _mm256_xor_si256(a, b); }
 template <int N>
