@@ -65,9 +65,9 @@ class LLM:
         source = resolve_source(config.model)
         tokenizer = load_tokenizer(source, config.model.tokenizer, config.model.chat_template)
         # Imported here: it brings torch.
-        from atom.engine.runner.model_runner import ModelRunner
+        from atom.engine.runner.tp import make_runner
 
-        self._set_up(config, source, tokenizer, ModelRunner(config, source))
+        self._set_up(config, source, tokenizer, make_runner(config, source))
 
     def _set_up(
         self, config: Config, source: ModelSource, tokenizer: Tokenizer, runner: EngineRunner

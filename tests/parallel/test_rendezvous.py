@@ -83,7 +83,7 @@ def test_only_the_given_address_is_listened_at() -> None:
 
     thread = threading.Thread(target=rank_1)
     thread.start()
-    with pytest.raises(RendezvousError, match="missing of 2: rank 1$"):
+    with pytest.raises(RendezvousError, match=r"missing of 2: rank 1$"):
         rendezvous(0, 2, port=port, timeout_s=2, listener=listener)
     thread.join()
     assert seen == [f"0100007F:{port:04X}"]

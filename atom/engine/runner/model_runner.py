@@ -61,7 +61,10 @@ class ModelRunner:
         self.memory_bytes: dict[str, int] = {}
         self._device = settle.resolve_device(config, parallel.tp_rank)
         self.device = str(self._device)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
         refuse_unsupported(config, self._device.type)
+        self._parallel = parallel
         self._set_threads(config, parallel.tp_size)
         dtype = resolve_dtype(config, source, self._device)
         self.dtype = str(dtype).removeprefix("torch.")
@@ -121,7 +124,7 @@ class ModelRunner:
         size = config.engine.kv_cache_block_size
         block_bytes = kv_cache.block_bytes(layers, size)
         if self._device.type == "cpu":
-            available = memory.available_memory()
+            available = memory.available_memory() // self._parallel.tp_size
             budget, source = memory.cpu_budget(config, available)
         else:
             budget, source = self._profile(layers), "gpu_memory_utilization"
@@ -134,25 +137,25 @@ class ModelRunner:
             source=source,
         )
         memory.check_fits_memory(plan.num_blocks, block_bytes, available)
-        total = kv_cache.bind(layers, plan.num_blocks, size, self._device)
+        num_blocks = settle.least_over_ranks(plan.num_blocks, self._parallel, self._device)
+        total = kv_cache.bind(layers, num_blocks, size, self._device)
         self.memory_bytes["kv_cache"] = total
-        tokens = plan.num_blocks * size
         log.info(
             "KV cache: %d blocks of %d tokens, %.2f GiB of %s (%s)",
-            plan.num_blocks,
+            num_blocks,
             size,
             total / memory.GIB,
             self.kv_cache_dtype,
             plan.reason,
         )
-        if tokens < self.max_model_len:
+        if num_blocks * size < self.max_model_len:
             log.warning(
                 "the KV cache holds %d tokens, fewer than max_model_len = %d: "
                 "longer requests are refused",
-                tokens,
+                num_blocks * size,
                 self.max_model_len,
             )
-        return plan.num_blocks
+        return num_blocks
 
     def _profile(self, layers: list[Any]) -> int:
         """Bytes left on the GPU for the KV pool: what may be used, less what the weights and the

@@ -6,10 +6,12 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 
 from atom.config.schema import Config
 from atom.errors import ConfigError, ModelError
 from atom.ops import registry
+from atom.parallel.state import ParallelState
 
 if TYPE_CHECKING:
     from atom.models.source import ModelSource
@@ -49,6 +51,15 @@ def settle(config: Config, kv_cache_dtype: str, max_model_len: int) -> Config:
         engine=dataclasses.replace(config.engine, kv_cache_dtype=kv_cache_dtype),
         model=dataclasses.replace(config.model, max_model_len=max_model_len),
     )
+
+
+def least_over_ranks(value: int, parallel: ParallelState, device: torch.device) -> int:
+    """What every rank can agree on: the smallest of their values."""
+    if parallel.tp_size == 1:
+        return value
+    agreed = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(agreed, dist.ReduceOp.MIN, group=parallel.group)
+    return int(agreed.item())
 
 
 def chosen_backends() -> dict[str, str]:

@@ -1,0 +1,71 @@
+"""A rank above 0: `python -m atom.engine.runner.tp_worker DIRECTORY RANK`; see `tp_workers`.
+
+Runs the plans that it is sent, in order, until an empty message. It ends at once when its parent
+does (stdin closes), and with a status that is not zero when it fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from atom.engine.parent import end_with_parent
+from atom.engine.runner import plan_wire, tp
+from atom.engine.runner.model_runner import ModelRunner
+from atom.engine.runner.tp_workers import WorkerSetup, address
+from atom.engine.wire import unlimited
+from atom.errors import AtomError, EngineDeadError
+from atom.models.source import resolve_source
+
+log = logging.getLogger("atom.runner")
+
+
+def _run(inbox: zmq.Socket[bytes], rank: int) -> None:
+    setup = msgspec.msgpack.decode(inbox.recv(), type=WorkerSetup)
+    config = setup.config
+    logging.basicConfig(
+        stream=sys.stderr,
+        # What every rank says, rank 0 says.
+        level=logging.DEBUG if config.server.log_level == "debug" else logging.ERROR,
+        format=f"%(levelname)s rank {rank} %(name)s: %(message)s",
+    )
+    source = dataclasses.replace(resolve_source(config.model), name=setup.model_name)
+    runner = ModelRunner(config, source, tp.join(config, rank, setup.port))
+    gc.collect()
+    gc.freeze()
+    while data := inbox.recv():
+        runner.launch(plan_wire.decode(data))
+    runner.shutdown()
+    tp.leave()
+
+
+def main(argv: list[str]) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()
+    directory, rank = Path(argv[1]), int(argv[2])
+    context: zmq.Context[Any] = zmq.Context()
+    inbox = context.socket(zmq.PULL)
+    unlimited(inbox)
+    inbox.bind(address(directory, rank))
+    try:
+        _run(inbox, rank)
+    except AtomError as error:
+        log.error("%s", error)
+        return error.exit_code
+    except Exception:
+        log.exception("rank %d failed", rank)
+        return EngineDeadError.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
