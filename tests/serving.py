@@ -24,6 +24,7 @@ from atom.models.source import resolve_source
 def make_config(
     model: Path | None,
     *,
+    device: str = "cpu",
     dtype: str = "float32",
     max_model_len: int | None = None,
     level: int = 3,
@@ -40,12 +41,12 @@ def make_config(
             model=None if model is None else str(model), dtype=dtype, max_model_len=max_model_len
         ),
         engine=EngineConfig(
-            device="cpu",
+            device=device,
             kv_cache_block_size=block_size,
             num_kvcache_blocks=num_blocks,
             overlap=overlap,
             enable_prefix_caching=caching,
-            num_threads=num_threads,
+            num_threads=num_threads if device == "cpu" else 0,
         ),
         scheduler=SchedulerConfig(**scheduler),
         compile=CompileConfig(level=level),

@@ -50,8 +50,8 @@ def _run(inbox: zmq.Socket[bytes], rank: int) -> None:
 def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end_with_parent()
     directory, rank = Path(argv[1]), int(argv[2])
+    end_with_parent(directory)
     context: zmq.Context[Any] = zmq.Context()
     inbox = context.socket(zmq.PULL)
     unlimited(inbox)

@@ -1,0 +1,151 @@
+"""The runner on a GPU: the CPU's tokens, no synchronisation in a launch, memory, two ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from runner.sampling import Bench, new_row
+from runner.test_sampler import SETTINGS, make_logits
+from serving import generate, greedy, make_config, make_runner
+from tiny import VOCAB, random_prompt, tiny_checkpoint
+
+from atom.config.schema import Config, ParallelConfig
+from atom.engine.core import EngineCore
+from atom.engine.plan import NewRow, RowBlocks, StepPlan
+from atom.engine.runner.model_runner import ModelRunner
+from atom.engine.runner.sampler import Sampler
+from atom.engine.runner.tp import make_runner as make_any_runner
+from atom.engine.runner.upload import Upload
+from atom.engine.sampling_params import SamplingParams
+from atom.models.source import resolve_source
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+
+PROMPTS = [random_prompt(n, seed=n) for n in (1, 2, 16, 33, 70)]
+KINDS = [
+    greedy(20),
+    SamplingParams(seed=5, max_tokens=20, ignore_eos=True, top_p=0.9, frequency_penalty=0.5),
+    SamplingParams(seed=6, max_tokens=20, ignore_eos=True, temperature=0.7, top_k=30, min_p=0.01),
+    greedy(20, repetition_penalty=1.3, min_tokens=5, stop_token_ids=(3,), logit_bias={7: 2.0}),
+    greedy(20, logprobs=3, prompt_logprobs=2),
+]
+
+
+def test_sampler_draws_the_cpu_s_tokens() -> None:
+    vocab, params = 32000, [*SETTINGS, SamplingParams(temperature=0.0)] * 10
+    params = [*params, SamplingParams(presence_penalty=1.0, logit_bias={4: 3.0}, logprobs=5)]
+    rows = [new_row(i, p, seed=i, tokens=[i, 4, 4], num_prompt=2) for i, p in enumerate(params)]
+    bench, device = Bench(vocab, rows), torch.device("cuda")
+    logits = make_logits(len(rows), vocab, seed=8, scale=3.0)
+    expected = bench.sample(logits, list(range(len(rows))))
+    upload = Upload(device)
+    numbers = np.arange(len(rows), dtype=np.int64)
+    step = bench.rows.stage(numbers, np.full(len(rows), 3, np.int64), upload)
+    upload.send()
+    got = Sampler(vocab, device)(logits.cuda(), bench.pool.cuda(), step)
+    assert torch.equal(got.token_ids.cpu(), expected.token_ids)
+    assert got.logprobs is not None
+    assert expected.logprobs is not None
+    for ours, theirs in zip(got.logprobs, expected.logprobs, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen3_moe"])
+def test_tokens_equal_the_cpu_s(family: str) -> None:
+    path = tiny_checkpoint(family)
+    config = make_config(path)
+    expected = generate(EngineCore(config, make_runner(config)), PROMPTS, KINDS)
+    for schedule in (
+        {},
+        {"overlap": True, "num_blocks": 9, "max_num_batched_tokens": 40, "max_prefill_chunk": 9},
+    ):
+        config = make_config(path, device="cuda", **schedule)  # type: ignore[arg-type]
+        runner = make_runner(config)
+        assert runner.device == "cuda:0"
+        core = EngineCore(config, runner)
+        for _ in range(2):
+            got = generate(core, PROMPTS, KINDS)
+            assert [r.token_ids for r in got] == [r.token_ids for r in expected]
+        ours, theirs = got[4].prompt_logprobs, expected[4].prompt_logprobs
+        assert ours is not None
+        assert theirs is not None
+        assert [r.token_ids for r in ours[1:]] == [r.token_ids for r in theirs[1:]]
+
+
+@pytest.fixture
+def no_syncs() -> Iterator[None]:
+    """CUDA calls that wait for the device raise. Switched on by the test, off in the end."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def without_a_model(runner: ModelRunner) -> None:
+    """The reference kernels read values on the host; here only the runner is on trial."""
+    table = torch.randn(VOCAB, 128, device="cuda")
+    runner._forward = lambda input_ids, positions: table[input_ids] + positions[:, None]
+
+
+def test_a_launch_never_waits_for_the_device(no_syncs: None) -> None:
+    runner = make_runner(make_config(tiny_checkpoint("llama3"), device="cuda"))
+    without_a_model(runner)
+    prompts = StepPlan(
+        step=1,
+        new_rows=[NewRow(i, "", [1, 2, 3, i], 4, p, (257,), i) for i, p in enumerate(KINDS)],
+        new_blocks=[RowBlocks(i, 0, [i]) for i in range(5)],
+        free_rows=[],
+        rows=np.arange(5, dtype=np.int32),
+        num_computed=np.zeros(5, np.int32),
+        num_scheduled=np.full(5, 4, np.int32),
+        samples=np.ones(5, np.bool_),
+    )
+    decodes = prompts._replace(
+        step=2,
+        new_rows=[],
+        new_blocks=[],
+        num_computed=np.full(5, 4, np.int32),
+        num_scheduled=np.ones(5, np.int32),
+    )
+    runner.launch(prompts).wait()  # lazily made state
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    handles = [runner.launch(prompts), runner.launch(decodes), runner.launch(decodes)]
+    torch.cuda.set_sync_debug_mode("default")
+    outputs = [handle.wait() for handle in handles]
+    assert outputs[0].prompt_logprobs is not None
+    assert outputs[1].token_ids.tolist() == outputs[2].token_ids.tolist()
+    assert outputs[1].logprobs is not None
+
+
+def test_the_pool_is_sized_from_the_gpu_s_memory() -> None:
+    config = make_config(tiny_checkpoint("llama3"), device="cuda", num_blocks=-1)
+    share = dataclasses.replace(config.engine, gpu_memory_utilization=0.02)
+    config = dataclasses.replace(config, engine=share)
+    scheduler = dataclasses.replace(config.scheduler, max_num_seqs=10_000)
+    runner = make_runner(dataclasses.replace(config, scheduler=scheduler))
+    total = torch.cuda.get_device_properties(0).total_memory
+    assert runner.memory_bytes["activations"] > 0
+    assert 0 < runner.memory_bytes["kv_cache"] < 0.02 * total
+    assert torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] < 0.04 * total
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("family", ["llama3", "mixtral"])
+def test_two_gpus_give_the_tokens_of_one(family: str) -> None:
+    def tokens(size: int) -> list[list[int]]:
+        config: Config = make_config(tiny_checkpoint(family), device="cuda", overlap=True)
+        parallel = ParallelConfig(tensor_parallel_size=size)
+        config = dataclasses.replace(config, parallel=parallel)
+        runner = make_any_runner(config, resolve_source(config.model))
+        try:
+            return [r.token_ids for r in generate(EngineCore(config, runner), PROMPTS, KINDS)]
+        finally:
+            runner.shutdown()
+
+    assert tokens(1) == tokens(2)
