@@ -5,7 +5,7 @@
 namespace atom {
 namespace {
 
-constexpr int kMaxRows = VL == 16 ? 16 : 4;  // rows whose accumulators fit in registers
+constexpr int kMaxRows = VL == 16 ? 16 : 6;  // rows whose accumulators fit in registers
 
 // Activations, quantised. Rows that one pass takes together are a chunk; a chunk is stored block by
 // block, the rows of a block side by side, so that a pass reads it from one address onwards.
@@ -101,6 +101,19 @@ inline void block_product(const vi (&w)[8], const int8_t* q, const int32_t* sum,
         dot[i] = F == kQ8_0   ? iset1(-kOffset8 * sum[i])
                  : F == kQ4_0 ? iset1(-8 * sum[i])
                               : iset1(0);
+#ifdef ATOM_NIBBLES_IN_16_BITS
+    if constexpr (F != kQ8_0) {
+        ATOM_UNROLL
+        for (int i = 0; i < R; i++) {
+            vi pairs = iset1(0);
+            ATOM_UNROLL
+            for (int j = 0; j < 8; j++)
+                pairs = pairs_u4(pairs, w[j], broadcast_dword(q + i * kBlock + 4 * j));
+            dot[i] = widen_pairs(dot[i], pairs);
+        }
+        return;
+    }
+#endif
     ATOM_UNROLL
     for (int j = 0; j < 8; j++) {
         ATOM_UNROLL

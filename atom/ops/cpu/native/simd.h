@@ -198,10 +198,16 @@ inline vi dot_u8(vi acc, vi w, vi x) { return _mm256_dpbusd_avx_epi32(acc, w, x)
 constexpr int kOffset8 = 128;
 inline vi dot_o8(vi acc, vi w, vi x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
 #else
-inline vi dot_u8(vi acc, vi w, vi x) {
-    vi pairs = _mm256_maddubs_epi16(w, x);  // w <= 15: no saturation
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+// With w <= 15, eight products of pairs fit in 16 bits: 8 * 2 * 15 * 127 < 2^15. They are summed
+// there and widened once.
+#define ATOM_NIBBLES_IN_16_BITS 1
+inline vi pairs_u4(vi acc16, vi w, vi x) {
+    return _mm256_add_epi16(acc16, _mm256_maddubs_epi16(w, x));
 }
+inline vi widen_pairs(vi acc, vi acc16) {
+    return iadd(acc, _mm256_madd_epi16(acc16, _mm256_set1_epi16(1)));
+}
+inline vi dot_u8(vi acc, vi w, vi x) { return widen_pairs(acc, _mm256_maddubs_epi16(w, x)); }
 // maddubs would saturate on unsigned bytes: move the sign to x instead, |w| * sign(w) x.
 constexpr int kOffset8 = 0;
 inline vi dot_o8(vi acc, vi w, vi x) {
