@@ -28,7 +28,7 @@ def make_config(
     dtype: str = "float32",
     max_model_len: int | None = None,
     level: int = 3,
-    num_threads: int = 2,
+    num_threads: int = 1,
     block_size: int = 16,
     num_blocks: int = 512,
     overlap: bool = False,

@@ -37,7 +37,7 @@ SCHEDULE = {"num_blocks": 7, "max_num_batched_tokens": 40, "max_prefill_chunk": 
 
 
 def config_of(path: Path, size: int, **schedule: object) -> Config:
-    config = make_config(path, num_threads=1, **schedule)  # type: ignore[arg-type]
+    config = make_config(path, **schedule)  # type: ignore[arg-type]
     return dataclasses.replace(config, parallel=ParallelConfig(tensor_parallel_size=size))
 
 
