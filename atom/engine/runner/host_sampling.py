@@ -1,14 +1,13 @@
-"""The sampler's heavy parts on CPU, a row at a time in numpy: argmax, draws, log-probabilities.
+"""The sampler's heavy parts on CPU, a row at a time in numpy: draws and log-probabilities.
 
 The same distributions and the same draws as `draw`, which serves devices. A row's logits stay in
-the core's own cache, no thread pool is woken, and the host may look at values: so filters look at
-few candidates first, and at all tokens only when those do not settle it.
+the core's own cache, no thread pool is woken, and the host may look at values: so a filter first
+narrows the vocabulary to candidates that surely hold all it keeps, and then looks only at those.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +18,7 @@ Doubles = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 _DRAW_BLOCK = 256
-_MAX_BLOCK = 64  # the largest of each so many tokens bound the candidates from below
-_FEW, _MORE = 128, 4096
+_GROUP = 64
 
 
 class RowParams(NamedTuple):
@@ -33,20 +31,50 @@ class RowParams(NamedTuple):
     uniform: float
 
 
-def sample(logits: Floats, params: RowParams) -> int:
-    """A token id from logits [V], which are left as they are."""
-    x = logits - logits.max()
-    x /= np.float32(params.temperature)
-    if params.top_k == 0 and params.top_p >= 1.0 and params.min_p == 0.0:
-        return _draw(np.exp(x), params.uniform)
-    for least in _floors(x, params):
-        floor = _settle(x, params, least)
-        if floor is not None:
-            break
+def sample(logits: Floats, params: RowParams, scratch: Floats) -> int:
+    """A token id from logits [V], which are left as they are; `scratch` [V] is overwritten."""
+    top = logits.max()
+    if params.top_k or params.min_p > 0.0:
+        ids, weights = _candidates(logits, float(top), params)
+        total = float(weights.sum())
     else:
-        raise AssertionError("all tokens together settle every filter")
-    ids = np.flatnonzero(x >= floor)
-    return int(ids[_pick(np.exp(x[ids]), params.uniform)])
+        weights = np.subtract(logits, top, out=scratch)
+        weights *= np.float32(1.0 / params.temperature)
+        np.exp(weights, out=weights)
+        if params.top_p >= 1.0:
+            return _draw(weights, params.uniform)
+        total = float(weights.sum())
+        # All that is below this together weighs less than what top_p may leave out.
+        ids = np.flatnonzero(weights >= 0.99 * total * (1.0 - params.top_p) / len(weights))
+        weights = weights[ids]
+    if params.top_p < 1.0:
+        kept = weights >= _top_p_floor(weights, params.top_p * total)
+        ids, weights = ids[kept], weights[kept]
+    return int(ids[_pick(weights, params.uniform)])
+
+
+def _candidates(logits: Floats, top: float, params: RowParams) -> tuple[Ids, Floats]:
+    """Ids, ascending, and weights of what min_p and top_k keep."""
+    floor = -math.inf
+    if params.min_p > 0.0:
+        floor = top + params.temperature * math.log(params.min_p)
+    if params.top_k:
+        floor = max(floor, kth_largest(_tops(logits, params.top_k), params.top_k))
+    ids = np.flatnonzero(logits >= np.float32(floor))
+    values = logits[ids]
+    if 0 < params.top_k < len(ids):
+        kept = values >= kth_largest(values, params.top_k)
+        ids, values = ids[kept], values[kept]
+    values -= np.float32(top)
+    values *= np.float32(1.0 / params.temperature)
+    return ids, np.exp(values)
+
+
+def _top_p_floor(weights: Floats, needed: float) -> float:
+    """The largest weight such that those no smaller add up to `needed`; the least one if none."""
+    descending = -np.sort(-weights)
+    count = int(descending.cumsum(dtype=np.float64).searchsorted(needed)) + 1
+    return float(descending[min(count, len(descending)) - 1])
 
 
 def _draw(weights: Floats, uniform: float) -> int:
@@ -76,46 +104,19 @@ def _first_above(ends: Doubles, target: float) -> int:
     return int(min(past, last))
 
 
-def _floors(x: Floats, params: RowParams) -> Iterator[float]:
-    """Least values of ever more candidates; the last one admits every token."""
-    if params.min_p > 0.0:
-        yield math.log(params.min_p)  # nothing below it passes
-        return
-    few = max(_FEW, params.top_k)
-    if few * _MAX_BLOCK <= len(x):
-        yield kth_largest(_tops(x, few), few)
-    more = max(_MORE, params.top_k)
-    if more < len(x):
-        yield kth_largest(x, more)
-    yield -math.inf
-
-
 def kth_largest(values: Floats, k: int) -> float:
     return float(np.partition(values, len(values) - k)[len(values) - k])
 
 
-def _settle(x: Floats, params: RowParams, least: float) -> float | None:
-    """The least value that passes all filters, if the tokens at or above `least` can tell it."""
-    values = -np.sort(-x[x >= least])  # all tokens that tie with one of them are among them
-    floor = -math.inf
-    bounded = params.min_p > 0.0
-    if bounded:
-        floor = least
-    if params.top_k:
-        bounded = True
-        floor = max(floor, float(values[min(params.top_k, len(values)) - 1]))
-    if params.top_p >= 1.0:
-        return floor
-    weights = np.exp(values)
-    if bounded:
-        weights = weights[values >= floor]
-    ends = weights.cumsum(dtype=np.float64)
-    total = float(ends[-1] if bounded or least == -math.inf else np.exp(x).sum())
-    needed = params.top_p * total
-    if ends[-1] < needed:
-        return None
-    count = int(ends.searchsorted(needed)) + 1
-    return float(values[min(count, len(ends)) - 1])
+def _tops(values: Floats, k: int) -> Floats:
+    """Some of `values`, at least k: the maxima of groups of `_GROUP` if there are enough groups.
+    Their k-th largest is at most that of all, and close to it."""
+    groups = len(values) // _GROUP
+    if k > groups:
+        return values
+    # A group is a column: numpy takes maxima down the columns many at a time.
+    tops: Floats = values[: groups * _GROUP].reshape(_GROUP, groups).max(0)
+    return tops
 
 
 class RowLogprobs(NamedTuple):
@@ -135,16 +136,7 @@ def logprobs(logits: Floats, token_id: int, num_top: int) -> RowLogprobs:
     rank = int(np.count_nonzero(logits > chosen)) + 1
     ids = np.zeros(0, np.int64)
     if num_top:
-        ids = np.flatnonzero(logits >= kth_largest(_tops(logits, num_top), num_top))
+        ids = np.flatnonzero(logits >= np.float32(kth_largest(_tops(logits, num_top), num_top)))
         ids = ids[np.argsort(-logits[ids], kind="stable")[:num_top]]
     top = (logits[ids] - norm).astype(np.float32)
     return RowLogprobs(float(chosen - norm), rank, ids, top)
-
-
-def _tops(values: Floats, k: int) -> Floats:
-    """Values whose k-th largest is no larger than that of all, and close: maxima of blocks."""
-    blocks = len(values) // _MAX_BLOCK
-    if k > blocks:
-        return values
-    tops: Floats = values[: blocks * _MAX_BLOCK].reshape(blocks, _MAX_BLOCK).max(1)
-    return tops

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,13 +68,16 @@ def _draw(logits: Tensor, random: RandomRows) -> Tensor:
 
 def _choose_on_host(logits: Tensor, step: SamplingStep) -> Tensor:
     rows = logits.numpy()
-    tokens = rows.argmax(axis=-1)  # ten times as fast as torch's, which is not vectorised
-    for random in (step.plain, step.filtered):
-        if random is None:
-            continue
+    scratch = np.empty(rows.shape[1], np.float32)
+    drawn = [r for r in (step.plain, step.filtered) if r is not None]
+    if any(random.indices is None for random in drawn):
+        tokens = np.empty(len(rows), np.int64)
+    else:
+        tokens = rows.argmax(axis=-1)  # ten times as fast as torch's, which is not vectorised
+    for random in drawn:
         indices = range(len(rows)) if random.indices is None else random.indices.tolist()
         for index, params in zip(indices, _host_params(random), strict=True):
-            tokens[index] = host_sampling.sample(rows[index], params)
+            tokens[index] = host_sampling.sample(rows[index], params, scratch)
     return torch.from_numpy(tokens)
 
 
