@@ -91,5 +91,5 @@ def test_embedded_model(embedded_gguf: Path) -> None:
     packed = PagedModel(load(embedded_gguf, dtype="auto")).logits(ids, [33])
     exact = transformers_logits(reference, ids)
     similarity = torch.nn.functional.cosine_similarity(packed, exact, dim=-1)
-    assert float(similarity.mean()) > 0.998
-    assert float(similarity.min()) > 0.97
+    assert float(similarity.mean()) > 0.9995
+    assert float(similarity.min()) > 0.997

@@ -55,7 +55,10 @@ def test_linear(fmt: str, rows: int) -> None:
     bias = torch.randn(161)
     packed = linear.NativeLinear(weight)
     want = torch.nn.functional.linear(x, packed.dequantize(), bias)
-    tolerance = 1e-6 if fmt == "float32" else 1.2e-2 if fmt in QUANTIZED else 5e-3
+    if fmt in QUANTIZED:  # whole numbers of 15 bits for few rows, bfloat16 (or the same) for more
+        tolerance = 1e-4 if rows <= 16 else 5e-3
+    else:
+        tolerance = 1e-6 if fmt == "float32" else 5e-3
     assert relative_error(packed(x, bias), want) < tolerance
     assert relative_error(packed(x), want - bias) < tolerance
 
@@ -65,7 +68,7 @@ def test_wide_linear_goes_in_several_passes(fmt: str) -> None:
     packed = linear.NativeLinear(make_weight(fmt, 48, 4800))
     x = torch.randn(70, 4800)
     want = torch.nn.functional.linear(x, packed.dequantize())
-    assert relative_error(packed(x), want) < 1.2e-2
+    assert relative_error(packed(x), want) < 5e-3
 
 
 @pytest.mark.parametrize("rows", [1, 8, 16, 64])

@@ -4,13 +4,13 @@
 namespace atom {
 namespace {
 
-constexpr int64_t kMinSplit = 256;   // keys: a shorter piece costs more to merge than it saves
+constexpr int64_t kMinSplit = 64;     // keys: a shorter piece costs more to merge than it saves
 constexpr int64_t kRowsPerTile = 96;  // query rows that share one unpacking of the keys
 
 struct SeqPlan {
     int64_t first_piece, first_partial;  // prefix sums over the sequences
     int32_t tiles, splits;
-    int64_t tile_tokens, split_keys;
+    int64_t tile_tokens, split_keys, kv_heads;  // of a piece
 };
 
 struct StepPlan {
@@ -30,7 +30,7 @@ StepPlan cut(const AttentionArgs& a, int64_t seqs, int num_threads, SeqPlan* pla
         const int64_t ql = a.cu_seqlens_q[s + 1] - a.cu_seqlens_q[s];
         work += ql * keys_seen(a, a.seq_lens[s], ql);
     }
-    int64_t most = work * a.kv_heads / (num_threads * 4);
+    int64_t most = work / (num_threads * 2);
     most = most < kMinSplit ? kMinSplit : (most + 63) / 64 * 64;
     // Fewer tokens in a tile when there are few tiles; at least enough rows to fill one.
     const int64_t tokens = a.cu_seqlens_q[seqs] - a.cu_seqlens_q[0];
@@ -42,14 +42,14 @@ StepPlan cut(const AttentionArgs& a, int64_t seqs, int num_threads, SeqPlan* pla
         const int64_t ql = a.cu_seqlens_q[s + 1] - a.cu_seqlens_q[s];
         const int64_t keys = keys_seen(a, a.seq_lens[s], ql);
         SeqPlan p{step.pieces, step.partials, int32_t((ql + tile_tokens - 1) / tile_tokens), 1,
-                  tile_tokens, keys};
+                  tile_tokens, keys, ql == 1 ? a.kv_heads : 1};
         if (num_threads > 1 && ql == 1 && keys > most) {
             p.splits = int32_t((keys + most - 1) / most);
             p.split_keys = most;
             step.partials += p.splits * a.q_heads;
         }
         if (plans) plans[s] = p;
-        step.pieces += int64_t(p.tiles) * p.splits * a.kv_heads;
+        step.pieces += int64_t(p.tiles) * p.splits * (a.kv_heads / p.kv_heads);
     }
     return step;
 }
@@ -62,8 +62,10 @@ AttentionTile tile_of(const AttentionArgs& a, const SeqPlan& p, int64_t seq, int
     const int64_t length = a.seq_lens[seq];
     AttentionTile t;
     t.seq = seq;
-    t.kv_head = piece % a.kv_heads;
-    const int64_t part = piece / a.kv_heads;
+    const int64_t per_part = a.kv_heads / p.kv_heads;
+    t.kv_head0 = piece % per_part * p.kv_heads;
+    t.kv_heads = p.kv_heads;
+    const int64_t part = piece / per_part;
     // Later tiles see more keys: take them first, so that no long piece is left for the end.
     const int64_t tile = p.tiles - 1 - part / p.splits, split = part % p.splits;
     const int64_t first = tile * p.tile_tokens;
@@ -74,11 +76,9 @@ AttentionTile tile_of(const AttentionArgs& a, const SeqPlan& p, int64_t seq, int
     t.key1 = t.position0 + t.tokens;
     t.partial = nullptr;
     if (p.splits > 1) {
-        const int64_t per_kv = a.q_heads / a.kv_heads;
         t.key0 += split * p.split_keys;
         if (t.key0 + p.split_keys < t.key1) t.key1 = t.key0 + p.split_keys;
-        const int64_t row = p.first_partial + split * a.q_heads + t.kv_head * per_kv;
-        t.partial = partials + row * partial_floats(a);
+        t.partial = partials + (p.first_partial + split * a.q_heads) * partial_floats(a);
     }
     return t;
 }
@@ -127,14 +127,10 @@ AttentionArgs bound(const void* args, const Dyn& dyn) {
 
 }  // namespace
 
-void finish_row(const AttentionArgs& a, const AttentionTile& t, int64_t row, const float* acc,
-                float top, float sum) {
-    const int64_t per_kv = a.q_heads / a.kv_heads;
-    if (!t.partial) {
-        write_row(a, t.token0 + row / per_kv, t.kv_head * per_kv + row % per_kv, acc, top, sum);
-        return;
-    }
-    float* to = t.partial + row * partial_floats(a);
+void finish_row(const AttentionArgs& a, const AttentionTile& t, int64_t token, int64_t head,
+                const float* acc, float top, float sum) {
+    if (!t.partial) return write_row(a, token, head, acc, top, sum);
+    float* to = t.partial + head * partial_floats(a);
     std::memcpy(to, acc, size_t(a.head_dim) * 4);
     to[a.head_dim] = top;
     to[a.head_dim + 1] = sum;
@@ -152,9 +148,11 @@ void op_attention(const void* args, const Dyn& dyn, Worker& w) {
     const int64_t seqs = a.seqs.get(dyn), per_kv = a.q_heads / a.kv_heads;
     if (seqs == 0) return;
     const bool tiles = attention_amx_serves(a);
-    const int64_t most_rows = kRowsPerTile + per_kv;
-    int64_t bytes = attention_rows_scratch(a, most_rows);
-    if (tiles) bytes = std::max(bytes, attention_amx_scratch(a, most_rows));
+    int64_t bytes = attention_rows_scratch(a);
+    if (tiles) {
+        bytes = std::max(bytes, attention_amx_scratch(a, kRowsPerTile + per_kv, 1));
+        bytes = std::max(bytes, attention_amx_scratch(a, per_kv, a.kv_heads));
+    }
     bytes = (bytes + 63) / 64 * 64;
     uint8_t* scratch = w.scratch(bytes + seqs * int64_t(sizeof(SeqPlan)));
     SeqPlan* plans = reinterpret_cast<SeqPlan*>(scratch + bytes);

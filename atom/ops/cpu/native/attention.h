@@ -8,14 +8,16 @@
 
 namespace atom {
 
-// A piece of work: some query tokens of one sequence, the query heads of one KV head, a range of
-// keys. Rows are (token, head of the KV head), heads varying fastest.
+// A piece of work: some query tokens of one sequence, the query heads of some KV heads, a range of
+// keys. A decode takes all KV heads at once, because then the cache is read from end to end, which
+// the processor's prefetcher follows. Rows are (token, head of the KV head), heads varying fastest.
 struct AttentionTile {
-    int64_t seq, kv_head;
-    int64_t token0, tokens;    // rows of q
-    int64_t position0;         // of token0
-    int64_t key0, key1;        // keys this piece may see; each row has its own limits within
-    float* partial;            // [rows][head_dim + 2] when the keys are split, else null
+    int64_t seq;
+    int64_t kv_head0, kv_heads;
+    int64_t token0, tokens;  // rows of q
+    int64_t position0;       // of token0
+    int64_t key0, key1;      // keys this piece may see; each row has its own limits within
+    float* partial;          // [q_heads][head_dim + 2] when the keys are split, else null
 };
 
 // First key and end of keys that the query at `position` sees.
@@ -43,16 +45,16 @@ inline vf soft_cap(vf s, float cap) {  // cap * tanh(s / cap)
 }
 
 // Vector kernel: any rows.
-int64_t attention_rows_scratch(const AttentionArgs& a, int64_t rows);
+int64_t attention_rows_scratch(const AttentionArgs& a);
 void attention_rows(const AttentionArgs& a, const AttentionTile& t, uint8_t* scratch);
-// Tile kernel: pays from about 16 rows on.
+// Tile kernel: a bf16 cache on a machine with AMX.
 bool attention_amx_serves(const AttentionArgs& a);
-int64_t attention_amx_scratch(const AttentionArgs& a, int64_t rows);
+int64_t attention_amx_scratch(const AttentionArgs& a, int64_t rows, int64_t kv_heads);
 void attention_amx(const AttentionArgs& a, const AttentionTile& t, uint8_t* scratch);
 
 // Divides by the softmax's sum (with the sink's part of it) and writes the row, or stores the
 // partial result for `merge`. `acc` [head_dim], `top` the largest score, `sum` of exp(s - top).
-void finish_row(const AttentionArgs& a, const AttentionTile& t, int64_t row, const float* acc,
-                float top, float sum);
+void finish_row(const AttentionArgs& a, const AttentionTile& t, int64_t token, int64_t head,
+                const float* acc, float top, float sum);
 
 }  // namespace atom

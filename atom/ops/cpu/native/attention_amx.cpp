@@ -11,7 +11,7 @@ namespace atom {
 #ifndef ATOM_AMX
 
 bool attention_amx_serves(const AttentionArgs&) { return false; }
-int64_t attention_amx_scratch(const AttentionArgs&, int64_t) { return 0; }
+int64_t attention_amx_scratch(const AttentionArgs&, int64_t, int64_t) { return 0; }
 void attention_amx(const AttentionArgs&, const AttentionTile&, uint8_t*) {}
 
 #else
@@ -21,34 +21,36 @@ namespace {
 constexpr int64_t kKeys = 128;  // keys of one softmax block
 constexpr int kTile = 16 * 32;  // bf16 values of a tile
 
+// Memory of a piece. Rows of a KV head fill whole tiles: `padded` of them.
 struct Scratch {
-    uint16_t* q;      // [row tiles][d / 32] tiles: pairs of d x 16 rows
-    uint16_t* p;      // [row tiles][kKeys / 32] tiles: 16 rows x 32 keys
+    uint16_t* q;      // [kv heads][row tiles][d / 32] tiles: pairs of d x 16 rows
+    uint16_t* p;      // [kv heads][row tiles][kKeys / 32] tiles: 16 rows x 32 keys
     uint16_t* v;      // [kKeys / 32][d / 16] tiles: pairs of keys x 16 d
-    uint16_t* k;      // [kKeys][d]: keys that are not neighbours in the cache
-    float* scores;    // [row tiles * 16][kKeys]
-    float* acc;       // [row tiles * 16][d]
-    float* top;       // [rows] largest score so far
-    float* sum;       // [rows]
-    int32_t* begin;   // [rows] keys each row sees
+    uint16_t* k;      // [kKeys][kv heads][d]: keys that are not neighbours in the cache
+    float* scores;    // [kv heads][padded][kKeys]
+    float* acc;       // [kv heads][padded][d]
+    float* top;       // [kv heads][padded] largest score so far
+    float* sum;       // the same
+    int32_t* begin;   // [padded] keys each row sees
     int32_t* end;
 
-    static int64_t bytes(int64_t rows, int64_t d) {
-        const int64_t r = (rows + 15) / 16 * 16;
-        return r * d * 2 + r * kKeys * 2 + kKeys * d * 2 * 2 + r * kKeys * 4 + r * d * 4 + r * 16;
+    static int64_t bytes(int64_t padded, int64_t heads, int64_t d) {
+        const int64_t r = padded * heads;
+        return r * d * 2 + r * kKeys * 2 + kKeys * d * 2 + kKeys * heads * d * 2 + r * kKeys * 4 +
+               r * d * 4 + r * 8 + padded * 8;
     }
-    Scratch(uint8_t* memory, int64_t rows, int64_t d) {
-        const int64_t r = (rows + 15) / 16 * 16;
+    Scratch(uint8_t* memory, int64_t padded, int64_t heads, int64_t d) {
+        const int64_t r = padded * heads;
         q = reinterpret_cast<uint16_t*>(memory);
         p = q + r * d;
         v = p + r * kKeys;
         k = v + kKeys * d;
-        scores = reinterpret_cast<float*>(k + kKeys * d);
+        scores = reinterpret_cast<float*>(k + kKeys * heads * d);
         acc = scores + r * kKeys;
         top = acc + r * d;
         sum = top + r;
         begin = reinterpret_cast<int32_t*>(sum + r);
-        end = begin + r;
+        end = begin + padded;
     }
 };
 
@@ -67,23 +69,26 @@ struct Work {
     const AttentionArgs& a;
     const AttentionTile& t;
     Scratch s;
-    int64_t per_kv, rows, row_tiles, d;
+    int64_t per_kv, rows, row_tiles, d;  // rows: of one KV head
+
+    int64_t padded() const { return row_tiles * 16; }
 };
 
 // Rows as columns of B tiles, scaled so that scores come out in powers of two.
 void pack_queries(const Work& w) {
     const bool capped = w.a.soft_cap > 0;
     const vf scale = vset1(float(w.a.scale * (capped ? 1.0 : 1.4426950408889634)));
-    std::memset(w.s.q, 0, size_t(w.row_tiles * 16 * w.d * 2));
-    for (int64_t r = 0; r < w.rows; r++) {
-        const int64_t head = w.t.kv_head * w.per_kv + r % w.per_kv;
+    if (w.rows < w.padded()) std::memset(w.s.q, 0, size_t(w.t.kv_heads * w.padded() * w.d * 2));
+    for (int64_t i = 0; i < w.t.kv_heads * w.rows; i++) {
+        const int64_t h = i / w.rows, r = i % w.rows;
+        const int64_t head = (w.t.kv_head0 + h) * w.per_kv + r % w.per_kv;
         const float* q = w.a.q + (w.t.token0 + r / w.per_kv) * w.a.q_stride + head * w.a.q_head_stride;
-        uint16_t* tiles = w.s.q + (r / 16) * 16 * w.d + (r % 16) * 2;
-        for (int64_t i = 0; i < w.d; i += 16) {
-            uint16_t b[16];
-            vstore_bf16(b, vmul(vload(q + i), scale));
-            uint16_t* to = tiles + (i / 32) * kTile + (i % 32) / 2 * 32;
-            for (int c = 0; c < 16; c += 2) std::memcpy(to + c / 2 * 32, b + c, 4);
+        uint16_t* tiles = w.s.q + (h * w.row_tiles + r / 16) * 16 * w.d + (r % 16) * 2;
+        for (int64_t c = 0; c < w.d; c += 16) {
+            uint32_t pairs[8];
+            vstore_bf16(reinterpret_cast<uint16_t*>(pairs), vmul(vload(q + c), scale));
+            uint16_t* to = tiles + (c / 32) * kTile + (c % 32) / 2 * 32;
+            for (int j = 0; j < 8; j++) std::memcpy(to + j * 32, pairs + j, 4);
         }
     }
 }
@@ -113,59 +118,73 @@ inline void turn_scores(const float* st, int64_t rows, float* to) {
     }
 }
 
-// 16 keys as rows of bf16: in place if they are neighbours in the cache.
+// 16 keys (the piece's heads of each) as rows of bf16: in place if neighbours in the cache.
 const uint16_t* key_rows(const Work& w, const int64_t* slots, int64_t group, int64_t n, int64_t* stride) {
-    const int64_t row = w.a.kv_heads * w.d;
-    const uint16_t* cache = static_cast<const uint16_t*>(w.a.k_cache) + w.t.kv_head * w.d;
+    const int64_t row = w.a.kv_heads * w.d, width = w.t.kv_heads * w.d;
+    const uint16_t* cache = static_cast<const uint16_t*>(w.a.k_cache) + w.t.kv_head0 * w.d;
     const int64_t j0 = group * 16;
     if (w.a.block_size % 16 == 0) {  // j0 is a multiple of 16 from an aligned start
         *stride = row * 2;
         return cache + slots[j0] * row;
     }
-    uint16_t* to = w.s.k + j0 * w.d;
+    uint16_t* to = w.s.k + j0 * width;
     for (int64_t j = 0; j < 16 && j0 + j < n; j++)
-        std::memcpy(to + j * w.d, cache + slots[j0 + j] * row, size_t(w.d) * 2);
-    *stride = w.d * 2;
+        std::memcpy(to + j * width, cache + slots[j0 + j] * row, size_t(width) * 2);
+    *stride = width * 2;
     return to;
 }
 
 // The values of 16 keys, on their way while the scores are computed.
 inline void prefetch_values(const Work& w, const int64_t* slots, int64_t n) {
-    const uint16_t* cache = static_cast<const uint16_t*>(w.a.v_cache) + w.t.kv_head * w.d;
+    const uint16_t* cache = static_cast<const uint16_t*>(w.a.v_cache) + w.t.kv_head0 * w.d;
     for (int64_t j = 0; j < 16 && j < n; j++)
-        for (int64_t i = 0; i < w.d; i += 32)
+        for (int64_t i = 0; i < w.t.kv_heads * w.d; i += 32)
             __builtin_prefetch(cache + slots[j] * w.a.kv_heads * w.d + i);
 }
 
-// In two passes, because a vector load that follows a tile's store at once has to wait for it.
-void compute_scores(const Work& w, const int64_t* slots, int64_t n) {
+// Scores of `groups` x 16 keys and one tile of rows. In two passes, because a vector load that
+// follows a tile's store at once has to wait for it.
+void score_tile(const Work& w, const uint16_t* const* k, int64_t stride, int64_t groups, int64_t h,
+                int64_t rt) {
     alignas(64) float st[kKeys / 16][256];
+    const int64_t tile = h * w.row_tiles + rt;
+    const uint16_t* q = w.s.q + tile * 16 * w.d;
+    amx_fence();
+    for (int64_t g = 0; g < groups; g++) {
+        _tile_zero(0);
+        for (int64_t i = 0; i < w.d / 32; i++) {
+            _tile_loadd(4, k[g] + h * w.d + i * 32, stride);
+            _tile_loadd(6, q + i * kTile, 64);
+            _tile_dpbf16ps(0, 4, 6);
+        }
+        _tile_stored(0, st[g], 64);
+    }
+    amx_fence();
+    const int64_t rows = w.rows - rt * 16 < 16 ? w.rows - rt * 16 : 16;
+    for (int64_t g = 0; g < groups; g++)
+        turn_scores(st[g], rows, w.s.scores + tile * 16 * kKeys + g * 16);
+}
+
+void compute_scores(const Work& w, const int64_t* slots, int64_t n) {
     const int64_t groups = (n + 15) / 16;
     const uint16_t* k[kKeys / 16];
     int64_t stride = 0;
-    for (int64_t g = 0; g < groups; g++) k[g] = key_rows(w, slots, g, n, &stride);
-    for (int64_t rt = 0; rt < w.row_tiles; rt++) {
-        const uint16_t* q = w.s.q + rt * 16 * w.d;
-        amx_fence();
-        for (int64_t g = 0; g < groups; g++) {
-            if (rt == 0) prefetch_values(w, slots + g * 16, n - g * 16);
-            _tile_zero(0);
-            for (int64_t i = 0; i < w.d / 32; i++) {
-                _tile_loadd(4, k[g] + i * 32, stride);
-                _tile_loadd(6, q + i * kTile, 64);
-                _tile_dpbf16ps(0, 4, 6);
-            }
-            _tile_stored(0, st[g], 64);
-        }
-        amx_fence();
-        const int64_t rows = w.rows - rt * 16 < 16 ? w.rows - rt * 16 : 16;
-        for (int64_t g = 0; g < groups; g++)
-            turn_scores(st[g], rows, w.s.scores + rt * 16 * kKeys + g * 16);
+    for (int64_t g = 0; g < groups; g++) {
+        k[g] = key_rows(w, slots, g, n, &stride);
+        // In the order of memory: the tile loads below take one head after the other.
+        if (w.t.kv_heads > 1)
+            for (int64_t j = 0; j < 16 && g * 16 + j < n; j++)
+                for (int64_t i = 0; i < w.t.kv_heads * w.d; i += 32)
+                    __builtin_prefetch(k[g] + j * stride / 2 + i);
     }
+    for (int64_t g = 0; g < groups; g++) prefetch_values(w, slots + g * 16, n - g * 16);
+    for (int64_t h = 0; h < w.t.kv_heads; h++)
+        for (int64_t rt = 0; rt < w.row_tiles; rt++) score_tile(w, k, stride, groups, h, rt);
 }
 
 // Scores of a row become bf16 weights of its tiles; what is masked becomes zero.
-void softmax_row(const Work& w, int64_t r, int64_t key0, int64_t n) {
+void softmax_row(const Work& w, int64_t h, int64_t own, int64_t key0, int64_t n) {
+    const int64_t r = h * w.padded() + own;
     float* s = w.s.scores + r * kKeys;
     const int64_t padded = (n + 31) / 32 * 32;
     if (w.a.soft_cap > 0) {
@@ -173,7 +192,8 @@ void softmax_row(const Work& w, int64_t r, int64_t key0, int64_t n) {
         for (int64_t j = 0; j < n; j += VL)
             vstore(s + j, vmul(soft_cap(vload(s + j), float(w.a.soft_cap)), log2e));
     }
-    const int64_t from = w.s.begin[r] - key0, to = w.s.end[r] - key0 < n ? w.s.end[r] - key0 : n;
+    const int64_t from = w.s.begin[own] - key0, last = w.s.end[own] - key0;
+    const int64_t to = last < n ? last : n;
     for (int64_t j = 0; j < from && j < n; j++) s[j] = -INFINITY;
     for (int64_t j = to < 0 ? 0 : to; j < padded; j++) s[j] = -INFINITY;
     vf most = vset1(w.s.top[r]);
@@ -203,9 +223,9 @@ void softmax_row(const Work& w, int64_t r, int64_t key0, int64_t n) {
 }
 
 // Values of keys 0 .. n-1 as B tiles; missing keys are zero (a weight of zero times NaN is NaN).
-void pack_values(const Work& w, const int64_t* slots, int64_t n) {
+void pack_values(const Work& w, int64_t h, const int64_t* slots, int64_t n) {
     const int64_t row = w.a.kv_heads * w.d;
-    const uint16_t* cache = static_cast<const uint16_t*>(w.a.v_cache) + w.t.kv_head * w.d;
+    const uint16_t* cache = static_cast<const uint16_t*>(w.a.v_cache) + (w.t.kv_head0 + h) * w.d;
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
                                          39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
@@ -222,9 +242,9 @@ void pack_values(const Work& w, const int64_t* slots, int64_t n) {
     }
 }
 
-void add_values(const Work& w, int64_t n) {
+void add_values(const Work& w, int64_t h, int64_t n) {
     amx_fence();
-    for (int64_t rt = 0; rt < w.row_tiles; rt++)
+    for (int64_t rt = h * w.row_tiles; rt < (h + 1) * w.row_tiles; rt++)
         for (int64_t i = 0; i < w.d / 16; i++) {
             float* acc = w.s.acc + rt * 16 * w.d + i * 16;
             _tile_loadd(1, acc, w.d * 4);
@@ -244,26 +264,31 @@ bool attention_amx_serves(const AttentionArgs& a) {
     return a.bf16 && a.head_dim % 32 == 0 && amx_request();
 }
 
-int64_t attention_amx_scratch(const AttentionArgs& a, int64_t rows) {
-    return Scratch::bytes(rows, a.head_dim);
+int64_t attention_amx_scratch(const AttentionArgs& a, int64_t rows, int64_t kv_heads) {
+    return Scratch::bytes((rows + 15) / 16 * 16, kv_heads, a.head_dim);
 }
 
 void attention_amx(const AttentionArgs& a, const AttentionTile& t, uint8_t* scratch) {
     const int64_t per_kv = a.q_heads / a.kv_heads, rows = t.tokens * per_kv;
-    const Work w{a, t, Scratch(scratch, rows, a.head_dim), per_kv, rows, (rows + 15) / 16, a.head_dim};
-    amx_configure(w.row_tiles == 1 ? int(rows) : 16);
+    const int64_t row_tiles = (rows + 15) / 16;
+    const Work w{a,      t,    Scratch(scratch, row_tiles * 16, t.kv_heads, a.head_dim),
+                 per_kv, rows, row_tiles, a.head_dim};
+    amx_configure(row_tiles == 1 ? int(rows) : 16);
     pack_queries(w);
-    std::memset(w.s.acc, 0, size_t(w.row_tiles * 16 * w.d * 4));
-    std::memset(w.s.p, 0, size_t(w.row_tiles * 16 * kKeys * 2));  // rows that do not exist
+    const int64_t all = t.kv_heads * w.padded();
+    std::memset(w.s.acc, 0, size_t(all * w.d * 4));
+    if (row_tiles > 1) std::memset(w.s.p, 0, size_t(all * kKeys * 2));  // rows that do not exist
     int64_t begin = t.key1, end = t.key0;
     for (int64_t r = 0; r < rows; r++) {
         const int64_t position = t.position0 + r / per_kv, first = first_key(a, position);
         w.s.begin[r] = int32_t(first > t.key0 ? first : t.key0);
         w.s.end[r] = int32_t(position + 1 < t.key1 ? position + 1 : t.key1);
-        w.s.top[r] = -INFINITY;
-        w.s.sum[r] = 0;
         begin = w.s.begin[r] < begin ? w.s.begin[r] : begin;
         end = w.s.end[r] > end ? w.s.end[r] : end;
+    }
+    for (int64_t r = 0; r < all; r++) {
+        w.s.top[r] = -INFINITY;
+        w.s.sum[r] = 0;
     }
     int64_t slots[kKeys];
     // From a multiple of 16, so that groups of keys never straddle the cache's blocks.
@@ -271,14 +296,18 @@ void attention_amx(const AttentionArgs& a, const AttentionTile& t, uint8_t* scra
         const int64_t n = end - key < kKeys ? end - key : kKeys;
         key_slots(a, t.seq, key, n, slots);
         compute_scores(w, slots, n);
-        for (int64_t r = 0; r < rows; r++) softmax_row(w, r, key, n);
-        pack_values(w, slots, n);
-        add_values(w, n);
+        for (int64_t h = 0; h < t.kv_heads; h++) {
+            for (int64_t r = 0; r < rows; r++) softmax_row(w, h, r, key, n);
+            pack_values(w, h, slots, n);
+            add_values(w, h, n);
+        }
     }
-    // Partial results and sinks are in natural units.
-    constexpr float kLn2 = 0.69314718f;
-    for (int64_t r = 0; r < rows; r++)
-        finish_row(a, t, r, w.s.acc + r * w.d, w.s.top[r] * kLn2, w.s.sum[r]);
+    constexpr float kLn2 = 0.69314718f;  // partial results and sinks are in natural units
+    for (int64_t i = 0; i < t.kv_heads * rows; i++) {
+        const int64_t h = i / rows, r = i % rows, at = h * w.padded() + r;
+        finish_row(a, t, t.token0 + r / per_kv, (t.kv_head0 + h) * per_kv + r % per_kv,
+                   w.s.acc + at * w.d, w.s.top[at] * kLn2, w.s.sum[at]);
+    }
 }
 
 #endif

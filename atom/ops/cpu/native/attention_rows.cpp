@@ -142,9 +142,17 @@ void weighted_sum(Row* rows, const T* cache, const int64_t* slots, int64_t strid
     }
 }
 
+// All heads of the keys: the next heads find them in the cache.
+template <class T>
+void prefetch_rows(const T* cache, const int64_t* slots, int64_t stride, int64_t n) {
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < stride; i += int64_t(64 / sizeof(T)))
+            __builtin_prefetch(cache + slots[j] * stride + i);
+}
+
 template <class T, int R>
-void pass(const AttentionArgs& a, const AttentionTile& t, Row* rows) {
-    const int64_t stride = a.kv_heads * a.head_dim, at = t.kv_head * a.head_dim;
+void pass(const AttentionArgs& a, const AttentionTile& t, int64_t h, Row* rows) {
+    const int64_t stride = a.kv_heads * a.head_dim, at = h * a.head_dim;
     const T* k_cache = static_cast<const T*>(a.k_cache) + at;
     const T* v_cache = static_cast<const T*>(a.v_cache) + at;
     int64_t begin = t.key1, end = t.key0;
@@ -156,6 +164,10 @@ void pass(const AttentionArgs& a, const AttentionTile& t, Row* rows) {
     for (int64_t key = begin; key < end; key += kKeys) {
         const int64_t n = end - key < kKeys ? end - key : kKeys;
         key_slots(a, t.seq, key, n, slots);
+        if (h == t.kv_head0 && t.kv_heads > 1) {
+            prefetch_rows(k_cache - at, slots, stride, n);
+            prefetch_rows(v_cache - at, slots, stride, n);
+        }
         scores<T, R>(rows, k_cache, slots, stride, n, a.head_dim);
         for (int r = 0; r < R; r++) softmax_block(a, rows[r], key, n);
         weighted_sum<T, R>(rows, v_cache, slots, stride, n, a.head_dim);
@@ -163,45 +175,54 @@ void pass(const AttentionArgs& a, const AttentionTile& t, Row* rows) {
 }
 
 template <class T>
-void pass_rows(const AttentionArgs& a, const AttentionTile& t, Row* rows, int count) {
-    if (count == 1) pass<T, 1>(a, t, rows);
-    if (count == 2) pass<T, 2>(a, t, rows);
-    if (count == 3) pass<T, 3>(a, t, rows);
-    if (count == 4) pass<T, 4>(a, t, rows);
+void pass_rows(const AttentionArgs& a, const AttentionTile& t, int64_t h, Row* rows, int count) {
+    if (count == 1) pass<T, 1>(a, t, h, rows);
+    if (count == 2) pass<T, 2>(a, t, h, rows);
+    if (count == 3) pass<T, 3>(a, t, h, rows);
+    if (count == 4) pass<T, 4>(a, t, h, rows);
+}
+
+// A row before its first key: query scaled, sums empty. `own` holds query, sums and scores.
+Row start_row(const AttentionArgs& a, const AttentionTile& t, int64_t token, int64_t head,
+              float* own) {
+    const int64_t d = a.head_dim;
+    const float* q = a.q + (t.token0 + token) * a.q_stride + head * a.q_head_stride;
+    for (int64_t i = 0; i < d; i += VL) {
+        vstore(own + i, vmul(vload(q + i), vset1(float(a.scale))));
+        vstore(own + d + i, vzero());
+    }
+    const int64_t position = t.position0 + token, first = first_key(a, position);
+    return Row{own,  own + d, -INFINITY, 0.0f, first > t.key0 ? first : t.key0,
+               position + 1 < t.key1 ? position + 1 : t.key1, own + 2 * d};
 }
 
 }  // namespace
 
-int64_t attention_rows_scratch(const AttentionArgs& a, int64_t) {
+int64_t attention_rows_scratch(const AttentionArgs& a) {
     return kRows * (2 * a.head_dim + kKeys) * 4;
 }
 
 void attention_rows(const AttentionArgs& a, const AttentionTile& t, uint8_t* scratch) {
     const int64_t d = a.head_dim, per_kv = a.q_heads / a.kv_heads;
     float* memory = reinterpret_cast<float*>(scratch);
-    const int64_t total = t.tokens * per_kv;
-    for (int64_t r0 = 0; r0 < total; r0 += kRows) {
-        const int count = int(total - r0 < kRows ? total - r0 : kRows);
-        Row rows[kRows];
-        for (int r = 0; r < count; r++) {
-            const int64_t token = (r0 + r) / per_kv, head = t.kv_head * per_kv + (r0 + r) % per_kv;
-            const float* q = a.q + (t.token0 + token) * a.q_stride + head * a.q_head_stride;
-            float* own = memory + r * (2 * d + kKeys);
-            for (int64_t i = 0; i < d; i += VL) {
-                vstore(own + i, vmul(vload(q + i), vset1(float(a.scale))));
-                vstore(own + d + i, vzero());
+    const int64_t rows_per_head = t.tokens * per_kv;
+    for (int64_t h = t.kv_head0; h < t.kv_head0 + t.kv_heads; h++)
+        for (int64_t r0 = 0; r0 < rows_per_head; r0 += kRows) {
+            const int64_t left = rows_per_head - r0;
+            const int count = int(left < kRows ? left : kRows);
+            Row rows[kRows];
+            for (int r = 0; r < count; r++) {
+                float* own = memory + r * (2 * d + kKeys);
+                rows[r] = start_row(a, t, (r0 + r) / per_kv, h * per_kv + (r0 + r) % per_kv, own);
             }
-            const int64_t position = t.position0 + token;
-            const int64_t first = first_key(a, position);
-            rows[r] = Row{own, own + d, -INFINITY, 0.0f, first > t.key0 ? first : t.key0,
-                          position + 1 < t.key1 ? position + 1 : t.key1, own + 2 * d};
+            if (a.bf16)
+                pass_rows<uint16_t>(a, t, h, rows, count);
+            else
+                pass_rows<float>(a, t, h, rows, count);
+            for (int r = 0; r < count; r++)
+                finish_row(a, t, t.token0 + (r0 + r) / per_kv, h * per_kv + (r0 + r) % per_kv,
+                           rows[r].acc, rows[r].top, rows[r].sum);
         }
-        if (a.bf16)
-            pass_rows<uint16_t>(a, t, rows, count);
-        else
-            pass_rows<float>(a, t, rows, count);
-        for (int r = 0; r < count; r++) finish_row(a, t, r0 + r, rows[r].acc, rows[r].top, rows[r].sum);
-    }
 }
 
 }  // namespace atom

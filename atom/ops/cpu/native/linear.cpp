@@ -12,7 +12,7 @@ enum Path { kInt8, kBf16, kFma };
 // Rows up to which int8 dot products beat the unpack-and-multiply path (benchmarks/cpu_ops.py).
 int64_t int8_rows() {
     if (!has_bf16()) return INT64_MAX / 2;
-    return amx_request() ? 24 : 64;
+    return amx_request() ? 16 : 32;
 }
 
 Path path_of(const LinearArgs& a, int64_t m) {

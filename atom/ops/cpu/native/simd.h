@@ -109,6 +109,12 @@ template <int N>
 inline vi isrl16(vi a) {
     return _mm512_srli_epi16(a, N);
 }
+template <int S>
+inline vi isll32(vi a) { return _mm512_slli_epi32(a, S); }
+template <int S>
+inline vi isra32(vi a) { return _mm512_srai_epi32(a, S); }
+inline vi isub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+inline vi imax32(vi a, vi b) { return _mm512_max_epi32(a, b); }
 // acc + sum of four products of unsigned bytes of w and signed bytes of x, in each 32-bit lane.
 inline vi dot_u8(vi acc, vi w, vi x) { return _mm512_dpbusd_epi32(acc, w, x); }
 // The same for weights stored with an offset of 128; the caller takes kOffset8 * sum(x) off.
@@ -120,6 +126,13 @@ inline vi dot_o8(vi acc, vi w, vi x) { return _mm512_dpbusd_epi32(acc, w, x); }
 constexpr int VL = 8;
 using vf = __m256;
 using vi = __m256i;
+
+template <int S>
+inline vi isll32(vi a) { return _mm256_slli_epi32(a, S); }
+template <int S>
+inline vi isra32(vi a) { return _mm256_srai_epi32(a, S); }
+inline vi isub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+inline vi imax32(vi a, vi b) { return _mm256_max_epi32(a, b); }
 
 inline vf vzero() { return _mm256_setzero_ps(); }
 inline vf vset1(float x) { return _mm256_set1_ps(x); }
