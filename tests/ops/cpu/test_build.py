@@ -106,3 +106,15 @@ for op in ("rms_norm", "linear"):
     norm, linear = done.stdout.splitlines()
     assert norm == "('cpu', 'no native kernels: switched off by ATOM_NATIVE=0')"
     assert linear.startswith("('cpu', None)") or "no fbgemm" in linear
+
+
+def test_the_kernels_compile_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other tests skip where nothing can be compiled: an error in the sources must not."""
+    monkeypatch.delenv("ATOM_CACHE_DIR")
+    try:
+        build.compiler()
+    except build.CannotBuild as reason:
+        pytest.skip(str(reason))
+    if {"avx2", "fma", "f16c"} - build.cpu_features():
+        pytest.skip("this processor lacks AVX2")
+    assert build.library_path().stat().st_size > 10_000

@@ -9,24 +9,24 @@ bool amx_request();  // asks the kernel for tile state, once per process; true i
 
 #ifdef ATOM_AMX
 
-// Rows of the narrow tiles that are in force; 0: no configuration.
+// Rows of tiles 0-5 in force; 0: no configuration.
 extern thread_local int amx_rows;
 
-// Tiles of 64-byte rows, 16 of them: C 0, 2, 3; A 4; B 6, 7. Tiles 1 (C) and 5 (A) have
-// `narrow_rows`, because a product takes as many cycles as A has rows.
-inline void amx_configure(int narrow_rows = 16) {
-    if (amx_rows == narrow_rows) return;
+// C tiles 0-3 and A tiles 4, 5 of `rows` rows (a product takes as many cycles as A has rows), B
+// tiles 6, 7 of 16; all of 64-byte rows. The tiles' contents are lost.
+inline void amx_configure(int rows = 16) {
+    if (amx_rows == rows) return;
     struct alignas(64) Config {
         uint8_t bytes[64];
     } config = {};
     config.bytes[0] = 1;  // palette
     for (int t = 0; t < 8; t++) {
         config.bytes[16 + 2 * t] = 64;  // bytes in a row
-        config.bytes[48 + t] = uint8_t(t == 1 || t == 5 ? narrow_rows : 16);
+        config.bytes[48 + t] = uint8_t(t < 6 ? rows : 16);
     }
     // gcc 12's _tile_loadconfig tells the compiler of 8 bytes only; say that all 64 are read.
     __asm__ volatile("ldtilecfg %0" ::"m"(config));
-    amx_rows = narrow_rows;
+    amx_rows = rows;
 }
 
 inline void amx_release() {

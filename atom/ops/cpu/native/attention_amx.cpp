@@ -25,7 +25,7 @@ constexpr int kTile = 16 * 32;  // bf16 values of a tile
 struct Scratch {
     uint16_t* q;      // [kv heads][row tiles][d / 32] tiles: pairs of d x 16 rows
     uint16_t* p;      // [kv heads][row tiles][kKeys / 32] tiles: 16 rows x 32 keys
-    uint16_t* v;      // [kKeys / 32][d / 16] tiles: pairs of keys x 16 d
+    uint16_t* v;      // [kv heads][kKeys / 32][d / 16] tiles: pairs of keys x 16 d
     uint16_t* k;      // [kKeys][kv heads][d]: keys that are not neighbours in the cache
     float* scores;    // [kv heads][padded][kKeys]
     float* acc;       // [kv heads][padded][d]
@@ -36,15 +36,15 @@ struct Scratch {
 
     static int64_t bytes(int64_t padded, int64_t heads, int64_t d) {
         const int64_t r = padded * heads;
-        return r * d * 2 + r * kKeys * 2 + kKeys * d * 2 + kKeys * heads * d * 2 + r * kKeys * 4 +
-               r * d * 4 + r * 8 + padded * 8;
+        return r * d * 2 + r * kKeys * 2 + 2 * kKeys * heads * d * 2 + r * kKeys * 4 + r * d * 4 +
+               r * 8 + padded * 8;
     }
     Scratch(uint8_t* memory, int64_t padded, int64_t heads, int64_t d) {
         const int64_t r = padded * heads;
         q = reinterpret_cast<uint16_t*>(memory);
         p = q + r * d;
         v = p + r * kKeys;
-        k = v + kKeys * d;
+        k = v + kKeys * heads * d;
         scores = reinterpret_cast<float*>(k + kKeys * heads * d);
         acc = scores + r * kKeys;
         top = acc + r * d;
@@ -142,6 +142,31 @@ inline void prefetch_values(const Work& w, const int64_t* slots, int64_t n) {
             __builtin_prefetch(cache + slots[j] * w.a.kv_heads * w.d + i);
 }
 
+// Four groups of keys at once, each in a tile of its own: products into one tile wait for each
+// other, because the processor does not rename tiles.
+void score_groups(const uint16_t* const (&k)[4], int64_t stride, const uint16_t* q, int64_t d,
+                  float (*st)[256]) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t i = 0; i < d / 32; i++) {
+        _tile_loadd(6, q + i * kTile, 64);
+        _tile_loadd(4, k[0] + i * 32, stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, k[1] + i * 32, stride);
+        _tile_dpbf16ps(1, 5, 6);
+        _tile_loadd(4, k[2] + i * 32, stride);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_loadd(5, k[3] + i * 32, stride);
+        _tile_dpbf16ps(3, 5, 6);
+    }
+    _tile_stored(0, st[0], 64);
+    _tile_stored(1, st[1], 64);
+    _tile_stored(2, st[2], 64);
+    _tile_stored(3, st[3], 64);
+}
+
 // Scores of `groups` x 16 keys and one tile of rows. In two passes, because a vector load that
 // follows a tile's store at once has to wait for it.
 void score_tile(const Work& w, const uint16_t* const* k, int64_t stride, int64_t groups, int64_t h,
@@ -150,14 +175,10 @@ void score_tile(const Work& w, const uint16_t* const* k, int64_t stride, int64_t
     const int64_t tile = h * w.row_tiles + rt;
     const uint16_t* q = w.s.q + tile * 16 * w.d;
     amx_fence();
-    for (int64_t g = 0; g < groups; g++) {
-        _tile_zero(0);
-        for (int64_t i = 0; i < w.d / 32; i++) {
-            _tile_loadd(4, k[g] + h * w.d + i * 32, stride);
-            _tile_loadd(6, q + i * kTile, 64);
-            _tile_dpbf16ps(0, 4, 6);
-        }
-        _tile_stored(0, st[g], 64);
+    for (int64_t g = 0; g < groups; g += 4) {
+        const uint16_t* four[4];
+        for (int64_t c = 0; c < 4; c++) four[c] = k[g + c < groups ? g + c : groups - 1] + h * w.d;
+        score_groups(four, stride, q, w.d, st + g);
     }
     amx_fence();
     const int64_t rows = w.rows - rt * 16 < 16 ? w.rows - rt * 16 : 16;
@@ -230,7 +251,7 @@ void pack_values(const Work& w, int64_t h, const int64_t* slots, int64_t n) {
                                          39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (int64_t j = 0; j < (n + 31) / 32 * 32; j += 2) {
-        uint16_t* to = w.s.v + (j / 32) * (w.d / 16) * kTile + (j % 32) / 2 * 32;
+        uint16_t* to = w.s.v + h * kKeys * w.d + (j / 32) * (w.d / 16) * kTile + (j % 32) / 2 * 32;
         const uint16_t* first = j < n ? cache + slots[j] * row : nullptr;
         const uint16_t* second = j + 1 < n ? cache + slots[j + 1] * row : nullptr;
         for (int64_t i = 0; i < w.d; i += 32) {
@@ -242,19 +263,37 @@ void pack_values(const Work& w, int64_t h, const int64_t* slots, int64_t n) {
     }
 }
 
-void add_values(const Work& w, int64_t h, int64_t n) {
+// acc += weights times values: four tiles of 16 d at once.
+void add_values(const Work& w, int64_t h, int64_t rt, int64_t n) {
+    const int64_t wide = w.d / 16, stride = w.d * 4;
+    const uint16_t* p = w.s.p + (h * w.row_tiles + rt) * 16 * kKeys;
+    const uint16_t* v = w.s.v + h * kKeys * w.d;
+    float* acc = w.s.acc + (h * w.row_tiles + rt) * 16 * w.d;
     amx_fence();
-    for (int64_t rt = h * w.row_tiles; rt < (h + 1) * w.row_tiles; rt++)
-        for (int64_t i = 0; i < w.d / 16; i++) {
-            float* acc = w.s.acc + rt * 16 * w.d + i * 16;
-            _tile_loadd(1, acc, w.d * 4);
-            for (int64_t b = 0; b * 32 < n; b++) {
-                _tile_loadd(5, w.s.p + rt * 16 * kKeys + b * kTile, 64);
-                _tile_loadd(7, w.s.v + (b * (w.d / 16) + i) * kTile, 64);
-                _tile_dpbf16ps(1, 5, 7);
-            }
-            _tile_stored(1, acc, w.d * 4);
+    for (int64_t i0 = 0; i0 < wide; i0 += 4) {
+        int64_t at[4];  // past the end: the last one again
+        for (int64_t c = 0; c < 4; c++) at[c] = i0 + c < wide ? i0 + c : wide - 1;
+        _tile_loadd(0, acc + at[0] * 16, stride);
+        _tile_loadd(1, acc + at[1] * 16, stride);
+        _tile_loadd(2, acc + at[2] * 16, stride);
+        _tile_loadd(3, acc + at[3] * 16, stride);
+        for (int64_t b = 0; b * 32 < n; b++) {
+            const uint16_t* vb = v + b * wide * kTile;
+            _tile_loadd(4, p + b * kTile, 64);
+            _tile_loadd(6, vb + at[0] * kTile, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, vb + at[1] * kTile, 64);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(6, vb + at[2] * kTile, 64);
+            _tile_dpbf16ps(2, 4, 6);
+            _tile_loadd(7, vb + at[3] * kTile, 64);
+            _tile_dpbf16ps(3, 4, 7);
         }
+        _tile_stored(0, acc + at[0] * 16, stride);
+        _tile_stored(1, acc + at[1] * 16, stride);
+        _tile_stored(2, acc + at[2] * 16, stride);
+        _tile_stored(3, acc + at[3] * 16, stride);
+    }
     amx_fence();
 }
 
@@ -273,7 +312,7 @@ void attention_amx(const AttentionArgs& a, const AttentionTile& t, uint8_t* scra
     const int64_t row_tiles = (rows + 15) / 16;
     const Work w{a,      t,    Scratch(scratch, row_tiles * 16, t.kv_heads, a.head_dim),
                  per_kv, rows, row_tiles, a.head_dim};
-    amx_configure(row_tiles == 1 ? int(rows) : 16);
+    const int narrow = row_tiles == 1 ? int(rows) : 16;
     pack_queries(w);
     const int64_t all = t.kv_heads * w.padded();
     std::memset(w.s.acc, 0, size_t(all * w.d * 4));
@@ -295,12 +334,15 @@ void attention_amx(const AttentionArgs& a, const AttentionTile& t, uint8_t* scra
     for (int64_t key = begin / 16 * 16; key < end; key += kKeys) {
         const int64_t n = end - key < kKeys ? end - key : kKeys;
         key_slots(a, t.seq, key, n, slots);
+        amx_configure(16);
         compute_scores(w, slots, n);
         for (int64_t h = 0; h < t.kv_heads; h++) {
             for (int64_t r = 0; r < rows; r++) softmax_row(w, h, r, key, n);
             pack_values(w, h, slots, n);
-            add_values(w, h, n);
         }
+        amx_configure(narrow);
+        for (int64_t h = 0; h < t.kv_heads; h++)
+            for (int64_t rt = 0; rt < row_tiles; rt++) add_values(w, h, rt, n);
     }
     constexpr float kLn2 = 0.69314718f;  // partial results and sinks are in natural units
     for (int64_t i = 0; i < t.kv_heads * rows; i++) {
