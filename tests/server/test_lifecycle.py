@@ -286,6 +286,7 @@ def test_what_is_cut_off_gets_an_error_event() -> None:
                 "[DONE]",
             ]
             assert waiting.result().status_code == 503
+        served.inside(served.state.wait_idle())  # the answers are out before the books are closed
         assert served.client.num_inflight == 0
         assert served.state.admission.in_flight == 0
 

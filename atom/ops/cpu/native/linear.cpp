@@ -1,22 +1,24 @@
 // Which kernel serves a linear: by format, rows and machine.
 #include "linear.h"
 
-#include "amx.h"
 #include "ops.h"
 
 namespace atom {
 namespace {
 
-enum Path { kInt8, kBf16, kFma };
+enum Path { kInt8, kTiles, kBf16, kFma };
 
-// Rows up to which int8 dot products beat the unpack-and-multiply path (benchmarks/cpu_ops.py).
-int64_t int8_rows() {
-    if (!has_bf16()) return INT64_MAX / 2;
-    return amx_request() ? 16 : 32;
+// Where one kernel for quantised weights overtakes another, in rows (benchmarks/cpu_ops.py).
+constexpr int64_t kTilesFrom = 8, kBf16FromTiles = 49, kBf16From = 33, kFmaFrom = 25;
+
+Path quantized_path(int64_t m) {
+    if (has_tiles()) return m < kTilesFrom ? kInt8 : m < kBf16FromTiles ? kTiles : kBf16;
+    if (has_bf16()) return m < kBf16From ? kInt8 : kBf16;
+    return m < kFmaFrom ? kInt8 : kFma;
 }
 
 Path path_of(const LinearArgs& a, int64_t m) {
-    if (a.w.quantized()) return m <= int8_rows() ? kInt8 : kBf16;
+    if (a.w.quantized()) return quantized_path(m);
     if (a.w.format == kF32 || m <= 4 || !has_bf16()) return kFma;
     return kBf16;
 }
@@ -29,6 +31,7 @@ void op_linear(const void* args, const Dyn& dyn, Worker& w) {
     if (m <= 0) return;
     switch (path_of(a, m)) {
         case kInt8: return linear_int8(a, m, w);
+        case kTiles: return linear_tiles(a, m, w);
         case kBf16: return linear_bf16(a, m, w);
         case kFma: return linear_fma(a, m, w);
     }
@@ -39,6 +42,7 @@ int64_t scratch_linear(const void* args, const Dyn& dyn, int) {
     const int64_t m = a.rows.get(dyn);
     switch (path_of(a, m)) {
         case kInt8: return linear_int8_scratch(a, m);
+        case kTiles: return linear_tiles_scratch(a, m);
         case kBf16: return linear_bf16_scratch(a, m);
         default: return 0;
     }

@@ -21,6 +21,10 @@ void linear_int8(const LinearArgs& a, int64_t m, Worker& w);
 int64_t linear_int8_scratch(const LinearArgs& a, int64_t m);
 // Dense weights times float32 activations, fused multiply-add: any weight, any rows, exact.
 void linear_fma(const LinearArgs& a, int64_t m, Worker& w);
+// Quantised weights as they are on AMX tiles: a batch of decodes, a short prompt.
+bool has_tiles();
+void linear_tiles(const LinearArgs& a, int64_t m, Worker& w);
+int64_t linear_tiles_scratch(const LinearArgs& a, int64_t m);
 // bf16 products: weights are unpacked to bf16 a panel at a time. Many rows.
 bool has_bf16();
 void linear_bf16(const LinearArgs& a, int64_t m, Worker& w);
