@@ -13,7 +13,7 @@ from atom.config.environment import read_environment
 from atom.config.fields import Setting, flag_name, nearest, sections, settings
 from atom.config.recipe import read_recipe
 from atom.config.schema import Config
-from atom.config.support import probable_device, refuse_unsupported
+from atom.config.support import refuse_unsupported
 from atom.errors import ConfigError
 
 
@@ -126,5 +126,5 @@ def _build(values: Mapping[str, Any], sources: Mapping[str, Source]) -> Resolved
         return sources[name].subject(name) if name in sources else settings()[name].key
 
     config = cross_check(config, where)
-    refuse_unsupported(config, probable_device(config), where)
+    refuse_unsupported(config, where)
     return Resolved(config, sources)

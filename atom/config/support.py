@@ -1,15 +1,14 @@
 """What the schema can say but this version cannot do, each with its reason, in one place.
 
-Nothing is accepted and ignored: a setting that would have no effect is refused. When a feature
-lands, its row goes. `refuse_unsupported` runs at resolution with what is known of the device, and
-once more in the engine when the device has been chosen.
+Nothing is accepted and silently ignored: what cannot work is refused at resolution, and a setting
+of another device is named in a warning once the device is known. When a feature lands, its row
+goes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from atom.config.schema import Config
 from atom.errors import ConfigError
@@ -17,7 +16,7 @@ from atom.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """`setting` is refused where `applies`, on `device` ("" = everywhere), for `reason`."""
+    """`setting` is refused where `applies`, for `reason`; with `device`, it has no effect there."""
 
     setting: str
     applies: Callable[[Config], bool]
@@ -66,11 +65,11 @@ REFUSALS: tuple[Refusal, ...] = (
         lambda c: bool(c.compile.cudagraph_capture_sizes),
         "graphs are not in this version; leave it out",
     ),
-    Refusal(
-        "kv_cache_dtype",
-        lambda c: c.engine.kv_cache_dtype == "fp8",
-        "an fp8 KV cache is not in this version; use auto, bf16, fp16 or fp32",
-    ),
+)
+
+# Settings of one kind of device. A recipe is written for where it will run, and is checked and
+# rehearsed elsewhere, so on the other device they are left aside with a warning.
+WITHOUT_EFFECT: tuple[Refusal, ...] = (
     Refusal(
         "gpu_memory_utilization",
         lambda c: c.engine.gpu_memory_utilization != 0.9,
@@ -81,6 +80,12 @@ REFUSALS: tuple[Refusal, ...] = (
         "kv_cache_memory_gb",
         lambda c: c.engine.kv_cache_memory_gb is not None,
         "it is for cpu; on a GPU use gpu_memory_utilization or num_kvcache_blocks",
+        device="cuda",
+    ),
+    Refusal(
+        "num_threads",
+        lambda c: c.engine.num_threads != 0,
+        "it counts the CPU threads of a model on cpu",
         device="cuda",
     ),
 )
@@ -140,25 +145,20 @@ REFUSED_ENVIRONMENT: dict[str, str] = {
 }
 
 
-def probable_device(config: Config) -> str:
-    """ "cpu", "cuda" or "" (a GPU is there; whether torch can use it is the engine's to find)."""
-    if config.engine.device != "auto":
-        return config.engine.device
-    drivers = ("/dev/nvidiactl", "/dev/kfd")
-    return "" if any(Path(node).exists() for node in drivers) else "cpu"
+def unsupported(config: Config) -> list[Refusal]:
+    """The rows that refuse `config`."""
+    return [row for row in REFUSALS if row.applies(config)]
 
 
-def unsupported(config: Config, device: str) -> list[Refusal]:
-    """The rows that refuse `config` on `device` ("cpu", "cuda", "" = not known yet)."""
-    return [r for r in REFUSALS if r.device in ("", device) and r.applies(config)]
+def without_effect(config: Config, device: str) -> list[Refusal]:
+    """The settings of `config` that do nothing on `device` ("cpu" or "cuda")."""
+    return [row for row in WITHOUT_EFFECT if row.device == device and row.applies(config)]
 
 
-def refuse_unsupported(
-    config: Config, device: str, where: Callable[[str], str] = lambda name: name
-) -> None:
-    """Raise `ConfigError` for the first setting that would have no effect or cannot work.
+def refuse_unsupported(config: Config, where: Callable[[str], str] = lambda name: name) -> None:
+    """Raise `ConfigError` for the first setting that cannot work.
 
     `where` turns a setting's name into the subject of the message: what the user wrote.
     """
-    for row in unsupported(config, device):
+    for row in unsupported(config):
         raise ConfigError(f"{where(row.setting)} is refused: {row.reason}")

@@ -1,4 +1,4 @@
-"""What the schema can say but this version cannot do is refused, on the device it concerns."""
+"""What this version cannot do is refused; settings of another device are named in a warning."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ import pytest
 import atom.config
 from atom.config import Config, resolve
 from atom.config.fields import settings
-from atom.config.support import LATER_SECTIONS, REFUSALS, REFUSED_FLAGS, unsupported
+from atom.config.support import (
+    LATER_SECTIONS,
+    REFUSALS,
+    REFUSED_FLAGS,
+    WITHOUT_EFFECT,
+    unsupported,
+    without_effect,
+)
 from atom.errors import ConfigError
 
 
 def test_the_tables_name_what_exists_or_does_not() -> None:
-    assert {row.setting for row in REFUSALS} <= set(settings())
+    assert {row.setting for row in (*REFUSALS, *WITHOUT_EFFECT)} <= set(settings())
     flags = {s.flag[2:] for s in settings().values()}
     aliases = {a.lstrip("-") for s in settings().values() for a in s.aliases}
     assert not set(REFUSED_FLAGS) & (flags | aliases)
@@ -28,13 +35,14 @@ def test_every_setting_is_read_somewhere_or_refused() -> None:
     files = [p for p in root.rglob("*.py") if p.parent != root / "config"]
     code = "\n".join(p.read_text(encoding="utf-8") for p in files)
     read = set(re.findall(r"\.(\w+)\b", code))
-    refused = {row.setting for row in REFUSALS if not row.device}
+    refused = {row.setting for row in REFUSALS}
     assert set(settings()) - read - refused == set()
 
 
-@pytest.mark.parametrize("device", ["", "cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_defaults_are_supported(device: str) -> None:
-    assert unsupported(Config(), device) == []
+    assert unsupported(Config()) == []
+    assert without_effect(Config(), device) == []
 
 
 @pytest.mark.parametrize(
@@ -42,9 +50,6 @@ def test_the_defaults_are_supported(device: str) -> None:
     [
         ({"data_parallel_size": 2}, r"^--data-parallel-size is refused: .*not in this version"),
         ({"pipeline_parallel_size": 2}, "pipeline"),
-        ({"kv_cache_dtype": "fp8"}, "fp8"),
-        ({"gpu_memory_utilization": 0.5, "device": "cpu"}, "kv_cache_memory_gb"),
-        ({"kv_cache_memory_gb": 1, "device": "cuda"}, "gpu_memory_utilization"),
     ],
 )
 def test_refusals(flags: dict[str, Any], says: str) -> None:
@@ -52,7 +57,16 @@ def test_refusals(flags: dict[str, Any], says: str) -> None:
         resolve(None, {}, flags)
 
 
-def test_a_device_s_refusals_leave_the_other_alone() -> None:
-    config = resolve(None, {}, {"gpu_memory_utilization": 0.5, "device": "cuda"})
-    assert config.engine.gpu_memory_utilization == 0.5
-    assert [row.setting for row in unsupported(config, "cpu")] == ["gpu_memory_utilization"]
+@pytest.mark.parametrize(
+    ("flags", "device"),
+    [
+        ({"gpu_memory_utilization": 0.5}, "cpu"),
+        ({"kv_cache_memory_gb": 1}, "cuda"),
+        ({"num_threads": 2}, "cuda"),
+    ],
+)
+def test_settings_of_the_other_device_are_named(flags: dict[str, Any], device: str) -> None:
+    config = resolve(None, {}, flags)
+    other = "cuda" if device == "cpu" else "cpu"
+    assert [row.setting for row in without_effect(config, device)] == list(flags)
+    assert without_effect(config, other) == []

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from atom.config.schema import Config
-from atom.config.support import refuse_unsupported
+from atom.config.support import refuse_unsupported, without_effect
 from atom.engine.plan import StepHandle, StepPlan
 from atom.engine.runner import (
     compilation,
@@ -63,7 +63,9 @@ class ModelRunner:
         self.device = str(self._device)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        refuse_unsupported(config, self._device.type)
+        refuse_unsupported(config)
+        for row in without_effect(config, self._device.type):
+            log.warning("%s has no effect: %s", row.setting, row.reason)
         self._parallel = parallel
         self._set_threads(config, parallel.tp_size)
         dtype = resolve_dtype(config, source, self._device)
