@@ -9,12 +9,12 @@ namespace {
 enum Path { kInt8, kTiles, kBf16, kFma };
 
 // Where one kernel for quantised weights overtakes another, in rows (benchmarks/cpu_ops.py).
-constexpr int64_t kTilesFrom = 8, kBf16FromTiles = 49, kBf16From = 33, kFmaFrom = 25;
+constexpr int64_t kTilesFrom = 8, kBf16From = 49;  // with AMX
+constexpr int64_t kFmaFrom = 25;                   // with AVX2; AVX512's int8 is never overtaken
 
 Path quantized_path(int64_t m) {
-    if (has_tiles()) return m < kTilesFrom ? kInt8 : m < kBf16FromTiles ? kTiles : kBf16;
-    if (has_bf16()) return m < kBf16From ? kInt8 : kBf16;
-    return m < kFmaFrom ? kInt8 : kFma;
+    if (has_tiles()) return m < kTilesFrom ? kInt8 : m < kBf16From ? kTiles : kBf16;
+    return VL == 16 || m < kFmaFrom ? kInt8 : kFma;
 }
 
 Path path_of(const LinearArgs& a, int64_t m) {
