@@ -68,7 +68,15 @@ def choose(model: Any, config: Config, device: torch.device) -> Choice:
 def _choose_program(model: Any, config: Config) -> Choice:
     """The whole step as one native program, if every operation of the model is native."""
     from atom.ops.cpu.build import CannotBuild
-    from atom.ops.cpu.program import CannotRecord, Program
+
+    def eager(why: Exception) -> Choice:
+        reason = f"level 3, but there is no native program: {why}"
+        return Choice(model.forward, None, "eager", reason, (4,))
+
+    try:  # its module binds the kernels, which a machine without a compiler has not
+        from atom.ops.cpu.program import CannotRecord, Program
+    except CannotBuild as why:
+        return eager(why)
 
     def forward(input_ids: Tensor, positions: Tensor, attention: AttentionMetadata) -> Tensor:
         with set_forward_context(ForwardContext(attention)):
@@ -82,9 +90,8 @@ def _choose_program(model: Any, config: Config) -> Choice:
             max_tokens=config.scheduler.max_num_batched_tokens,
             max_seqs=config.scheduler.max_num_seqs,
         )
-    except (CannotRecord, CannotBuild) as why:
-        reason = f"level 3, but there is no native program: {why}"
-        return Choice(model.forward, None, "eager", reason, (4,))
+    except CannotRecord as why:
+        return eager(why)
     reason = f"level 3: {program.num_nodes} operations"
     return Choice(model.forward, program, "native program", reason, (4,))
 
