@@ -7,11 +7,13 @@ named by everything that decides what it is: sources, compiler, flags and the pr
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +32,8 @@ FLAGS = (
     # gcc's own vector headers warn about their "undefined" values; nothing here is shown anyway.
     "-w",
 )
+logger = logging.getLogger(__name__)
+
 # Values of ATOM_NATIVE that build for less than this machine has: for tests and comparisons.
 ARCHITECTURES = {
     "1": "-march=native",
@@ -127,7 +131,10 @@ def library_path() -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / "lock"):
                 if not target.exists():
+                    logger.info("compiling the CPU kernels with %s, once", Path(cxx).name)
+                    started = time.monotonic()
                     _compile(cxx, flags, sources, target)
+                    logger.info("compiled in %.1f s", time.monotonic() - started)
     except (OSError, subprocess.SubprocessError, ConfigError) as error:
         raise CannotBuild(f"the kernels cannot be compiled: {error}".splitlines()[0]) from error
     return target

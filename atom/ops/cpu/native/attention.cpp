@@ -35,7 +35,8 @@ StepPlan cut(const AttentionArgs& a, int64_t seqs, int num_threads, SeqPlan* pla
     // Fewer tokens in a tile when there are few tiles; at least enough rows to fill one.
     const int64_t tokens = a.cu_seqlens_q[seqs] - a.cu_seqlens_q[0];
     int64_t tile_tokens = tokens * a.kv_heads / (num_threads * 4);
-    const int64_t largest = (kRowsPerTile + per_kv - 1) / per_kv, least = (16 + per_kv - 1) / per_kv;
+    const int64_t largest = (kRowsPerTile + per_kv - 1) / per_kv;
+    const int64_t least = (16 + per_kv - 1) / per_kv;
     tile_tokens = tile_tokens > largest ? largest : tile_tokens < least ? least : tile_tokens;
     StepPlan step;
     for (int64_t s = 0; s < seqs; s++) {
@@ -93,7 +94,8 @@ void write_row(const AttentionArgs& a, int64_t token, int64_t head, const float*
         scale = std::exp(top - most) / (sum * std::exp(top - most) + std::exp(sink - most));
     }
     float* out = a.out + (token * a.q_heads + head) * a.head_dim;
-    for (int64_t i = 0; i < a.head_dim; i += VL) vstore(out + i, vmul(vload(acc + i), vset1(scale)));
+    for (int64_t i = 0; i < a.head_dim; i += VL)
+        vstore(out + i, vmul(vload(acc + i), vset1(scale)));
 }
 
 // Puts the splits of one query head together.

@@ -26,7 +26,8 @@ inline int64_t first_key(const AttentionArgs& a, int64_t position) {
 }
 
 // Slots of keys key0 .. key0 + n - 1 of a sequence.
-inline void key_slots(const AttentionArgs& a, int64_t seq, int64_t key0, int64_t n, int64_t* slots) {
+inline void key_slots(const AttentionArgs& a, int64_t seq, int64_t key0, int64_t n,
+                      int64_t* slots) {
     const int32_t* table = a.block_table + seq * a.block_table_stride;
     int64_t block = key0 / a.block_size, offset = key0 % a.block_size;
     for (int64_t i = 0; i < n; i++) {

@@ -82,7 +82,8 @@ void pack_queries(const Work& w) {
     for (int64_t i = 0; i < w.t.kv_heads * w.rows; i++) {
         const int64_t h = i / w.rows, r = i % w.rows;
         const int64_t head = (w.t.kv_head0 + h) * w.per_kv + r % w.per_kv;
-        const float* q = w.a.q + (w.t.token0 + r / w.per_kv) * w.a.q_stride + head * w.a.q_head_stride;
+        const int64_t token = w.t.token0 + r / w.per_kv;
+        const float* q = w.a.q + token * w.a.q_stride + head * w.a.q_head_stride;
         uint16_t* tiles = w.s.q + (h * w.row_tiles + r / 16) * 16 * w.d + (r % 16) * 2;
         for (int64_t c = 0; c < w.d; c += 16) {
             uint32_t pairs[8];
@@ -106,11 +107,14 @@ inline void turn_scores(const float* st, int64_t rows, float* to) {
             x[i] = _mm512_mask_broadcast_f32x4(x[i], 0xf000, _mm_loadu_ps(at + 48));
         }
         // Within each x, lane (key, row) -> (row, key); then gather each row's four quarters.
-        const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+        const __m512i order =
+            _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
         ATOM_UNROLL
         for (int i = 0; i < 4; i++) x[i] = _mm512_permutexvar_ps(order, x[i]);
-        const __m512 a = _mm512_shuffle_f32x4(x[0], x[1], 0x44), b = _mm512_shuffle_f32x4(x[2], x[3], 0x44);
-        const __m512 c = _mm512_shuffle_f32x4(x[0], x[1], 0xee), e = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
+        const __m512 a = _mm512_shuffle_f32x4(x[0], x[1], 0x44);
+        const __m512 b = _mm512_shuffle_f32x4(x[2], x[3], 0x44);
+        const __m512 c = _mm512_shuffle_f32x4(x[0], x[1], 0xee);
+        const __m512 e = _mm512_shuffle_f32x4(x[2], x[3], 0xee);
         vstore(to + (r0 + 0) * kKeys, _mm512_shuffle_f32x4(a, b, 0x88));
         vstore(to + (r0 + 1) * kKeys, _mm512_shuffle_f32x4(a, b, 0xdd));
         vstore(to + (r0 + 2) * kKeys, _mm512_shuffle_f32x4(c, e, 0x88));
@@ -119,7 +123,8 @@ inline void turn_scores(const float* st, int64_t rows, float* to) {
 }
 
 // 16 keys (the piece's heads of each) as rows of bf16: in place if neighbours in the cache.
-const uint16_t* key_rows(const Work& w, const int64_t* slots, int64_t group, int64_t n, int64_t* stride) {
+const uint16_t* key_rows(const Work& w, const int64_t* slots, int64_t group, int64_t n,
+                         int64_t* stride) {
     const int64_t row = w.a.kv_heads * w.d, width = w.t.kv_heads * w.d;
     const uint16_t* cache = static_cast<const uint16_t*>(w.a.k_cache) + w.t.kv_head0 * w.d;
     const int64_t j0 = group * 16;
@@ -239,7 +244,8 @@ void softmax_row(const Work& w, int64_t h, int64_t own, int64_t key0, int64_t n)
     w.s.top[r] = top;
     if (correction != 1.0f) {
         float* acc = w.s.acc + r * w.d;
-        for (int64_t i = 0; i < w.d; i += VL) vstore(acc + i, vmul(vload(acc + i), vset1(correction)));
+        for (int64_t i = 0; i < w.d; i += VL)
+            vstore(acc + i, vmul(vload(acc + i), vset1(correction)));
     }
 }
 
@@ -251,7 +257,7 @@ void pack_values(const Work& w, int64_t h, const int64_t* slots, int64_t n) {
                                          39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (int64_t j = 0; j < (n + 31) / 32 * 32; j += 2) {
-        uint16_t* to = w.s.v + h * kKeys * w.d + (j / 32) * (w.d / 16) * kTile + (j % 32) / 2 * 32;
+        uint16_t* to = w.s.v + h * kKeys * w.d + (j / 32) * w.d / 16 * kTile + (j % 32) / 2 * 32;
         const uint16_t* first = j < n ? cache + slots[j] * row : nullptr;
         const uint16_t* second = j + 1 < n ? cache + slots[j + 1] * row : nullptr;
         for (int64_t i = 0; i < w.d; i += 32) {

@@ -109,7 +109,8 @@ void activation_tiles(const LinearArgs& a, int64_t m, int64_t t, int64_t steps, 
             for (int h = 0; h < 2; h++) {
                 const int64_t k = s * 32 + h * 16;
                 const int64_t left = row < m ? a.w.k - k : 0;
-                const vf v = left >= 16 ? vload(x + k) : left > 0 ? vload_n(x + k, int(left)) : vzero();
+                vf v = vzero();
+                if (left > 0) v = left >= 16 ? vload(x + k) : vload_n(x + k, int(left));
                 vstore_bf16(o + h * 16, v);
             }
         }
@@ -175,7 +176,8 @@ void vector_product(int mt, const uint16_t* x, int64_t x_stride, const uint16_t*
         const uint16_t* xr = x + (r0 / 16) * x_stride + (r0 % 16) * 32;
         __m512 c[R][2];
         for (int i = 0; i < R; i++)
-            for (int g = 0; g < 2; g++) c[i][g] = add ? vload(acc + (r0 + i) * 32 + g * 16) : vzero();
+            for (int g = 0; g < 2; g++)
+                c[i][g] = add ? vload(acc + (r0 + i) * 32 + g * 16) : vzero();
         for (int64_t s = 0; s < steps; s++)
             for (int p = 0; p < 16; p++) {
                 const __m512bh a0 = (__m512bh)iload(w0 + s * kTile + p * 32);

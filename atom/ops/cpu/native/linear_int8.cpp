@@ -149,7 +149,8 @@ inline void block_product(const vi (&w)[8], const int8_t* q, const int32_t* sum,
 
 // MB rows (a chunk) times the 16 outputs of a group.
 template <int F, int MB>
-void group_product(const Weights& wt, int64_t g, const Quantized& x, int64_t chunk, float (*out)[16]) {
+void group_product(const Weights& wt, int64_t g, const Quantized& x, int64_t chunk,
+                   float (*out)[16]) {
     constexpr int64_t kBlockBytes = F == kQ8_0 ? 512 : 256;
     constexpr int kAtOnce = MB < 8 ? MB : 8;  // rows whose integer sums fit beside the rest
     const GroupView v = view_group(wt, g);
@@ -251,8 +252,9 @@ void linear_int8(const LinearArgs& a, int64_t m, Worker& w) {
         quantize(0, m);
     }
     const GroupFn* fns = g_kernels.fn[a.w.format];
-    const int64_t pieces = a.w.groups() / (w.num_threads * 8);
-    w.parallel_for(a.w.groups(), pieces < 1 ? 1 : pieces > 16 ? 16 : pieces, [&](int64_t g0, int64_t g1) {
+    int64_t grain = a.w.groups() / (w.num_threads * 8);
+    grain = grain < 1 ? 1 : grain > 16 ? 16 : grain;
+    w.parallel_for(a.w.groups(), grain, [&](int64_t g0, int64_t g1) {
         alignas(64) float tile[kMaxRows][16];
         for (int64_t g = g0; g < g1; g++) {
             for (int64_t c = 0; c < x.chunks; c++) {

@@ -1,15 +1,15 @@
 // A batch of decodes or a short prompt on AMX: quantised weights, 8 to about 50 rows.
 //
-// The quants go into the tiles as they are, because small integers are exact in bf16; a block's scale
-// is applied to the product of that block. Activations are two bf16 terms, x = high + low, so that
-// about 16 bits of them count. Results are nearly those of float32 arithmetic:
+// The quants go into the tiles as they are, because small integers are exact in bf16; a block's
+// scale is applied to the product of that block. Activations are two bf16 terms, x = high + low, so
+// that about 16 bits of them count. Results are nearly those of float32 arithmetic:
 //
 //   4 bits: w = d (q - 8) + (m + 8 d)    one tile of q - 8 per block of 32 k
 //   8 bits: w = d (16 h + l)             two tiles per block, of 16 h and of l
 //
-// Tiles must come from the L1 cache, which loads one in 8 cycles where the L2 takes 30. So a panel of
-// several groups of outputs walks through K together, a few blocks at a time: those blocks of the
-// activations stay where they are while each group's weights pass by.
+// Tiles must come from the L1 cache, which loads one in 8 cycles where the L2 takes 30. So a panel
+// of several groups of outputs walks through K together, a few blocks at a time: those blocks of
+// the activations stay where they are while each group's weights pass by.
 #include <algorithm>
 
 #include "amx.h"
@@ -102,7 +102,8 @@ struct Nibbles {
     __m512i low02, low13, high02, high13;
 };
 inline Nibbles look_up(__m512i v, __m512i low, __m512i high) {
-    return {_mm512_permutexvar_epi16(v, low), _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 8), low),
+    return {_mm512_permutexvar_epi16(v, low),
+            _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 8), low),
             _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), high),
             _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 12), high)};
 }
@@ -197,8 +198,8 @@ inline void multiply_odd(const uint16_t* x, const uint16_t* tiles, float* produc
     _tile_stored(1, product, 64);
 }
 
-// acc += 16 tokens times a stretch. A product is scaled some steps after its tile was stored: a load
-// that follows a tile's store at once has to wait for it.
+// acc += 16 tokens times a stretch. A product is scaled some steps after its tile was stored: a
+// load that follows a tile's store at once has to wait for it.
 template <int Tiles, bool Constant>
 void multiply(const uint16_t* x, const float* sums, const Stretch& p, int64_t steps,
               __m512 (&acc)[16]) {

@@ -35,7 +35,8 @@ void pack_quantized_row(const uint8_t* src, const Weights& w, uint8_t* base, int
 
 void pack_dense_row(const uint8_t* src, const Weights& w, uint8_t* base, int lane) {
     if (w.format == kF32) {
-        for (int64_t k = 0; k < w.k; k++) std::memcpy(base + (k * kGroup + lane) * 4, src + 4 * k, 4);
+        for (int64_t k = 0; k < w.k; k++)
+            std::memcpy(base + (k * kGroup + lane) * 4, src + 4 * k, 4);
         return;
     }
     uint16_t* out = reinterpret_cast<uint16_t*>(base);
