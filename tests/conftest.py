@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from pathlib import Path
 
 import pytest
 
 from atom.models.embedded import embedded_gguf as provide_embedded_gguf
+
+# torch's compiler imports setuptools when it first compiles, and that fails if a test before it has
+# brought in the standard library's distutils (Python 3.11 and older). So it comes first.
+with contextlib.suppress(ImportError):
+    importlib.import_module("setuptools")
 
 
 @pytest.fixture(scope="session")
