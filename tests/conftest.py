@@ -10,8 +10,9 @@ import pytest
 
 from atom.models.embedded import embedded_gguf as provide_embedded_gguf
 
-# torch's compiler imports setuptools when it first compiles, and that fails if a test before it has
-# brought in the standard library's distutils (Python 3.11 and older). So it comes first.
+# torch's compiler imports setuptools when it first compiles. Once, under parallel tests, that
+# failed on a distutils which was there already (Python 3.11). It was not seen again; importing
+# setuptools first should rule it out.
 with contextlib.suppress(ImportError):
     importlib.import_module("setuptools")
 
