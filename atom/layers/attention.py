@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from atom.layers import custom_ops
 from atom.layers.build import BuildContext
 from atom.layers.context import forward_context
+from atom.layers.norm import RMSNorm
+from atom.layers.rotary import RotaryEmbedding
+from atom.ops.contracts import AttentionMetadata, AttentionParams
 
 
 class Attention(nn.Module):
-    """q [T, Hq, D], k and v [T, Hk, D] (rotated) -> [T, Hq, D]; k and v go into the cache.
+    """qkv [T, Hq + 2 Hk, D], as projected -> [T, Hq, D]; k and v go into the cache.
 
-    `window` > 0: only the last `window` keys are seen. Heads are the rank's own.
+    q and k are normed per head where there are `norms`, and rotated. `window` > 0: only the last
+    `window` keys are seen. Heads are the rank's own.
     """
 
     k_cache: Tensor  # [B, block_size, Hk, D] of kv_dtype
@@ -26,6 +32,8 @@ class Attention(nn.Module):
         num_kv_heads: int,
         head_dim: int,
         *,
+        rotary: RotaryEmbedding,
+        norms: tuple[RMSNorm, RMSNorm] | None = None,
         window: int = 0,
     ) -> None:
         super().__init__()
@@ -34,38 +42,92 @@ class Attention(nn.Module):
         self.head_dim = head_dim
         self.scale = head_dim**-0.5
         self.window = window
+        self.k_scale = self.v_scale = 1.0
         self.kv_dtype: torch.dtype = build.kv_dtype
-        self._write = build.select(
-            "reshape_and_cache",
-            kv=True,
-            opaque=True,
-            Hk=num_kv_heads,
-            D=head_dim,
-            bs=build.block_size,
-        )
-        self._attend = build.select(
-            "paged_attention",
-            kv=True,
-            opaque=True,
-            Hq=num_heads,
-            Hk=num_kv_heads,
-            D=head_dim,
-            bs=build.block_size,
-            window=window,
-        )
+        self._rotary = rotary
+        self._norms = norms  # in a tuple: submodules of the layer above, not of this one
+        self._split = (num_heads, num_kv_heads, num_kv_heads)
+        self._params: AttentionParams | None = None
+        self._select(build)
         self._handle = custom_ops.remember(self) if build.traceable else ""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _select(self, build: BuildContext) -> None:
+        """One kernel for everything, or one for each part. All are behind the custom operator."""
+        q, kv, dim, size = self.num_heads, self.num_kv_heads, self.head_dim, build.block_size
+        rotated, interleaved = self._rotary.size, int(self._rotary.interleaved)
+        choose = partial(build.select, kv=True, opaque=True, Hk=kv, D=dim, bs=size)
+        self._fused = build.fused(
+            "attention",
+            kv=True,
+            opaque=True,
+            Hq=q,
+            Hk=kv,
+            D=dim,
+            bs=size,
+            window=self.window,
+            R=rotated,
+            interleaved=interleaved,
+        )
+        if self._fused is None:
+            self._write = choose("reshape_and_cache")
+            self._attend = choose("paged_attention", Hq=q, window=self.window)
+
+    def forward(self, qkv: Tensor, positions: Tensor) -> Tensor:
         if self._handle:
-            out: Tensor = torch.ops.atom.attention(q, k, v, self._handle)
+            out: Tensor = torch.ops.atom.attention(qkv, positions, self.num_heads, self._handle)
             return out
-        return self.run(q, k, v)
+        return self.step(qkv, positions)
 
     __call__ = forward
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def step(self, qkv: Tensor, positions: Tensor) -> Tensor:
         """What happens behind the custom operator, or without one."""
-        meta = forward_context().attention
-        self._write(k, v, self.k_cache, self.v_cache, meta.slot_mapping)
-        out: Tensor = self._attend(q, self.k_cache, self.v_cache, meta, self.scale, self.window)
+        context = forward_context()
+        if context.around_attention is not None:
+            return context.around_attention(self, qkv, positions)
+        return self.run(qkv, positions, context.attention)
+
+    def run(
+        self, qkv: Tensor, positions: Tensor, meta: AttentionMetadata, out: Tensor | None = None
+    ) -> Tensor:
+        """Attention itself, into `out` [T, Hq, D] if it is given."""
+        if self._fused is not None:
+            result: Tensor = self._fused(
+                qkv, positions, self.k_cache, self.v_cache, meta, self.params, out
+            )
+            return result
+        result = self._compose(qkv, positions, meta)
+        return result if out is None else out.copy_(result)
+
+    def _compose(self, qkv: Tensor, positions: Tensor, meta: AttentionMetadata) -> Tensor:
+        q, k, v = qkv.split_with_sizes(self._split, 1)
+        if self._norms is not None:
+            q, k = self._norms[0](q), self._norms[1](k)
+        q, k = self._rotary(q, k, positions)
+        scales = (self.k_scale, self.v_scale)
+        self._write(k, v, self.k_cache, self.v_cache, meta.slot_mapping, *scales)
+        out: Tensor = self._attend(
+            q, self.k_cache, self.v_cache, meta, self.scale, self.window, None, 0.0, *scales
+        )
         return out
+
+    @property
+    def params(self) -> AttentionParams:
+        """Known once the weights are loaded."""
+        if self._params is None:
+            norms = self._norms
+            self._params = AttentionParams(
+                num_heads=self.num_heads,
+                num_kv_heads=self.num_kv_heads,
+                head_dim=self.head_dim,
+                scale=self.scale,
+                cos_sin=self._rotary.cos_sin,
+                interleaved=self._rotary.interleaved,
+                q_norm=None if norms is None else norms[0].weight,
+                k_norm=None if norms is None else norms[1].weight,
+                norm_eps=0.0 if norms is None else norms[0].eps,
+                window=self.window,
+                k_scale=self.k_scale,
+                v_scale=self.v_scale,
+            )
+        return self._params

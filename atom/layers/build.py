@@ -64,7 +64,19 @@ class BuildContext:
         **shape: int,
     ) -> tuple[Callable[..., Any], str]:
         """As `select`, with the name of the backend."""
-        query = OpQuery(
+        query = self._query(op, weight_format, kv, opaque, shape)
+        return registry.select(query), registry.chosen()[query]
+
+    def fused(
+        self, op: str, *, kv: bool = False, opaque: bool = False, **shape: int
+    ) -> Callable[..., Any] | None:
+        """The kernel of an operation that others can compose; None where no backend fuses it."""
+        return registry.select_fused(self._query(op, "", kv, opaque, shape))
+
+    def _query(
+        self, op: str, weight_format: str, kv: bool, opaque: bool, shape: dict[str, int]
+    ) -> OpQuery:
+        return OpQuery(
             op=op,
             device=self.device.type,
             dtype=dtype_name(self.dtype),
@@ -73,7 +85,6 @@ class BuildContext:
             shape=tuple(shape.items()),
             traceable=self.traceable and not opaque,
         )
-        return registry.select(query), registry.chosen()[query]
 
     def pack(self, weight: Tensor | GGUFWeight) -> PackedLinear:
         """`weight` on the device, in the form of the kernel that serves it."""

@@ -5,16 +5,23 @@ Set by the runner round each forward, so that attention needs no plumbing throug
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from atom.ops.contracts import AttentionMetadata
 
 
 @dataclass(slots=True)
 class ForwardContext:
+    """`around_attention` stands in for every attention layer's `run`: (layer, qkv, positions) ->
+    out. The capture of piecewise graphs cuts the forward there."""
+
     attention: AttentionMetadata
+    around_attention: Callable[[Any, Tensor, Tensor], Tensor] | None = None
 
 
 _current: ForwardContext | None = None

@@ -25,13 +25,13 @@ def remember(layer: Any) -> str:
     return name
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, layer: str) -> Tensor:
-    out: Tensor = _layers[layer].run(q, k, v)
+def _attention(qkv: Tensor, positions: Tensor, num_heads: int, layer: str) -> Tensor:
+    out: Tensor = _layers[layer].step(qkv, positions)
     return out
 
 
-def _attention_fake(q: Tensor, k: Tensor, v: Tensor, layer: str) -> Tensor:
-    return q.new_empty(q.shape)
+def _attention_fake(qkv: Tensor, positions: Tensor, num_heads: int, layer: str) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], num_heads, qkv.shape[2])
 
 
 def _experts(x: Tensor, logits: Tensor, layer: str) -> Tensor:
@@ -43,7 +43,9 @@ def _experts_fake(x: Tensor, logits: Tensor, layer: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
-_library.define("attention(Tensor q, Tensor k, Tensor v, str layer) -> Tensor")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "attention(Tensor qkv, Tensor positions, int num_heads, str layer) -> Tensor"
+)
 _library.impl("attention", _attention, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("atom::attention", _attention_fake, lib=_library)
 _library.define("experts(Tensor x, Tensor logits, str layer) -> Tensor")  # type: ignore[no-untyped-call]

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from atom.layers.activation import SiluAndMul
 from atom.layers.build import BuildContext, storage_name
+from atom.layers.norm import RMSNorm
 from atom.layers.weights import ALL, CheckpointTensor, Layer, WeightSlot, sibling
-from atom.ops.contracts import GGUFWeight, PackedLinear
+from atom.ops.contracts import FusedLinear, GGUFWeight, PackedLinear
 
 
 class Part(NamedTuple):
@@ -98,6 +100,7 @@ class LinearBase(Layer):
         self.cols = cols
         self.has_bias = bias
         self.bias = None
+        self._fused: FusedLinear | None = None
         self._raw: dict[tuple[str, int], Tensor | GGUFWeight] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,6 +108,15 @@ class LinearBase(Layer):
 
     # Modules here have no hooks: nn.Module's own dispatch would cost a microsecond per call.
     __call__ = forward
+
+    def after_norm(
+        self, norm: RMSNorm, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(self(norm(r)), r) of the new residual r = x + residual; without one, r is x."""
+        if self._fused is not None:
+            return self._fused.norm_linear(x, residual, norm.weight, norm.eps, self.bias)
+        x, residual = norm.enter(x, residual)
+        return self.packed(x, self.bias), residual
 
     def slots(self, path: str) -> Iterator[WeightSlot]:
         for index, part in enumerate(self.parts):
@@ -124,6 +136,8 @@ class LinearBase(Layer):
         if self.has_bias:
             self.bias = torch.cat([self.build.dense(self._raw["bias", i]) for i in count])
         self._raw.clear()
+        if hasattr(self.packed, "norm_linear"):
+            self._fused = cast(FusedLinear, self.packed)
 
     @property
     def weight(self) -> PackedLinear:
@@ -154,6 +168,15 @@ class MergedColumnParallelLinear(LinearBase):
         shard = build.parallel.shard
         parts = [Part(name, size, shard(size, f"{name}'s rows")) for name, size in sizes.items()]
         super().__init__(build, in_features, parts, bias=bias)
+
+    def after_norm_gated(
+        self, norm: RMSNorm, act: SiluAndMul, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `after_norm`, for gate and up rows: act(self(norm(r))), r."""
+        if self._fused is not None:
+            return self._fused.norm_gated(x, residual, norm.weight, norm.eps, self.bias)
+        hidden, residual = self.after_norm(norm, x, residual)
+        return act(hidden), residual
 
 
 class ColumnParallelLinear(MergedColumnParallelLinear):

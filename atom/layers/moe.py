@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atom.layers import custom_ops
 from atom.layers.build import BuildContext, dtype_name
 from atom.layers.linear import ReplicatedLinear
+from atom.layers.norm import RMSNorm
 from atom.layers.weights import ALL, CheckpointTensor, Layer, WeightSlot
 
 NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -139,14 +140,15 @@ class FusedMoE(Layer):
 
 
 class SparseMoE(nn.Module):
-    """A router and its experts, in the place of a feed-forward layer: [T, K] -> [T, K]."""
+    """A router and its experts, in the place of a feed-forward layer."""
 
     def __init__(self, build: BuildContext, experts: FusedMoE) -> None:
         super().__init__()
         self.gate = ReplicatedLinear(build, experts.hidden_size, experts.num_experts)
         self.experts = experts
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.experts(x, self.gate(x))
+    def forward(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, residual = norm.enter(x, residual)
+        return self.experts(x, self.gate(x)), residual
 
     __call__ = forward

@@ -30,9 +30,13 @@ class RMSNorm(Layer):
     __call__ = forward
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """residual += x in place; returns (normed residual, residual)."""
+        """(normed r, r) of r = x + residual, which may be written in place."""
         out: tuple[Tensor, Tensor] = self._add_norm(x, residual, self.weight, self.eps)
         return out
+
+    def enter(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(normed r, r) of the new residual r = x + residual; without one, r is x."""
+        return (self(x), x) if residual is None else self.add(x, residual)
 
     def slots(self, path: str) -> Iterator[WeightSlot]:
         yield WeightSlot(f"{path}.weight", (self.size,), self._take)

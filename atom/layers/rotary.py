@@ -121,7 +121,7 @@ def cos_sin_table(
 class RotaryEmbedding:
     """Rotates q [T, Hq, D] and k [T, Hk, D] in place by `positions` [T]; returns both."""
 
-    __slots__ = ("_kernel", "cos_sin", "interleaved")
+    __slots__ = ("_kernel", "cos_sin", "interleaved", "size")
 
     def __init__(
         self,
@@ -136,6 +136,7 @@ class RotaryEmbedding:
     ) -> None:
         _check_length(build, scaling, trained_length)
         size = int(head_dim * partial_factor)
+        self.size = size
         self.cos_sin = cos_sin_table(build, base, size, scaling)
         self.interleaved = interleaved
         self._kernel = build.select("rotary", R=size, D=head_dim, interleaved=int(interleaved))

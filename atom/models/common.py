@@ -43,7 +43,6 @@ class SelfAttention(nn.Module):
             build, config.hidden_size, dim, heads, config.num_key_value_heads, qkv_bias
         )
         self.o_proj = RowParallelLinear(build, heads * dim, config.hidden_size, o_bias)
-        self.qk_norm = qk_norm
         if qk_norm:
             self.q_norm = RMSNorm(build, dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(build, dim, config.rms_norm_eps)
@@ -56,17 +55,24 @@ class SelfAttention(nn.Module):
             trained_length=config.max_position_embeddings,
         )
         q_heads, kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
-        self.attn = Attention(build, q_heads, kv_heads, dim, window=window)
+        self.attn = Attention(
+            build,
+            q_heads,
+            kv_heads,
+            dim,
+            rotary=self.rotary,
+            norms=(self.q_norm, self.k_norm) if qk_norm else None,
+            window=window,
+        )
         self._heads = (-1, q_heads + 2 * kv_heads, dim)
-        self._split = (q_heads, kv_heads, kv_heads)
         self._flat = (-1, q_heads * dim)
 
-    def forward(self, positions: Tensor, x: Tensor) -> Tensor:
-        q, k, v = self.qkv_proj(x).view(self._heads).split_with_sizes(self._split, 1)
-        if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self.rotary(q, k, positions)
-        return self.o_proj(self.attn(q, k, v).view(self._flat))
+    def forward(
+        self, positions: Tensor, norm: RMSNorm, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        qkv, residual = self.qkv_proj.after_norm(norm, x, residual)
+        out = self.attn(qkv.view(self._heads), positions)
+        return self.o_proj(out.view(self._flat)), residual
 
     __call__ = forward
 
@@ -85,14 +91,18 @@ class GatedMLP(nn.Module):
         local = size // build.parallel.tp_size
         self.act = SiluAndMul(build, local)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act(self.gate_up_proj(x)))
+    def forward(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        hidden, residual = self.gate_up_proj.after_norm_gated(norm, self.act, x, residual)
+        return self.down_proj(hidden), residual
 
     __call__ = forward
 
 
 class DecoderLayer(nn.Module):
-    """One block. The first one gets no residual: its input is the residual."""
+    """One block. The first one gets no residual: its input is the residual.
+
+    Each half takes the norm before it, so that a backend may fuse the norm with what follows.
+    """
 
     def __init__(
         self, config: HFConfig, build: BuildContext, self_attn: SelfAttention, mlp: nn.Module
@@ -107,13 +117,9 @@ class DecoderLayer(nn.Module):
     def forward(
         self, positions: Tensor, x: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            x, residual = self.input_layernorm(x), x
-        else:
-            x, residual = self.input_layernorm.add(x, residual)
-        x = self.self_attn(positions, x)
-        x, residual = self.post_attention_layernorm.add(x, residual)
-        return self.mlp(x), residual
+        x, residual = self.self_attn(positions, self.input_layernorm, x, residual)
+        out: tuple[Tensor, Tensor] = self.mlp(self.post_attention_layernorm, x, residual)
+        return out
 
     __call__ = forward
 

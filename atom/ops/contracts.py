@@ -37,6 +37,11 @@ class AttentionMetadata:
     cu_seqlens_q: Tensor  # [S + 1] int32, prefix sums of the query lengths
     seq_lens: Tensor  # [S] int32, KV length including this step's tokens
 
+    @property
+    def is_decode(self) -> bool:
+        """Every sequence computes one token; in a captured graph, padding ones have length 0."""
+        return self.max_query_len == 1
+
 
 @dataclass(slots=True)
 class GGUFWeight:
@@ -66,6 +71,37 @@ class PackedLinear(Protocol):
         ...
 
 
+class FusedLinear(PackedLinear, Protocol):
+    """A packed weight whose kernel takes the RMS norm before it, and the gated activation after.
+
+    Both methods: x [T, K]; `residual` [T, K] or None (then x is the residual); `norm_weight` [K].
+    The new residual r = x + residual, rounded to x's dtype, is returned, and may be a new tensor or
+    `residual` itself. y is computed from RMSNorm(r) * norm_weight, which may stay unrounded.
+    """
+
+    def norm_linear(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(y [T, N], r [T, K])."""
+        ...
+
+    def norm_gated(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The weight is [2I, K], gate rows first: (silu(gate) * up [T, I], r [T, K])."""
+        ...
+
+
 class PackLinear(Protocol):
     """op `linear`. `query.weight_format` is the dtype of a dense weight or the GGUF type."""
 
@@ -90,8 +126,7 @@ class RMSNorm(Protocol):
 
 
 class AddRMSNorm(Protocol):
-    """op `add_rms_norm`. residual += x in place, then RMSNorm(residual). Returns (normed,
-    residual)."""
+    """op `add_rms_norm`. r = residual + x, in place or not; returns (RMSNorm(r), r)."""
 
     def __call__(
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
@@ -113,11 +148,19 @@ class RotaryEmbedding(Protocol):
 class ReshapeAndCache(Protocol):
     """op `reshape_and_cache`. Writes k, v [T, Hk, D] at `slot_mapping` [T]; slots < 0 are skipped.
 
-    Caches are [B, bs, Hk, D] in the cache's dtype.
+    Caches are [B, bs, Hk, D] in the cache's dtype. A float8 cache holds k / k_scale and
+    v / v_scale, clamped to the type's range; other caches take no scales (they must be 1).
     """
 
     def __call__(
-        self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+        self,
+        k: Tensor,
+        v: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slot_mapping: Tensor,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
     ) -> None: ...
 
 
@@ -128,7 +171,8 @@ class PagedAttention(Protocol):
     `cu_seqlens_q[s] : cu_seqlens_q[s+1]` and stand at its last positions, so query i of length
     ql sees keys `0 .. seq_len - ql + i`. `window` > 0 keeps only the last `window` keys, the
     query's own included. `sinks` [Hq] float32 joins the softmax's denominator. `soft_cap` > 0:
-    cap*tanh(s/cap). Query head h reads KV head h // (Hq // Hk). Softmax in float32.
+    cap*tanh(s/cap). Query head h reads KV head h // (Hq // Hk). Softmax in float32. Cached values
+    are multiplied by `k_scale` and `v_scale`. Rows past `meta.num_tokens` are padding: anything.
     """
 
     def __call__(
@@ -141,6 +185,49 @@ class PagedAttention(Protocol):
         window: int = 0,
         sinks: Tensor | None = None,
         soft_cap: float = 0.0,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
+    ) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class AttentionParams:
+    """What does not change from step to step in an attention layer. Norms are per head."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    cos_sin: Tensor  # as of op `rotary`
+    interleaved: bool = False
+    q_norm: Tensor | None = None  # [D] RMS-norm weight of the query heads, before rotation
+    k_norm: Tensor | None = None
+    norm_eps: float = 0.0
+    window: int = 0
+    sinks: Tensor | None = None
+    soft_cap: float = 0.0
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+
+
+class FusedAttention(Protocol):
+    """op `attention`. From the QKV projection's output to attention's, optional to implement.
+
+    qkv [T, Hq + 2 Hk, D]: heads of q, k, v. Norms q and k where there are weights, rotates them by
+    `positions` [T], writes k and v at the step's slots, attends: [T, Hq, D], into `out` if given.
+    The same as `rms_norm`, `rotary`, `reshape_and_cache` and `paged_attention` one after the other.
+    qkv is consumed: it may be overwritten.
+    """
+
+    def __call__(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+        params: AttentionParams,
+        out: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -183,3 +270,6 @@ OPS: dict[str, Any] = {
     "topk_softmax": TopkRouting,
     "fused_experts": FusedExperts,
 }
+
+# Operations that a caller composes of others where no backend has them.
+FUSED_OPS: dict[str, Any] = {"attention": FusedAttention}

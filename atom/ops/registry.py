@@ -19,12 +19,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 # A backend's modules are imported on first use; importing one registers its implementations.
 BACKEND_MODULES: dict[str, tuple[str, ...]] = {
     "cpu": ("atom.ops.cpu.kernels",),
+    "triton": ("atom.ops.triton.kernels",),
     "reference": ("atom.ops.reference.kernels",),
 }
 # Preference by device type; the first that accepts serves.
 PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
-    "cuda": ("reference",),
+    "cuda": ("triton", "reference"),
 }
 
 
@@ -55,6 +56,7 @@ class Implementation:
     backend: str
     function: Callable[..., Any]
     declines: Callable[[OpQuery], str | None]  # None: accepts; else why not
+    traced: Callable[..., Any] | None = None  # what a traceable query gets in its place
 
 
 @dataclass(slots=True)
@@ -72,12 +74,19 @@ def _accepts_all(_: OpQuery) -> str | None:
 
 
 def register(
-    op: str, backend: str, declines: Callable[[OpQuery], str | None] = _accepts_all
+    op: str,
+    backend: str,
+    declines: Callable[[OpQuery], str | None] = _accepts_all,
+    traced: Callable[..., Any] | None = None,
 ) -> Callable[[F], F]:
-    """Decorator: the function serves `op` on `backend` for the queries it does not decline."""
+    """Decorator: the function serves `op` on `backend` for the queries it does not decline.
+
+    `traced` is its form for torch.compile (a custom operator), where the function itself cannot be
+    traced.
+    """
 
     def decorate(function: F) -> F:
-        _state.table[op, backend] = Implementation(op, backend, function, declines)
+        _state.table[op, backend] = Implementation(op, backend, function, declines, traced)
         return function
 
     return decorate
@@ -116,8 +125,18 @@ def select(query: OpQuery) -> Callable[..., Any]:
     for backend, reason in asked:
         if reason is None:
             _state.chosen[query] = backend
-            return _state.table[query.op, backend].function
+            chosen = _state.table[query.op, backend]
+            traced = chosen.traced if query.traceable else None
+            return chosen.function if traced is None else traced
     raise NoBackend(f"{query}: " + "; ".join(f"{name}: {why}" for name, why in asked))
+
+
+def select_fused(query: OpQuery) -> Callable[..., Any] | None:
+    """As `select`, for an operation that the caller can also compose of others: None if no backend
+    fuses it."""
+    if all(reason is not None for _, reason in candidates(query)):
+        return None
+    return select(query)
 
 
 def chosen() -> dict[OpQuery, str]:

@@ -19,8 +19,15 @@ _paged_attention = native.op("paged_attention")
 
 
 def reshape_and_cache(
-    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> None:
+    assert k_scale == v_scale == 1.0, "these caches are not float8: they take no scales"
     native.emit(
         _reshape_and_cache,
         _CACHE.pack(
@@ -50,7 +57,10 @@ def paged_attention(
     window: int = 0,
     sinks: Tensor | None = None,
     soft_cap: float = 0.0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> Tensor:
+    assert k_scale == v_scale == 1.0, "these caches are not float8: they take no scales"
     tokens, q_heads, head_dim = q.shape
     out = native.empty((tokens, q_heads, head_dim))
     table = meta.block_table

@@ -1,6 +1,6 @@
 """The paged KV cache in plain torch: one sequence after the other, only slots that hold keys read.
 
-A float8 cache holds e4m3 values with scale 1: what exceeds +-448 is clamped.
+A float8 cache holds e4m3 values over a scale: what exceeds +-448 times it is clamped.
 """
 
 from __future__ import annotations
@@ -21,21 +21,29 @@ def _bits(cache: Tensor) -> Tensor:
     return cache.view(torch.uint8) if cache.dtype == FP8 else cache
 
 
-def _to_cache(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _to_cache(x: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
     if dtype == FP8:
-        return x.clamp(-FP8_MAX, FP8_MAX).to(FP8).view(torch.uint8)
+        scaled = x.float() / scale
+        return scaled.clamp(-FP8_MAX, FP8_MAX).to(FP8).view(torch.uint8)
+    assert scale == 1.0, "only a float8 cache has scales"
     return x.to(dtype)
 
 
 @register("reshape_and_cache", "reference")
 def reshape_and_cache(
-    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> None:
     kept = slot_mapping >= 0
     slots = slot_mapping[kept]
     block, offset = slots // k_cache.shape[1], slots % k_cache.shape[1]
-    _bits(k_cache)[block, offset] = _to_cache(k[kept], k_cache.dtype)
-    _bits(v_cache)[block, offset] = _to_cache(v[kept], v_cache.dtype)
+    _bits(k_cache)[block, offset] = _to_cache(k[kept], k_cache.dtype, k_scale)
+    _bits(v_cache)[block, offset] = _to_cache(v[kept], v_cache.dtype, v_scale)
 
 
 def _gather(cache: Tensor, blocks: Tensor, begin: int, end: int) -> Tensor:
@@ -91,6 +99,8 @@ def paged_attention(
     window: int = 0,
     sinks: Tensor | None = None,
     soft_cap: float = 0.0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> Tensor:
     out = q.new_zeros(q.shape)  # zeros: rows of padding tokens must not hold garbage
     starts = meta.cu_seqlens_q.tolist()
@@ -102,6 +112,8 @@ def paged_attention(
         begin = max(end - (high - low) - window + 1, 0) if window else 0
         k = _gather(k_cache, meta.block_table[s], begin, end)
         v = _gather(v_cache, meta.block_table[s], begin, end)
+        if k_scale != 1.0 or v_scale != 1.0:
+            k, v = k * k_scale, v * v_scale
         mask = _mask(high - low, begin, end, window, q.device)
         queries = q[low:high].transpose(0, 1).float()
         result = _attend(queries, k, v, mask, scale, sinks, soft_cap)

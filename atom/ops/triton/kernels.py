@@ -1,0 +1,6 @@
+"""Backend "triton": importing this module registers its operations.
+
+Every launch is asynchronous and reads nothing back, so all of it can be captured in a graph.
+"""
+
+from __future__ import annotations
