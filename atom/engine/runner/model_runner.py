@@ -19,10 +19,11 @@ from atom.config.schema import Config
 from atom.config.support import refuse_unsupported, without_effect
 from atom.engine.plan import StepHandle, StepPlan
 from atom.engine.runner import (
+    capacity,
     compilation,
     dummy,
     kv_cache,
-    memory,
+    oom,
     prompt_logprobs,
     settle,
     threads,
@@ -75,6 +76,7 @@ class ModelRunner:
         )
         self.max_model_len = settle.resolve_max_model_len(config, source)
         self.config = settle.settle(config, self.kv_cache_dtype, self.max_model_len)
+        self._oom = oom.Explainer(self.config, source.config, self._device, self.memory_bytes)
         self.vocab_size = source.config.vocab_size
         self.eos_token_ids = source.eos_token_ids
         with self._phase("load"):
@@ -90,8 +92,7 @@ class ModelRunner:
         self._forward: compilation.Forward = self.model.forward
         self._program: Program | None = None
         self._make_state()
-        with self._phase("kv_cache"):
-            self.num_blocks = self._make_kv_cache()
+        self.num_blocks = self._make_kv_cache()
         self._compile()
         self.backends = settle.chosen_backends()
 
@@ -100,7 +101,8 @@ class ModelRunner:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         started = time.monotonic()
-        yield
+        with self._oom.during(name):
+            yield
         self.startup_s[name] = time.monotonic() - started
 
     def _set_threads(self, config: Config, num_ranks: int) -> None:
@@ -122,57 +124,26 @@ class ModelRunner:
             self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def _make_kv_cache(self) -> int:
-        config, layers = self.config, self.model.attention_layers()
-        size = config.engine.kv_cache_block_size
-        block_bytes = kv_cache.block_bytes(layers, size)
-        if self._device.type == "cpu":
-            available = memory.available_memory() // self._parallel.tp_size
-            budget, source = memory.cpu_budget(config, available)
-        else:
-            budget, source = self._profile(layers), "gpu_memory_utilization"
-            available = budget
-        plan = memory.plan_kv_blocks(
-            config,
-            block_bytes=block_bytes,
-            max_model_len=self.max_model_len,
-            budget=budget,
-            source=source,
-        )
-        memory.check_fits_memory(plan.num_blocks, block_bytes, available)
-        num_blocks = settle.least_over_ranks(plan.num_blocks, self._parallel, self._device)
-        total = kv_cache.bind(layers, num_blocks, size, self._device)
-        self.memory_bytes["kv_cache"] = total
-        log.info(
-            "KV cache: %d blocks of %d tokens, %.2f GiB of %s (%s)",
-            num_blocks,
-            size,
-            total / memory.GIB,
-            self.kv_cache_dtype,
-            plan.reason,
-        )
-        if num_blocks * size < self.max_model_len:
-            log.warning(
-                "the KV cache holds %d tokens, fewer than max_model_len = %d: "
-                "longer requests are refused",
-                num_blocks * size,
-                self.max_model_len,
+        layers, room = self.model.attention_layers(), None
+        if self._device.type != "cpu":
+            with self._phase("profile"):
+                room = capacity.measure(
+                    self.config,
+                    layers,
+                    self._device,
+                    max_model_len=self.max_model_len,
+                    run=lambda plan: self.launch(plan).wait(),
+                )
+        with self._phase("kv_cache"):
+            return capacity.make_kv_cache(
+                self.config,
+                layers,
+                self._device,
+                self._parallel,
+                max_model_len=self.max_model_len,
+                room=room,
+                memory_bytes=self.memory_bytes,
             )
-        return num_blocks
-
-    def _profile(self, layers: list[Any]) -> int:
-        """Bytes left on the GPU for the KV pool: what may be used, less what the weights and the
-        largest step take."""
-        device, config = self._device, self.config
-        kv_cache.bind(layers, 1, config.engine.kv_cache_block_size, device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        self.launch(dummy.largest_step(config, self.max_model_len)).wait()
-        activations = torch.cuda.max_memory_allocated(device) - before
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(device)
-        self.memory_bytes["activations"] = activations
-        usable = int(total * config.engine.gpu_memory_utilization)
-        return usable - (total - free) - activations
 
     def _compile(self) -> None:
         choice = compilation.choose(self.model, self.config, self._device)
@@ -187,9 +158,15 @@ class ModelRunner:
 
     # -- a step ---------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepHandle:
         """Enqueue a step of at least one sequence; nothing is read back before `wait`."""
+        try:
+            return self._launch(plan)
+        except torch.OutOfMemoryError as error:
+            raise self._oom.in_step(plan, error) from error
+
+    @torch.inference_mode()
+    def _launch(self, plan: StepPlan) -> StepHandle:
         upload = Upload(self._device)
         for new in plan.new_rows:
             self._sampling.enter(new)
