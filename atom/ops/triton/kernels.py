@@ -4,3 +4,7 @@ Every launch is asynchronous and reads nothing back, so all of it can be capture
 """
 
 from __future__ import annotations
+
+from atom.ops.triton import elementwise
+
+__all__ = ["elementwise"]
