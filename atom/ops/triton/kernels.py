@@ -5,6 +5,13 @@ Every launch is asynchronous and reads nothing back, so all of it can be capture
 
 from __future__ import annotations
 
-from atom.ops.triton import elementwise
+from atom.ops.triton import (
+    elementwise,
+    embedding,
+    linear,
+    paged_attention,
+    reshape_and_cache,
+    rotary,
+)
 
-__all__ = ["elementwise"]
+__all__ = ["elementwise", "embedding", "linear", "paged_attention", "reshape_and_cache", "rotary"]
