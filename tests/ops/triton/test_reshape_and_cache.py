@@ -15,8 +15,6 @@ F32, BF16, FP8 = torch.float32, torch.bfloat16, torch.float8_e4m3fn
 @pytest.mark.parametrize(
     ("dtype", "kv_dtype"), [(F32, F32), (BF16, BF16), (F32, BF16), (BF16, FP8)]
 )
-    ("dtype", "kv_dtype"), [(F32, F32), (BF16, BF16), (F32, BF16), (BF16, FP8)]
-)
 @pytest.mark.parametrize(("heads", "dim", "block_size"), [(2, 64, 16), (3, 80, 1), (1, 96, 48)])
 def test_same_bytes(
     heads: int,
