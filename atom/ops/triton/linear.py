@@ -1,0 +1,420 @@
+"""Op `linear` on dense weights: reads the weight once at full speed for the few tokens of a decode.
+
+For many tokens it is the vendor's matrix product between separate kernels of norm and activation.
+The norm before a product and the gated activation after it are part of the same launch where that
+is faster (`linear_config` says when). Weights stay as they are in the checkpoint, [N, K].
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atom.ops import registry
+from atom.ops.contracts import GGUFWeight
+from atom.ops.registry import OpQuery, register
+from atom.ops.triton import linear_kernels as kernels
+from atom.ops.triton import support
+from atom.ops.triton.linear_config import BUCKETS, Config, Problem, Rows, Skinny, choose
+
+MOST_TOKENS = BUCKETS[-1]
+_NO_NORM = (None, None, 0.0)
+Norm = tuple[Tensor | None, Tensor | None, float]  # residual, norm weight, eps
+
+
+class Scratch:
+    """Where the parts of a product split along K meet, one per device.
+
+    Made when weights are packed, never while a graph is captured. Launches of one stream use it in
+    turn: a kernel touches it only once the kernel before it has ended.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.arrivals = torch.zeros(4096, dtype=torch.int32, device=device)
+        self.partial = torch.empty(0, dtype=torch.float32, device=device)
+        self._outgrown: list[Tensor] = []  # graphs captured earlier still write there
+
+    def reserve(self, numel: int) -> None:
+        if numel > self.partial.numel():
+            self._outgrown.append(self.partial)
+            self.partial = torch.empty(numel, dtype=torch.float32, device=self.device)
+
+
+@functools.cache
+def _scratch(device: torch.device) -> Scratch:
+    return Scratch(device)
+
+
+def _card(device: torch.device) -> str:
+    return "" if device.type != "cuda" else torch.cuda.get_device_name(device)
+
+
+class Launcher:
+    """All launches of one problem: what depends on shapes alone is decided here, once."""
+
+    def __init__(
+        self, problem: Problem, device: torch.device, configs: tuple[Config | None, ...]
+    ) -> None:
+        self.problem = problem
+        index = device.index or 0
+        self.sms = support.num_sms(index)
+        self.pdl = support.supports_pdl(index)
+        self.options: dict[str, Any] = {"launch_pdl": True} if self.pdl else {}
+        self.scratch = _scratch(device)
+        sizes = range(MOST_TOKENS + 1)
+        bucket = [next(i for i, m in enumerate(BUCKETS) if m >= tokens) for tokens in sizes]
+        self.by_tokens = [configs[i] for i in bucket]  # [0] is not used
+        for tokens, config in zip(BUCKETS, configs, strict=True):
+            if isinstance(config, Skinny) and config.split > 1:
+                self.scratch.reserve(config.split * tokens * problem.n)
+
+    def config(self, tokens: int) -> Config | None:
+        return self.by_tokens[tokens] if 0 < tokens <= MOST_TOKENS else None
+
+    def run(
+        self,
+        config: Config,
+        x: Tensor,
+        norm: Norm,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+    ) -> Tensor | None:
+        """Writes `out` [M, N]; returns the new residual, if there is a residual to be added."""
+        residual, gamma, eps = norm
+        new = None if residual is None else x.new_empty(x.shape)
+        flags = {
+            "ADD": residual is not None,
+            "NORM": gamma is not None,
+            "GATED": self.problem.kind == "gated",
+            "BIAS": bias is not None,
+            "PDL": self.pdl,
+        }
+        n, k = self.problem.n, self.problem.k
+        if isinstance(config, Skinny):
+            self._skinny(config, x, residual, gamma, eps, weight, bias, out, new, flags)
+        elif isinstance(config, Rows):
+            tiles = -(-n // config.block_n)
+            grid = min(tiles, config.waves * self.sms) if config.waves else tiles
+            kernels.gemv_rows[(grid,)](
+                x, residual, gamma, weight, bias, out, new, n, k, eps,
+                BLOCK_N=config.block_n, BLOCK_K=support.next_power_of_2(k),
+                PREFETCH=config.prefetch, num_warps=config.num_warps, **flags, **self.options,
+            )  # fmt: skip
+        else:
+            kernels.gemv_columns[(-(-n // config.block_n),)](
+                x, residual, gamma, weight, bias, out, new, n, k, eps,
+                BLOCK_N=config.block_n, BLOCK_K=config.block_k, STAGES=config.stages,
+                PREFETCH=config.prefetch, num_warps=config.num_warps, **flags, **self.options,
+            )  # fmt: skip
+        return new
+
+    def _skinny(
+        self,
+        config: Skinny,
+        x: Tensor,
+        residual: Tensor | None,
+        gamma: Tensor | None,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+        new: Tensor | None,
+        flags: dict[str, bool],
+    ) -> None:
+        n, k = self.problem.n, self.problem.k
+        split = config.split
+        partial, arrivals = (
+            (self.scratch.partial, self.scratch.arrivals) if split > 1 else (None, None)
+        )
+        kernels.skinny[(-(-n // config.block_n), split)](
+            x, residual, gamma, weight, bias, out, new, partial, arrivals, len(x), n, k,
+            x.stride(0), 0 if residual is None else residual.stride(0), eps,
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, SPLIT=split,
+            SWAP=config.swap, PREFETCH=config.prefetch, num_warps=config.num_warps,
+            num_stages=config.num_stages, **flags, **self.options,
+        )  # fmt: skip
+
+
+class Products:
+    """What can be done with a weight [rows, K] of a dtype on a device; holds no weight."""
+
+    def __init__(self, rows: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
+        def launcher(kind: str, n: int) -> Launcher:
+            problem = Problem(kind, n, k)
+            configs = choose(problem, _card(device))
+            if dtype == torch.float16:  # residual * norm weight, unscaled, may overflow it
+                configs = tuple(
+                    replace(c, fuse_norm=False) if isinstance(c, Skinny) else c for c in configs
+                )
+            return Launcher(problem, device, configs)
+
+        def op(name: str) -> Callable[..., Any]:
+            # Under the interpreter, too, the kernels are this backend's.
+            query = OpQuery(op=name, device="cuda", dtype=str(dtype).removeprefix("torch."))
+            return registry.select(query)
+
+        self.rows = rows
+        self.plain = launcher("linear", rows)
+        self.normed = launcher("norm", rows)
+        self.gated = launcher("gated", rows // 2) if rows % 2 == 0 else None
+        self.rms_norm, self.add_rms_norm = op("rms_norm"), op("add_rms_norm")
+        self.silu_and_mul = op("silu_and_mul")
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """[M, K] -> [M, N] in `dtype`; None: x's."""
+        config = self.plain.config(len(x))
+        if config is None:
+            return _library_linear(x, weight, bias, dtype)
+        out = x.new_empty((len(x), self.rows), dtype=dtype)
+        self.plain.run(config, x, _NO_NORM, weight, bias, out)
+        return out
+
+    def norm_linear(
+        self, x: Tensor, norm: Norm, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        config = self.normed.config(len(x))
+        if config is None or (isinstance(config, Skinny) and not config.fuse_norm):
+            normed, new = self._norm(x, norm)
+            if config is None:
+                return self.linear(normed, weight, bias), new
+            out = x.new_empty((len(x), self.rows))
+            self.normed.run(config, normed, _NO_NORM, weight, bias, out)
+            return out, new
+        out = x.new_empty((len(x), self.rows))
+        added = self.normed.run(config, x, norm, weight, bias, out)
+        return out, x if added is None else added
+
+    def norm_gated(
+        self, x: Tensor, norm: Norm, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        assert self.gated is not None, "a gated weight has as many gate rows as up rows"
+        config = self.gated.config(len(x))
+        if config is None or (isinstance(config, Skinny) and not config.fuse_norm):
+            normed, new = self._norm(x, norm)
+            if config is None:
+                return self.silu_and_mul(F.linear(normed, weight, bias)), new
+            out = x.new_empty((len(x), self.rows // 2))
+            self.gated.run(config, normed, _NO_NORM, weight, bias, out)
+            return out, new
+        out = x.new_empty((len(x), self.rows // 2))
+        added = self.gated.run(config, x, norm, weight, bias, out)
+        return out, x if added is None else added
+
+    def _norm(self, x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        residual, gamma, eps = norm
+        if residual is None:
+            return self.rms_norm(x, gamma, eps), x
+        out: tuple[Tensor, Tensor] = self.add_rms_norm(x, residual, gamma, eps)
+        return out
+
+
+def _library_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None
+) -> Tensor:
+    if dtype is None or dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    if x.device.type == "cpu" or bias is not None:
+        return F.linear(x, weight, bias).to(dtype)
+    return torch.mm(x, weight.t(), out_dtype=dtype)
+
+
+@functools.cache
+def products(rows: int, k: int, dtype: torch.dtype, device: torch.device) -> Products:
+    return Products(rows, k, dtype, device)
+
+
+def _products_of(weight: Tensor) -> Products:
+    rows, k = weight.shape
+    return products(rows, k, weight.dtype, weight.device)
+
+
+class TritonLinear:
+    """A dense weight [N, K], kept as it is."""
+
+    __slots__ = ("_products", "in_features", "out_features", "weight")
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight.contiguous()
+        self.out_features, self.in_features = weight.shape
+        self._products = _products_of(self.weight)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self._products.linear(x, self.weight, bias)
+
+    def linear_f32(self, x: Tensor) -> Tensor:
+        """[T, K] -> [T, N] float32: the sums as they are accumulated."""
+        return self._products.linear(x, self.weight, None, torch.float32)
+
+    def norm_linear(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self._products.norm_linear(x, (residual, norm_weight, eps), self.weight, bias)
+
+    def norm_gated(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self._products.norm_gated(x, (residual, norm_weight, eps), self.weight, bias)
+
+    def dequantize(self) -> Tensor:
+        return self.weight.float()
+
+
+def declines(query: OpQuery) -> str | None:
+    if query.weight_format not in ("bfloat16", "float16"):
+        return f"weights are dense bfloat16 or float16, not {query.weight_format}"
+    if query.weight_format != query.dtype:
+        return f"weights are of the activations' dtype {query.dtype}, not {query.weight_format}"
+    return None
+
+
+def pack(weight: Tensor | GGUFWeight) -> TritonLinear:
+    assert isinstance(weight, Tensor), "GGUF blocks are declined"
+    return TritonLinear(weight)
+
+
+# torch.compile sees each product as one opaque call. Without a residual the new one is x itself,
+# which an operator may not return: hence two operators per fused product.
+
+
+def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _products_of(weight).linear(x, weight, bias)
+
+
+def _norm_linear_op(
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    return _products_of(weight).norm_linear(x, (None, norm_weight, eps), weight, bias)[0]
+
+
+def _add_norm_linear_op(
+    x: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    y, new = _products_of(weight).norm_linear(x, (residual, norm_weight, eps), weight, bias)
+    return y, new.clone() if new is residual else new
+
+
+def _norm_gated_op(
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    return _products_of(weight).norm_gated(x, (None, norm_weight, eps), weight, bias)[0]
+
+
+def _add_norm_gated_op(
+    x: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    y, new = _products_of(weight).norm_gated(x, (residual, norm_weight, eps), weight, bias)
+    return y, new.clone() if new is residual else new
+
+
+def _fake(x: Tensor, weight: Tensor, share: int = 1) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0] // share)
+
+
+_NORM = "Tensor norm_weight, float eps, Tensor weight, Tensor? bias"
+_linear = support.define(
+    "linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    _linear_op,
+    lambda x, weight, bias: _fake(x, weight),
+)
+_norm_linear = support.define(
+    f"norm_linear(Tensor x, {_NORM}) -> Tensor",
+    _norm_linear_op,
+    lambda x, g, eps, weight, bias: _fake(x, weight),
+)
+_add_norm_linear = support.define(
+    f"add_norm_linear(Tensor x, Tensor residual, {_NORM}) -> (Tensor, Tensor)",
+    _add_norm_linear_op,
+    lambda x, r, g, eps, weight, bias: (_fake(x, weight), torch.empty_like(x)),
+)
+_norm_gated = support.define(
+    f"norm_gated(Tensor x, {_NORM}) -> Tensor",
+    _norm_gated_op,
+    lambda x, g, eps, weight, bias: _fake(x, weight, 2),
+)
+_add_norm_gated = support.define(
+    f"add_norm_gated(Tensor x, Tensor residual, {_NORM}) -> (Tensor, Tensor)",
+    _add_norm_gated_op,
+    lambda x, r, g, eps, weight, bias: (_fake(x, weight, 2), torch.empty_like(x)),
+)
+
+
+class TracedLinear(TritonLinear):
+    """The same, as custom operators."""
+
+    __slots__ = ()
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        out: Tensor = _linear(x, self.weight, bias)
+        return out
+
+    def norm_linear(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            return _norm_linear(x, norm_weight, eps, self.weight, bias), x
+        out: tuple[Tensor, Tensor] = _add_norm_linear(
+            x, residual, norm_weight, eps, self.weight, bias
+        )
+        return out
+
+    def norm_gated(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            return _norm_gated(x, norm_weight, eps, self.weight, bias), x
+        out: tuple[Tensor, Tensor] = _add_norm_gated(
+            x, residual, norm_weight, eps, self.weight, bias
+        )
+        return out
+
+
+def pack_traced(weight: Tensor | GGUFWeight) -> TracedLinear:
+    assert isinstance(weight, Tensor), "GGUF blocks are declined"
+    return TracedLinear(weight)
+
+
+register("linear", "triton", declines, traced=pack_traced)(pack)

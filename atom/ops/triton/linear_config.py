@@ -1,0 +1,122 @@
+"""Which kernel serves a product of M tokens with a weight, and how it is cut up.
+
+Measured choices are data: `configs/<card>.json`, written by `benchmarks/gpu_linear.py --tune`.
+A shape that is not there gets a choice by rule. None means: the vendor's library.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atom.ops.triton import support
+
+# Token counts that have a choice of their own; others take the next one up.
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+KINDS = ("linear", "norm", "gated")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """`linear_kernels.gemv_rows`: `waves` programs per multiprocessor; 0: one per tile."""
+
+    block_n: int
+    num_warps: int
+    waves: int = 0
+    prefetch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """`linear_kernels.gemv_columns`."""
+
+    block_n: int
+    block_k: int
+    num_warps: int
+    stages: int = 1
+    prefetch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Skinny:
+    """`linear_kernels.skinny`; without `fuse_norm` a kernel of its own takes the norm before."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    split: int = 1
+    swap: bool = False
+    prefetch: int = 0
+    fuse_norm: bool = True
+
+
+Config = Rows | Columns | Skinny
+_TYPES: dict[str, Any] = {"rows": Rows, "columns": Columns, "skinny": Skinny}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """`kind` linear, norm (the norm before it) or gated (the norm before, silu * up after; `n`
+    counts outputs, so the weight has 2n rows)."""
+
+    kind: str
+    n: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.n}x{self.k}"
+
+
+def describe(config: Config | None) -> dict[str, Any]:
+    """A choice as data, and back by `parse`."""
+    if config is None:
+        return {"kernel": "library"}
+    name = next(name for name, kind in _TYPES.items() if type(config) is kind)
+    return {"kernel": name, **{f: getattr(config, f) for f in config.__dataclass_fields__}}
+
+
+def parse(entry: dict[str, Any]) -> Config | None:
+    fields = dict(entry)
+    name = fields.pop("kernel")
+    config: Config | None = None if name == "library" else _TYPES[name](**fields)
+    return config
+
+
+def slug(card: str) -> str:
+    """Name of a card's file: "NVIDIA H200" -> "nvidia_h200"."""
+    return card.lower().replace(" ", "_").replace("/", "_")
+
+
+@functools.cache
+def _table(card: str) -> dict[str, dict[str, Any]]:
+    path = Path(__file__).parent / "configs" / f"linear_{slug(card)}.json"
+    table: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    return table
+
+
+def choose(problem: Problem, card: str) -> tuple[Config | None, ...]:
+    """The choice for each bucket."""
+    measured = _table(card).get(str(problem), {})
+    return tuple(
+        parse(measured[str(m)]) if str(m) in measured else by_rule(problem, m) for m in BUCKETS
+    )
+
+
+def by_rule(problem: Problem, tokens: int) -> Config | None:
+    """For shapes that nobody measured: safe rather than best."""
+    k = problem.k
+    if tokens == 1:
+        width = support.next_power_of_2(k)
+        if width <= 8192:
+            return Rows(block_n=2 if width > 1024 else 4, num_warps=8 if width > 1024 else 4)
+        return Columns(block_n=4, block_k=2048, num_warps=8)
+    if tokens > 16 or k % 128 or torch.version.hip is not None:
+        return None
+    return Skinny(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=4)
