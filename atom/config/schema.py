@@ -111,15 +111,18 @@ class SchedulerConfig:
     """Who runs in a step."""
 
     policy: str = setting(
-        "prefill_first",
-        "prefill_first: prompts first, in chunks; mixed: decodes first, chunks fill the step",
-        choices=("prefill_first", "mixed"),
+        "auto",
+        "prefill_first: prompts first, in chunks; mixed: decodes first, chunks fill the step; "
+        "throughput: prompts fill whole steps however long streams wait, else as mixed; "
+        "auto: prefill_first in the server, throughput in LLM",
+        choices=("auto", "prefill_first", "mixed", "throughput"),
     )
     max_num_batched_tokens: int = setting(16384, "Most tokens computed in one step", ge=1)
     max_num_seqs: int = setting(512, "Most sequences running at once", ge=1)
     max_prefill_chunk: int = setting(
         0,
-        "Most prompt tokens of one step while streams are running; 0: chosen for the device",
+        "Most prompt tokens of one step while streams are running; 0: chosen for the device, "
+        "and the whole step under throughput",
         ge=0,
         aliases=("--long-prefill-token-threshold",),
     )

@@ -70,9 +70,11 @@ def resolve_limits(config: Config, device: str) -> Limits:
     """The scheduler's limits, with the defaults that depend on the device filled in."""
     scheduler = config.scheduler
     budget = scheduler.max_num_batched_tokens
-    chunk = scheduler.max_prefill_chunk or DEFAULT_PREFILL_CHUNK[device]
+    policy = "prefill_first" if scheduler.policy == "auto" else scheduler.policy
+    defaults = MAX_PROMPT_STEP if policy == "throughput" else DEFAULT_PREFILL_CHUNK
+    chunk = scheduler.max_prefill_chunk or defaults[device]
     return Limits(
-        policy=scheduler.policy,
+        policy=policy,
         max_num_batched_tokens=budget,
         # A decode step holds a token of each running sequence, so more could never run at once.
         max_num_seqs=min(scheduler.max_num_seqs, budget),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import time
@@ -61,7 +62,7 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
-        config = resolve_arguments({"model": model, **settings}, os.environ)
+        config = _offline(resolve_arguments({"model": model, **settings}, os.environ))
         source = resolve_source(config.model)
         tokenizer = load_tokenizer(source, config.model.tokenizer, config.model.chat_template)
         # Imported here: it brings torch.
@@ -284,6 +285,14 @@ class _Choice:
             output.logprobs += (chunk.logprobs or [])[:used]
         if output.finish_reason is not None:
             output.text = "".join(self._texts)
+
+
+def _offline(config: Config) -> Config:
+    """Nobody watches a stream here: `policy` auto means throughput."""
+    if config.scheduler.policy != "auto":
+        return config
+    scheduler = dataclasses.replace(config.scheduler, policy="throughput")
+    return dataclasses.replace(config, scheduler=scheduler)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -7,8 +7,12 @@ Policies
   fill the whole token budget (on CPU, `max_prompt_step`).
 - `mixed`: every running stream decodes in every step and prompt chunks fill what is left, again at
   most `max_prefill_chunk` tokens while streams are running.
+- `throughput`: nobody watches a stream. As long as prompts fill a step by themselves they get it:
+  a prompt's tokens keep the arithmetic units busy, a decode's ride along for nothing in a step that
+  waits for memory anyway. What does not fill a step joins the decodes of a mixed one, in chunks as
+  large as the step.
 
-Common to both: first come, first served (a head that does not fit is waited for, never overtaken);
+Common to all: first come, first served (a head that does not fit is waited for, never overtaken);
 all blocks of a prompt are taken at admission; a prompt whose next blocks another sequence is
 computing right now is held back until they are published, so a shared prefix is computed once.
 Holding back cannot deadlock: only running sequences hold others back, and when one leaves, what it
@@ -109,6 +113,8 @@ def plan(state: SchedulerState, now: float, in_flight: bool) -> Schedule:
     decode_rows, prefill_rows = rows[decoding], rows[prefilling]
     if state.limits.policy == "mixed":
         return _plan_mixed(state, decode_rows, prefill_rows, now, in_flight)
+    if state.limits.policy == "throughput":
+        return _plan_throughput(state, decode_rows, prefill_rows, now, in_flight)
     if not len(decode_rows) or not state.last_was_prefill:
         prompts = _plan_prompts(state, prefill_rows, len(decode_rows), 0, now)
         if prompts.num_tokens:
@@ -140,6 +146,20 @@ def _plan_mixed(
         state, prefill_rows, len(decodes.rows), decodes.num_new_blocks, now, len(decodes.rows)
     )
     return _join(decodes, prompts)
+
+
+def _plan_throughput(
+    state: SchedulerState,
+    decode_rows: NDArray[np.int32],
+    prefill_rows: NDArray[np.int32],
+    now: float,
+    in_flight: bool,
+) -> Schedule:
+    if len(prefill_rows) or state.waiting:
+        prompts = _plan_prompts(state, prefill_rows, len(decode_rows), 0, now)
+        if prompts.num_tokens == _most_prompt_tokens(state, len(decode_rows)):
+            return _join(None, prompts)
+    return _plan_mixed(state, decode_rows, prefill_rows, now, in_flight)
 
 
 def _join(decodes: _Decodes | None, prompts: _Prompts | None) -> Schedule:
@@ -204,7 +224,7 @@ def _plan_prompts(
 ) -> _Prompts:
     """Chunks of prompts already admitted, in order, then admissions, within the budget."""
     limits, table = state.limits, state.table
-    most = limits.max_prefill_chunk if num_streams else limits.max_prompt_step
+    most = _most_prompt_tokens(state, num_streams)
     budget = min(most, limits.max_num_batched_tokens - tokens_spoken_for)
     total = budget
     rows: list[int] = []
@@ -223,6 +243,10 @@ def _plan_prompts(
     return _Prompts(
         np.array(rows, np.int32), np.array(counts, np.int32), admissions, held, total - budget
     )
+
+
+def _most_prompt_tokens(state: SchedulerState, num_streams: int) -> int:
+    return state.limits.max_prefill_chunk if num_streams else state.limits.max_prompt_step
 
 
 def _may_admit(state: SchedulerState, now: float) -> bool:

@@ -115,7 +115,8 @@ class JudgedRunner(FakeRunner):
     def _judge_policy(self, plan: StepPlan) -> None:
         scheduler = self.config.scheduler
         budget = scheduler.max_num_batched_tokens
-        chunk = min(scheduler.max_prefill_chunk or 256, budget)
+        default = 512 if scheduler.policy == "throughput" else 256
+        chunk = min(scheduler.max_prefill_chunk or default, budget)
         assert 0 < plan.num_tokens <= budget, "over the token budget"
         assert len(plan.rows) <= scheduler.max_num_seqs
         prompt_tokens = decodes = 0
@@ -140,6 +141,9 @@ class JudgedRunner(FakeRunner):
             assert prompt_tokens <= chunk, "a chunk too large for the running streams"
         if scheduler.policy == "mixed":
             assert streams <= scheduled, "a running stream was left out of a mixed step"
+        elif scheduler.policy == "throughput":
+            full = prompt_tokens == chunk and not decodes
+            assert full or streams <= scheduled, "a stream waits for a step that is not full"
         else:
             assert not (prompt_tokens and decodes), "prefill_first mixed a step"
             self.streak = self.streak + 1 if prompt_tokens and streams else 0

@@ -8,15 +8,23 @@ import msgspec
 import pytest
 from engine.engine_helpers import GREEDY, Clock, Engine, make_config
 
-from atom.engine.core import EngineCore
+from atom.engine.block_manager import BlockManager
+from atom.engine.core import (
+    DEFAULT_PREFILL_CHUNK,
+    MAX_PROMPT_STEP,
+    EngineCore,
+    resolve_limits,
+)
 from atom.engine.messages import GenerateRequest
 from atom.engine.plan import StepPlan
 from atom.engine.runner.fake import FakeOptions, FakeRunner, reference_tokens
 from atom.engine.sampling_params import SamplingParams
+from atom.engine.scheduler import Scheduler
+from atom.engine.sequence import Sequence
 from atom.errors import NeverFitError, RequestError
 
 BOTH_LOOPS = pytest.mark.parametrize("overlap", [False, True], ids=["sync", "overlap"])
-BOTH_POLICIES = pytest.mark.parametrize("policy", ["prefill_first", "mixed"])
+POLICIES = pytest.mark.parametrize("policy", ["prefill_first", "mixed", "throughput"])
 
 
 def greedy(max_tokens: int, **fields: Any) -> SamplingParams:
@@ -79,7 +87,55 @@ def test_mixed_decodes_first_and_fills_the_same_step_with_chunks() -> None:
     assert counts(engine)[1:4] == [[10, 1, 1], [10, 1, 1], [5, 1, 1]]
 
 
-@BOTH_POLICIES
+def test_throughput_fills_whole_steps_with_prompts_then_mixes_the_rest() -> None:
+    engine = Engine(make_config(policy="throughput", num_blocks=99, max_num_batched_tokens=40))
+    for i in range(9):
+        engine.add(f"r{i}", prompt(10, i), greedy(3))
+    engine.run()
+    # Two whole steps although streams wait; the last prompt alone fills none and joins them.
+    assert counts(engine) == [[10] * 4, [10] * 4, [10, *[1] * 8], [1] * 9, [1]]
+
+
+def test_throughput_mixes_what_the_rows_let_in() -> None:
+    engine = Engine(make_config(policy="throughput", max_num_seqs=2, max_num_batched_tokens=20))
+    for i, length in enumerate([10, 10, 6]):
+        engine.add(f"r{i}", prompt(length, i), greedy(2 + i))
+    engine.run()
+    assert counts(engine) == [[10, 10], [1, 1], [6, 1], [1], [1], [1]]
+
+
+def test_who_waits_for_whom_by_default() -> None:
+    """Streams are protected in the server; offline, prompts fill the device."""
+    for device in ("cpu", "cuda"):
+        served = resolve_limits(make_config(), device)
+        offline = resolve_limits(make_config(policy="throughput"), device)
+        assert served.policy == "prefill_first"
+        assert served.max_prefill_chunk == DEFAULT_PREFILL_CHUNK[device]
+        assert offline.max_prefill_chunk == offline.max_prompt_step
+        assert offline.max_prompt_step == min(16384, MAX_PROMPT_STEP[device])
+    asked = resolve_limits(make_config(policy="throughput", max_prefill_chunk=100), "cuda")
+    assert asked.max_prefill_chunk == 100
+
+
+def test_256_prompts_of_1024_tokens_are_admitted_16_a_step() -> None:
+    config = make_config(policy="throughput", num_blocks=20_000, block_size=16)
+    limits = resolve_limits(config, "cuda")
+    scheduler = Scheduler(limits, BlockManager(20_000, 16, True), ())
+    sampling = greedy(128)
+    for i in range(256):
+        tokens = [i + 1, *prompt(1023, i)]
+        scheduler.add(Sequence(GenerateRequest(f"r{i}", tokens, sampling), sampling, 0, 0.0))
+    steps = []
+    for _ in range(17):
+        schedule = scheduler.plan(0.0, in_flight=bool(steps))
+        assert not schedule.collect_first
+        plan = scheduler.apply(schedule, 0.0)
+        assert plan is not None
+        steps.append((len(plan.rows), plan.num_tokens))
+    assert steps == [*[(16, 16384)] * 16, (256, 256)]
+
+
+@POLICIES
 def test_max_num_seqs_counts_everything_that_runs(policy: str) -> None:
     engine = Engine(make_config(policy=policy, max_num_seqs=3, max_num_batched_tokens=64))
     for i in range(8):
@@ -111,7 +167,7 @@ def test_prefix_hits_are_not_charged_to_the_budget() -> None:
     assert counts(engine)[-1] == [1, 1, 1, 1]
 
 
-@BOTH_POLICIES
+@POLICIES
 @BOTH_LOOPS
 def test_planning_changes_nothing(policy: str, overlap: bool) -> None:
     engine = Engine(make_config(policy=policy, overlap=overlap, num_blocks=20, max_num_seqs=4))
@@ -192,7 +248,7 @@ def test_the_delay_counts_in_measured_prompt_steps() -> None:
 # -- preemption and fairness ----------------------------------------------------------------------
 
 
-@BOTH_POLICIES
+@POLICIES
 @BOTH_LOOPS
 def test_the_last_in_is_preempted_first_and_recomputed(policy: str, overlap: bool) -> None:
     engine = Engine(
@@ -298,7 +354,7 @@ def test_the_core_refuses_what_the_doors_should_have_refused() -> None:
 # -- shared prefixes ------------------------------------------------------------------------------
 
 
-@BOTH_POLICIES
+@POLICIES
 @BOTH_LOOPS
 def test_a_shared_prefix_is_computed_once(policy: str, overlap: bool) -> None:
     engine = Engine(
