@@ -19,6 +19,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -261,18 +262,13 @@ def tune(problems: list[Problem], tokens: list[int], args: argparse.Namespace) -
     bench = Bench(args.pool << 20)
     table: dict[str, dict[str, Any]] = {}
     for problem, m in itertools.product(problems, tokens):
-        results: list[tuple[float, Config | None]] = []
         if time.perf_counter() - start > args.seconds:
             print(f"no time left for {problem!s} M={m}")
             continue
-        for config in (c for p, t, c in jobs if (p, t) == (problem, m)):
-            try:
-                us = time_problem(bench, products_with(problem, config), problem, m, 3)
-            except Exception as error:
-                print("failed", problem, config, str(error).splitlines()[0][:100], flush=True)
-                continue
-            results.append((us, config))
-        results.sort(key=lambda pair: pair[0])
+        tried = [c for p, t, c in jobs if (p, t) == (problem, m)]
+        results = _time_all(bench, problem, m, tried)
+        refined = [c for _, best in results[:2] for c in _with_prefetch(best, problem.k)]
+        results = sorted([*results, *_time_all(bench, problem, m, refined)], key=lambda r: r[0])
         library = next(us for us, config in results if config is None)
         floor = floor_us(problem, m)
         print(f"{problem!s} M={m}: floor {floor:.2f}, library {library:.2f}, {len(results)} tried")
@@ -287,8 +283,35 @@ def tune(problems: list[Problem], tokens: list[int], args: argparse.Namespace) -
     print(f"tuned in {time.perf_counter() - start:.0f} s")
 
 
+def _time_all(
+    bench: Bench, problem: Problem, tokens: int, configs: list[Config | None]
+) -> list[tuple[float, Config | None]]:
+    """(us, choice), the fastest first."""
+    results = []
+    for config in configs:
+        try:
+            us = time_problem(bench, products_with(problem, config), problem, tokens, 3)
+        except Exception as error:
+            print("failed", problem, config, str(error).splitlines()[0][:100], flush=True)
+            continue
+        results.append((us, config))
+    return sorted(results, key=lambda pair: pair[0])
+
+
+def _with_prefetch(config: Config | None, k: int) -> list[Config | None]:
+    """The choice with some and with much of its weight fetched ahead of its turn."""
+    if config is None:
+        return []
+    if isinstance(config, Rows):
+        return [replace(config, prefetch=count) for count in (1, 3)] if config.waves else []
+    share = k // config.split if isinstance(config, Skinny) else k
+    most = 1 << (share.bit_length() - 1)
+    return [replace(config, prefetch=elements) for elements in (most // 4, most)]
+
+
 def _write(table: dict[str, dict[str, Any]], folder: Path) -> None:
     """Into the card's file, beside what it has."""
+    folder.mkdir(exist_ok=True)
     path = folder / f"linear_{slug(torch.cuda.get_device_name())}.json"
     old = json.loads(path.read_text()) if path.exists() else {}
     for problem, choices in table.items():
