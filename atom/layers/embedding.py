@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -84,6 +84,7 @@ class ParallelLMHead(Layer):
     """hidden [L, K] -> logits [L, vocab_size] float32, the whole vocabulary on every rank."""
 
     packed: PackedLinear
+    _wide_product: Callable[[Tensor], Tensor] | None
 
     def __init__(
         self,
@@ -100,7 +101,8 @@ class ParallelLMHead(Layer):
         self._raw: Tensor | GGUFWeight | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.packed(hidden).float()
+        wide = self._wide_product
+        logits = self.packed(hidden).float() if wide is None else wide(hidden)
         if self.build.parallel.tp_size == 1:
             return logits
         missing = self.share.per_rank - logits.shape[-1]
@@ -125,6 +127,8 @@ class ParallelLMHead(Layer):
         assert raw is not None
         raw, self._raw = self.build.adopt(raw), None
         self.packed = pack_rows(self.build, [raw])
+        # Where the kernel can write its sums as they are, they are not rounded on the way.
+        self._wide_product = getattr(self.packed, "linear_f32", None)
         if embedding is not None:
             embedding.raw = raw
             embedding.bind(self.packed)

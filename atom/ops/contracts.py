@@ -71,6 +71,14 @@ class PackedLinear(Protocol):
         ...
 
 
+class WideLinear(PackedLinear, Protocol):
+    """A packed weight whose kernel can write its sums unrounded, as the output head wants them."""
+
+    def linear_f32(self, x: Tensor) -> Tensor:
+        """[T, K] -> [T, N] float32."""
+        ...
+
+
 class FusedLinear(PackedLinear, Protocol):
     """A packed weight whose kernel takes the RMS norm before it, and the gated activation after.
 
@@ -258,6 +266,28 @@ class FusedExperts(Protocol):
     ) -> Tensor: ...
 
 
+class SparseMoE(Protocol):
+    """op `sparse_moe`. A mixture of experts from the norm before it on, optional to implement.
+
+    r = x + residual (without one, x), rounded; y = RMSNorm(r) * norm_weight; the logits y @ router.T
+    choose as `topk_softmax` does; then `fused_experts`. x, residual [T, K]; router [E, K]; w13 and
+    w2 as there. Returns (the experts' sum [T, K], r); r is a new tensor and no input is written.
+    """
+
+    def __call__(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        router: Tensor,
+        w13: Tensor,
+        w2: Tensor,
+        top_k: int,
+        renormalize: bool,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
 OPS: dict[str, Any] = {
     "linear": PackLinear,
     "embedding": Embedding,
@@ -272,4 +302,4 @@ OPS: dict[str, Any] = {
 }
 
 # Operations that a caller composes of others where no backend has them.
-FUSED_OPS: dict[str, Any] = {"attention": FusedAttention}
+FUSED_OPS: dict[str, Any] = {"attention": FusedAttention, "sparse_moe": SparseMoE}
