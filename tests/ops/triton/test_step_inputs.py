@@ -1,0 +1,100 @@
+"""A decode step's tensors against plain Python, and argmax against a definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from atom.ops.triton.sampling import argmax
+from atom.ops.triton.step_inputs import prepare_decode, put_tokens
+
+UNTOUCHED = -77
+
+
+def outputs(count: int, columns: int, device: str) -> dict[str, Tensor]:
+    wide = {
+        name: torch.full((count,), UNTOUCHED, device=device)
+        for name in ("input_ids", "positions", "slot_mapping")
+    }
+    lengths = torch.full((count,), UNTOUCHED, dtype=torch.int32, device=device)
+    table = torch.full((count, columns), UNTOUCHED, dtype=torch.int32, device=device)
+    return {**wide, "seq_lens": lengths, "step_table": table}
+
+
+@pytest.mark.parametrize(("count", "block_size", "columns"), [(1, 1, 40), (7, 16, 5), (3, 4, 1100)])
+def test_prepare_decode(count: int, block_size: int, columns: int, device: str) -> None:
+    num_rows, width = 9, columns * block_size
+    pool = torch.randint(0, 1 << 30, (num_rows, width + 3), dtype=torch.int32)[:, :width]
+    table = torch.randint(0, 1 << 26, (num_rows, columns), dtype=torch.int32)
+    rows = torch.randperm(num_rows)[:count].to(torch.int32)
+    computed = torch.randint(0, width, (count,), dtype=torch.int32)
+    computed[0] = width - 1
+    if count > 2:
+        rows[1], computed[2] = -1, 0
+    got = outputs(count, columns, device)
+    prepare_decode(
+        rows.to(device), computed.to(device), pool.to(device), table.to(device), block_size, **got
+    )
+    for s in range(count):
+        row, position = int(rows[s]), int(computed[s])
+        line = [int(got[n][s]) for n in ("input_ids", "positions", "slot_mapping", "seq_lens")]
+        copied = 0
+        if row < 0:
+            assert line == [0, 0, -1, 0]
+        else:
+            slot = int(table[row, position // block_size]) * block_size + position % block_size
+            assert line == [int(pool[row, position]), position, slot, position + 1]
+            copied = math.ceil((position + 1) / block_size)
+            assert torch.equal(got["step_table"][s, :copied].cpu(), table[row, :copied])
+        assert bool((got["step_table"][s, copied:] == UNTOUCHED).all())
+
+
+@pytest.mark.parametrize("count", [1, 5, 300])
+def test_put_tokens(count: int, device: str) -> None:
+    pool = torch.randint(0, 99, (400, 12), dtype=torch.int32, device=device)
+    rows = torch.randperm(400)[:count].to(torch.int32)
+    rows[:: max(2, count // 3)][1:] = -1
+    computed = torch.randint(0, 11, (count,), dtype=torch.int32)
+    tokens = torch.randint(0, 1 << 30, (count,))
+    want = pool.clone()
+    for s in range(count):
+        if rows[s] >= 0:
+            want[rows[s], computed[s] + 1] = int(tokens[s])
+    put_tokens(tokens.to(device), rows.to(device), computed.to(device), pool)
+    assert torch.equal(pool, want)
+
+
+def slow_argmax(row: list[float]) -> int:
+    numbers = [(value, -i) for i, value in enumerate(row) if value == value]
+    return -max(numbers)[1] if numbers else 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_argmax(dtype: torch.dtype, device: str, on_gpu: bool) -> None:
+    sizes = [(1, 1), (1, 5000), (2, 2048), (3, 300), (40, 50)]
+    if on_gpu:
+        sizes += [(1, 128256), (7, 151936), (512, 32000)]
+    for count, vocab in sizes:
+        wide = torch.randn(count, vocab + 5, device=device).mul_(3).to(dtype)
+        logits = wide[:, :vocab]
+        logits[0, vocab // 2] = logits[-1, vocab // 3] = float("nan")
+        if vocab > 9:
+            logits[-1] = logits[-1].round()  # ties: the first
+            logits[0, 1] = logits[0, vocab - 1] = float("inf")
+        want = [slow_argmax(row) for row in logits.tolist()]
+        assert argmax(logits).tolist() == want, (count, vocab)
+
+
+@pytest.mark.parametrize("vocab", [10, 5000])
+def test_argmax_of_what_is_hardly_a_row(vocab: int, device: str) -> None:
+    rows = torch.full((6, vocab), float("-inf"), device=device)
+    rows[0] = float("nan")
+    rows[1, 0] = float("nan")  # minus infinity is a number
+    rows[2, 3], rows[2, 5] = -0.0, 0.0
+    rows[3, 7] = -3e38
+    rows[4] = -0.0
+    assert argmax(rows).tolist() == [0, 1, 3, 7, 0, 0]
+    assert argmax(rows[:0]).shape == (0,)
