@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atom.layers.custom_ops import SumOverRanks
 from atom.ops import registry
 from atom.ops.contracts import GGUFWeight, PackedLinear
 from atom.ops.reference.gguf import dequantize
@@ -85,6 +86,12 @@ class BuildContext:
             shape=tuple(shape.items()),
             traceable=self.traceable and not opaque,
         )
+
+    def all_reduce(self) -> Callable[[Tensor], Tensor] | None:
+        """Sums a layer's result over the ranks, its argument consumed; None with one rank."""
+        if self.parallel.tp_size == 1:
+            return None
+        return SumOverRanks(self.parallel) if self.traceable else self.parallel.all_reduce
 
     def pack(self, weight: Tensor | GGUFWeight) -> PackedLinear:
         """`weight` on the device, in the form of the kernel that serves it."""

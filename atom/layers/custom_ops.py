@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atom.parallel.state import ParallelState
+
 _layers: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 _library = torch.library.Library("atom", "DEF")  # type: ignore[no-untyped-call]
@@ -43,6 +45,31 @@ def _experts_fake(x: Tensor, logits: Tensor, layer: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
+class SumOverRanks:
+    """`parallel.all_reduce` as an operator, for models that are traced."""
+
+    def __init__(self, parallel: ParallelState) -> None:
+        self._parallel = parallel
+        self._handle = remember(self)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.atom.all_reduce(x, self._handle)
+        return out
+
+    def run(self, x: Tensor) -> Tensor:
+        """In place: what the operator does to a copy of its input."""
+        return self._parallel.all_reduce(x)
+
+
+def _all_reduce(x: Tensor, layer: str) -> Tensor:
+    out: Tensor = _layers[layer].run(x.clone())
+    return out
+
+
+def _all_reduce_fake(x: Tensor, layer: str) -> Tensor:
+    return torch.empty_like(x)
+
+
 _library.define(  # type: ignore[no-untyped-call]
     "attention(Tensor qkv, Tensor positions, int num_heads, str layer) -> Tensor"
 )
@@ -51,3 +78,6 @@ torch.library.register_fake("atom::attention", _attention_fake, lib=_library)
 _library.define("experts(Tensor x, Tensor logits, str layer) -> Tensor")  # type: ignore[no-untyped-call]
 _library.impl("experts", _experts, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("atom::experts", _experts_fake, lib=_library)
+_library.define("all_reduce(Tensor x, str layer) -> Tensor")  # type: ignore[no-untyped-call]
+_library.impl("all_reduce", _all_reduce, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("atom::all_reduce", _all_reduce_fake, lib=_library)

@@ -34,17 +34,18 @@ class VocabParallelEmbedding(Layer):
         self.tied = tied
         self.shared = False  # the weight is the head's
         self.share = _VocabShare(build, vocab_size)
+        self._sum = build.all_reduce()
         self.raw: Tensor | GGUFWeight | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
-        if self.build.parallel.tp_size == 1:
+        if self._sum is None:
             out: Tensor = self._lookup(ids, self.weight, self.build.dtype)
             return out
         share = self.share
         elsewhere = (ids < share.start) | (ids >= share.stop)
         local = (ids - share.start).masked_fill(elsewhere, 0)
         out = self._lookup(local, self.weight, self.build.dtype)
-        return self.build.parallel.all_reduce(out.masked_fill(elsewhere.unsqueeze(-1), 0))
+        return self._sum(out.masked_fill(elsewhere.unsqueeze(-1), 0))
 
     __call__ = forward
 

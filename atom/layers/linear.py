@@ -225,7 +225,7 @@ class RowParallelLinear(LinearBase):
     ):
         cols = build.parallel.shard(in_features, "the input size of a row-parallel linear")
         super().__init__(build, in_features, [Part("", out_features, ALL)], bias=bias, cols=cols)
-        self._sum = build.parallel.all_reduce if build.parallel.tp_size > 1 else None
+        self._sum = build.all_reduce()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.packed(x, self.bias)

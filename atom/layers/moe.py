@@ -46,7 +46,7 @@ class FusedMoE(Layer):
         self.renormalize = renormalize
         self.share = build.parallel.shard(intermediate_size, "the experts' intermediate size")
         self._route = build.select("topk_softmax", opaque=True, E=num_experts, k=top_k)
-        self._sum = build.parallel.all_reduce if build.parallel.tp_size > 1 else None
+        self._sum = build.all_reduce()
         self._handle = custom_ops.remember(self) if build.traceable else ""
         self._raw: dict[tuple[str, int | None], Tensor] = {}
 

@@ -1,0 +1,118 @@
+"""The way in: a model's forward, compiled in pieces or loaded from an earlier start."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from atom.engine.compiler import environment, inductor
+from atom.engine.compiler.program import Program
+from atom.engine.compiler.split import Piece, Split, split
+from atom.engine.compiler.store import PieceFolder, Store
+from atom.engine.compiler.structure import Structure
+from atom.engine.compiler.trace import trace
+
+log = logging.getLogger("atom.compiler")
+
+
+@dataclass
+class Compiled:
+    """A forward and what it took to get it."""
+
+    forward: Program
+    num_steps: int  # pieces and opaque operators, in the order they run
+    num_pieces: int  # distinct ones
+    traced: bool
+    compiled: int  # pieces that no cache had
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        took = ", ".join(f"{name} {s:.1f} s" for name, s in self.seconds.items())
+        return f"{self.num_steps} steps, {self.compiled} of {self.num_pieces} pieces new: {took}"
+
+
+def compile_forward(
+    model: Any, device: torch.device, max_tokens: int, store: Store | None = None
+) -> Compiled:
+    """`model` is built traceable, and its weights are loaded. Steps have up to `max_tokens` tokens.
+
+    Raises `CannotCompile`.
+    """
+    return _Compiler(model, device, max_tokens, store or Store()).run()
+
+
+class _Compiler:
+    def __init__(self, model: Any, device: torch.device, max_tokens: int, store: Store) -> None:
+        self._model, self._device, self._max_tokens = model, device, max_tokens
+        self._store = store
+        self._structure = Structure(model)
+        self._salt = environment.digest(device, max_tokens)
+        self._split: Split | None = None
+        self._seconds: dict[str, float] = {}
+        self._compiled = 0
+
+    def run(self) -> Compiled:
+        key = hashlib.sha256(f"{self._salt}{self._structure.digest}".encode()).hexdigest()[:32]
+        plan = self._store.read_plan(key)
+        if plan is None:
+            plan = self._traced().plan
+            self._store.write_plan(key, plan)
+        calls = {name: self._piece(name) for name in plan.pieces}
+        forward = Program(plan, self._model, calls)
+        return Compiled(
+            forward,
+            len(plan.steps),
+            len(calls),
+            self._split is not None,
+            self._compiled,
+            self._seconds,
+        )
+
+    def _timed(self, name: str, run: Callable[[], Any]) -> Any:
+        started = time.monotonic()
+        result = run()
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
+        return result
+
+    def _traced(self) -> Split:
+        """The forward traced and cut, at most once: only where something is missing."""
+        if self._split is None:
+            forward, salt = self._model.forward, self._salt
+
+            def make() -> Split:
+                graph = trace(forward, self._device, self._max_tokens)
+                return split(graph, self._structure, salt)
+
+            self._split = self._timed("trace", make)
+        return self._split
+
+    def _piece(self, key: str) -> inductor.Call:
+        with self._store.piece(key) as folder, inductor.files_in(folder.built):
+            code = folder.read()
+            if code is not None:
+                try:
+                    call: inductor.Call = self._timed("load", lambda: inductor.load_piece(code))
+                    return call
+                except Exception as error:  # whatever broken files lead to
+                    folder.discard(f"{type(error).__name__}: {error}".splitlines()[0])
+            return self._compile(key, folder)
+
+    def _compile(self, key: str, folder: PieceFolder) -> inductor.Call:
+        piece: Piece = self._traced().pieces[key]
+        folder.begin()
+
+        def make() -> inductor.Call:
+            code = inductor.compile_piece(piece)
+            call = inductor.load_piece(code)
+            folder.commit(code)
+            return call
+
+        self._compiled += 1
+        call: inductor.Call = self._timed("compile", make)
+        return call
