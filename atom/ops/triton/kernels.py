@@ -6,6 +6,7 @@ Every launch is asynchronous and reads nothing back, so all of it can be capture
 from __future__ import annotations
 
 from atom.ops.triton import (
+    attention,
     elementwise,
     embedding,
     linear,
@@ -14,4 +15,12 @@ from atom.ops.triton import (
     rotary,
 )
 
-__all__ = ["elementwise", "embedding", "linear", "paged_attention", "reshape_and_cache", "rotary"]
+__all__ = [
+    "attention",
+    "elementwise",
+    "embedding",
+    "linear",
+    "paged_attention",
+    "reshape_and_cache",
+    "rotary",
+]

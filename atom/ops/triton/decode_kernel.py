@@ -1,0 +1,301 @@
+"""Device code of decode attention: one query token per sequence over the paged cache.
+
+Program (h, s, i) takes KV head h of sequence s, with all the query heads that read it, and the i-th
+part of the keys. Parts are of a length that depends on the sequence; those without keys end at
+once. The part that finishes last merges them, in the order of the keys.
+
+With FUSED the query comes unrotated, from the projection: every program norms and rotates its query
+heads in registers, and the last part also the new key, which it writes to the cache and attends to
+without reading it back.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from atom.ops.triton.launch import begin
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _rotated(
+    rows, in_range, norm, cos_sin, eps,
+    D: tl.constexpr, D_PAD: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr,
+    NORM: tl.constexpr,
+):  # fmt: skip
+    """Heads at the pointers `rows` [H, 1], normed and rotated: [H, D_PAD] float32, rounded to their
+    type after each. `cos_sin` points at the position's row."""
+    dtype = rows.dtype.element_ty
+    d = tl.arange(0, D_PAD)
+    if INTERLEAVED:
+        other, angle, sign = d ^ 1, d // 2, tl.where(d % 2 == 0, -1.0, 1.0)
+    else:
+        first = d < R // 2
+        other = tl.where(first, d + R // 2, d - R // 2)
+        angle = tl.where(first, d, d - R // 2)
+        sign = tl.where(first, -1.0, 1.0)
+    turned = d < R
+    other = tl.where(turned, other, d)
+    cos = tl.load(cos_sin + angle, mask=turned, other=1.0)[None, :]
+    sin = (sign * tl.load(cos_sin + R // 2 + angle, mask=turned, other=0.0))[None, :]
+    mask = in_range & (d < D)[None, :]
+    x = tl.load(rows + d[None, :], mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(rows + other[None, :], mask=mask, other=0.0).to(tl.float32)
+    if NORM:
+        factor = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
+        weight = tl.load(norm + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        other_weight = tl.load(norm + other, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        x = (x * factor * weight).to(dtype).to(tl.float32)
+        y = (y * factor * other_weight).to(dtype).to(tl.float32)
+    return (x * cos + y * sin).to(dtype).to(tl.float32)
+
+
+@triton.jit
+def to_cache(x, scale, dtype: tl.constexpr):
+    """x in the type of the cache; float8 holds x / scale."""
+    if dtype == tl.float8e4nv:
+        x = tl.math.div_rn(x.to(tl.float32), scale)
+        return tl.clamp(x, -448.0, 448.0).to(dtype)
+    return x.to(dtype)
+
+
+@triton.jit
+def _scores(s, factor, cap, CAPPED: tl.constexpr):
+    """Scaled scores in powers of two."""
+    s = s * factor
+    if CAPPED:
+        # tanh(x) = 1 - 2 / (e^2x + 1), exact at both ends.
+        tanh = 1.0 - 2.0 / (tl.exp2(s * (2.0 * LOG2_E / cap)) + 1.0)
+        s = cap * LOG2_E * tanh
+    return s
+
+
+@triton.jit
+def _tile(
+    q, k, v, seen, m, den, acc, factor, cap,
+    CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One step of the running softmax: q [G, D], k and v [N, D], seen [N]."""
+    s = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
+    s = tl.where(seen[None, :], _scores(s, factor, cap, CAPPED), float("-inf"))
+    new_m = tl.maximum(m, tl.max(s, 1))
+    alpha = tl.exp2(m - new_m)
+    p = tl.exp2(s - new_m[:, None])
+    den = den * alpha + tl.sum(p, 1)
+    acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * alpha[:, None], input_precision=PRECISION)
+    return new_m, den, acc
+
+
+@triton.jit
+def _store_out(
+    out, m, den, acc, sinks, v_scale, heads, mask_heads, D: tl.constexpr, SINKS: tl.constexpr
+):  # fmt: skip
+    """Divide by the softmax's denominator, which the sinks join. `out`: the token's row."""
+    d = tl.arange(0, acc.shape[1])
+    factor = tl.full(den.shape, 1.0, tl.float32)
+    if SINKS:
+        sink = tl.load(sinks + heads, mask=mask_heads, other=0.0) * LOG2_E
+        top = tl.maximum(m, sink)
+        factor = tl.exp2(m - top)
+        den = den * factor + tl.exp2(sink - top)
+    acc = acc * (factor * v_scale / den)[:, None]
+    mask = mask_heads[:, None] & (d < D)[None, :]
+    tl.store(out + heads[:, None] * D + d[None, :], acc.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _merge(
+    out, partials, parts, base, total, head, sinks, v_scale,
+    G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, SINKS: tl.constexpr,
+):  # fmt: skip
+    """Combine the first `parts` partial results of a sequence and KV head, in their order."""
+    ROWS: tl.constexpr = triton.next_power_of_2(G)
+    # As many parts at a time as fit a few registers of each thread: their loads overlap.
+    STEP: tl.constexpr = max(1, min(16, 4096 // (ROWS * D_PAD)))
+    g, d = tl.arange(0, ROWS), tl.arange(0, D_PAD)
+    m = tl.full((ROWS,), float("-inf"), tl.float32)
+    den = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, D_PAD), tl.float32)
+    sums = partials + total.to(tl.int64) * (G * D)
+    for first in range(0, parts, STEP):
+        part = first + tl.arange(0, STEP)
+        row = (base + part).to(tl.int64)[:, None] * G + g[None, :]
+        mask = (part < parts)[:, None] & (g < G)[None, :]
+        part_m = tl.load(sums + row * 2, mask=mask, other=float("-inf"), cache_modifier=".cg")
+        part_l = tl.load(sums + row * 2 + 1, mask=mask, other=0.0, cache_modifier=".cg")
+        wide = mask[:, :, None] & (d < D)[None, None, :]
+        at = partials + row[:, :, None] * D + d[None, None, :]
+        part_acc = tl.load(at, mask=wide, other=0.0, cache_modifier=".cg")
+        new_m = tl.maximum(m, tl.max(part_m, 0))
+        safe = tl.where(new_m == float("-inf"), 0.0, new_m)
+        weight = tl.exp2(part_m - safe[None, :])
+        alpha = tl.exp2(m - safe)
+        den = den * alpha + tl.sum(part_l * weight, 0)
+        acc = acc * alpha[:, None] + tl.sum(part_acc * weight[:, :, None], 0)
+        m = new_m
+    _store_out(out, m, den, acc, sinks, v_scale, head * G + g, g < G, D, SINKS)
+
+
+@triton.jit
+def decode_kernel(
+    out, q, k_cache, v_cache, block_table, seq_lens, sinks, partials, counters,
+    positions, slots, cos_sin, q_norm, k_norm,
+    scale, cap, k_scale, v_scale, eps,
+    out_row, q_row, table_row, cache_block, cache_slot, cache_head,
+    HK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, R: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr,
+    FUSED: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, MIN_PART: tl.constexpr, AHEAD: tl.constexpr,
+    STAGES: tl.constexpr, MERGE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """AHEAD: the next tile of keys and values is read into registers while one is worked on, and
+    the first one before the kernel waits for the one before it: that only writes the query and the
+    new key (`begin`). Otherwise Triton pipelines the loop in STAGES."""
+    head, seq, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if PDL and not AHEAD:
+        begin(PDL)
+    length = tl.load(seq_lens + seq)
+    end = length - 1 if FUSED else length  # keys in the cache
+    low = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else 0
+    parts = 1
+    if SPLIT:
+        tiles = tl.cdiv(tl.cdiv(end - low, tl.num_programs(2)), BLOCK_N)
+        size = tl.maximum(tiles * BLOCK_N, MIN_PART)
+        parts = tl.maximum(tl.cdiv(end - low, size), 1)
+        low += part * size
+        end = tl.minimum(end, low + size)
+    if (length == 0) | (part >= parts):
+        # The first part waits all the same: the next kernel relies on this one for those before.
+        if AHEAD and part == 0:
+            begin(PDL)
+        return
+    last = part == parts - 1
+
+    GROUP: tl.constexpr = max(16, triton.next_power_of_2(G))
+    g, d, offsets = tl.arange(0, GROUP), tl.arange(0, D_PAD), tl.arange(0, BLOCK_N)
+    in_d = (d < D)[None, :]
+    kv_type: tl.constexpr = k_cache.dtype.element_ty
+    table = block_table + seq.to(tl.int64) * table_row
+    k_base = k_cache + head * cache_head + d[None, :]
+    v_base = v_cache + head * cache_head + d[None, :]
+
+    if AHEAD:
+        n = low + offsets
+        page = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
+        at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
+        k = tl.load(k_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
+        v = tl.load(v_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
+        n += BLOCK_N
+        page = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
+    if FUSED:
+        angles = cos_sin + tl.load(positions + seq) * R
+        slot = tl.load(slots + seq)
+    if AHEAD:
+        begin(PDL)
+
+    mask_heads = g < G
+    rows = q + seq.to(tl.int64) * q_row + (head * G + g)[:, None] * D
+    if FUSED:
+        query = _rotated(
+            rows, mask_heads[:, None], q_norm, angles, eps, D, D_PAD, R, INTERLEAVED, NORM
+        )
+    else:
+        query = tl.load(rows + d[None, :], mask=mask_heads[:, None] & in_d, other=0.0)
+        query = query.to(tl.float32)
+    factor = tl.full((GROUP,), 1.0, tl.float32) * (scale * k_scale)
+    if not CAPPED:
+        factor *= LOG2_E
+    if kv_type == tl.float8e4nv and q.dtype.element_ty != tl.float32:
+        # float16 holds float8 exactly, and is what the hardware converts it to; the query is
+        # scaled into its range.
+        most = tl.maximum(tl.max(tl.abs(query), 1), 1e-30)
+        factor *= most
+        query = (query / most[:, None]).to(tl.float16)
+    else:
+        query = query.to(q.dtype.element_ty)
+    factor = factor[:, None]
+
+    m = tl.full((GROUP,), float("-inf"), tl.float32)
+    den = tl.zeros((GROUP,), tl.float32)
+    acc = tl.zeros((GROUP, D_PAD), tl.float32)
+    if FUSED:  # noqa: SIM102 (`and` would look into the body)
+        if last:
+            one = tl.zeros((1, 1), tl.int64)
+            source = q + seq.to(tl.int64) * q_row + (HK * G + head) * D
+            key = _rotated(
+                source + one, one == 0, k_norm, angles, eps, D, D_PAD, R, INTERLEAVED, NORM
+            )
+            value = tl.load(source + HK * D + one + d[None, :], mask=in_d, other=0.0)
+            key = to_cache(key, k_scale, kv_type)
+            value = to_cache(value, v_scale, kv_type)
+            place = slot // BLOCK_SIZE * cache_block + slot % BLOCK_SIZE * cache_slot
+            tl.store(k_base + place, key, mask=in_d & (slot >= 0))
+            tl.store(v_base + place, value, mask=in_d & (slot >= 0))
+            s = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1)[:, None]
+            m = tl.max(_scores(s, factor, cap, CAPPED), 1)
+            den = tl.full((GROUP,), 1.0, tl.float32)
+            acc += value.to(tl.float32)
+
+    if AHEAD:
+        for start in tl.range(low, end, BLOCK_N, num_stages=1):
+            n = start + BLOCK_N + offsets
+            at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
+            next_k = tl.load(k_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
+            next_v = tl.load(v_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
+            n += BLOCK_N
+            page = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
+            seen = start + offsets < end
+            m, den, acc = _tile(query, k, v, seen, m, den, acc, factor, cap, CAPPED, PRECISION)
+            k, v = next_k, next_v
+    else:
+        for start in tl.range(low, end, BLOCK_N, num_stages=STAGES):
+            n = start + offsets
+            seen = n < end
+            page = tl.load(table + n // BLOCK_SIZE, mask=seen, other=0)
+            at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
+            k = tl.load(k_base + at[:, None], mask=seen[:, None] & in_d, other=0.0)
+            v = tl.load(v_base + at[:, None], mask=seen[:, None] & in_d, other=0.0)
+            m, den, acc = _tile(query, k, v, seen, m, den, acc, factor, cap, CAPPED, PRECISION)
+
+    out += seq.to(tl.int64) * out_row
+    heads = head * G + g
+    if not SPLIT or parts == 1:
+        _store_out(out, m, den, acc, sinks, v_scale, heads, mask_heads, D, SINKS)
+    else:
+        base = (seq * HK + head) * tl.num_programs(2)
+        total = tl.num_programs(1) * HK * tl.num_programs(2)
+        row = (base + part).to(tl.int64) * G + g
+        sums = partials + total.to(tl.int64) * (G * D)
+        tl.store(sums + row * 2, m, mask=mask_heads)
+        tl.store(sums + row * 2 + 1, den, mask=mask_heads)
+        tl.store(partials + row[:, None] * D + d[None, :], acc, mask=mask_heads[:, None] & in_d)
+        if MERGE:
+            tl.debug_barrier()  # all threads have written before one of them says so
+            counter = counters + seq * HK + head
+            if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
+                tl.store(counter, 0)  # ready for the next launch
+                _merge(out, partials, parts, base, total, head, sinks, v_scale, G, D, D_PAD, SINKS)
+
+
+@triton.jit
+def merge_kernel(
+    out, seq_lens, sinks, partials, v_scale, out_row, most_parts,
+    HK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
+    WINDOW: tl.constexpr, SINKS: tl.constexpr, FUSED: tl.constexpr,
+    BLOCK_N: tl.constexpr, MIN_PART: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The merging of the parts in a launch of its own: program (h, s)."""
+    head, seq = tl.program_id(0), tl.program_id(1)
+    begin(PDL)
+    length = tl.load(seq_lens + seq)
+    end = length - 1 if FUSED else length
+    low = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else 0
+    tiles = tl.cdiv(tl.cdiv(end - low, most_parts), BLOCK_N)
+    parts = tl.cdiv(end - low, tl.maximum(tiles * BLOCK_N, MIN_PART))
+    if parts > 1:
+        base = (seq * HK + head) * most_parts
+        total = tl.num_programs(1) * HK * most_parts
+        out += seq.to(tl.int64) * out_row
+        _merge(out, partials, parts, base, total, head, sinks, v_scale, G, D, D_PAD, SINKS)
