@@ -148,10 +148,14 @@ class CompileConfig:
     )
     cudagraph_mode: str | None = setting(
         None,
-        "What is captured as graphs (default: the level's best)",
+        "What is captured as graphs (default: full_and_piecewise at level 3 on a GPU, else none)",
         choices=("none", "piecewise", "full", "full_decode_only", "full_and_piecewise"),
     )
-    cudagraph_capture_sizes: tuple[int, ...] = setting((), "Batch sizes that are captured")
+    cudagraph_capture_sizes: tuple[int, ...] = setting(
+        (),
+        "Sizes of decode steps that are captured, none above max_num_seqs (default: 1, 2, 4, 8 and "
+        "multiples of 16 up to 512)",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,16 +55,6 @@ REFUSALS: tuple[Refusal, ...] = (
         lambda c: c.parallel.rendezvous_timeout_s != 120.0 and c.parallel.tensor_parallel_size == 1,
         "there is one rank, which meets nobody; it needs tensor_parallel_size > 1",
     ),
-    Refusal(
-        "cudagraph_mode",
-        lambda c: c.compile.cudagraph_mode not in (None, "none"),
-        "graphs are not in this version; leave it out or use none",
-    ),
-    Refusal(
-        "cudagraph_capture_sizes",
-        lambda c: bool(c.compile.cudagraph_capture_sizes),
-        "graphs are not in this version; leave it out",
-    ),
 )
 
 # Settings of one kind of device. A recipe is written for where it will run, and is checked and
@@ -87,6 +77,18 @@ WITHOUT_EFFECT: tuple[Refusal, ...] = (
         lambda c: c.engine.num_threads != 0,
         "it counts the CPU threads of a model on cpu",
         device="cuda",
+    ),
+    Refusal(
+        "cudagraph_mode",
+        lambda c: c.compile.cudagraph_mode not in (None, "none"),
+        "graphs are captured on a GPU and the model runs on cpu",
+        device="cpu",
+    ),
+    Refusal(
+        "cudagraph_capture_sizes",
+        lambda c: bool(c.compile.cudagraph_capture_sizes),
+        "graphs are captured on a GPU and the model runs on cpu",
+        device="cpu",
     ),
 )
 

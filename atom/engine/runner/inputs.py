@@ -32,7 +32,7 @@ class StagedStep:
     num_seqs: int
     max_query_len: int
     max_seq_len: int
-    positions: Tensor  # [T] int64
+    positions: Tensor  # [T] int64; this and the next two may be padded
     token_slots: Tensor  # [T] int64 flat places in the token pool
     slot_mapping: Tensor  # [T] int64 flat places in the KV cache
     cu_seqlens_q: Tensor  # [S + 1] int32
@@ -47,6 +47,8 @@ class StagedStep:
 
 
 class StepInputs(NamedTuple):
+    """`attention` counts the step's own tokens; tensors of one entry a token may be longer."""
+
     input_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     attention: AttentionMetadata
@@ -55,8 +57,10 @@ class StepInputs(NamedTuple):
 class InputBatch:
     """Tables of `max_num_seqs` rows, on the device, with a host copy where the host needs one.
 
-    `token_pool` [R, max_model_len + 1] int32 is on the device only (on CPU that is the host);
-    `block_table` [R, max_blocks] int32 has a host copy, from which slots are computed.
+    `token_pool` [R, max_model_len + 1] int32 is on the device only (on CPU that is the host).
+    `block_table` [R + 1, max_blocks] int32 is on the host, where slots are computed from it, and on
+    the device as `device_table`. Its last row is nobody's: graphs, which edit a fixed number of
+    places, send what they have too many to `spare_place`.
     """
 
     def __init__(
@@ -67,25 +71,31 @@ class InputBatch:
         self.width = max_model_len + 1
         self.max_blocks = -(-self.width // block_size)
         self.num_prompt = np.zeros(max_num_seqs, np.int64)
-        self.block_table = np.zeros((max_num_seqs, self.max_blocks), np.int32)
+        self.block_table = np.zeros((max_num_seqs + 1, self.max_blocks), np.int32)
+        self.spare_place = max_num_seqs * self.max_blocks
         self._iota = np.arange(max_num_seqs + 1, dtype=np.int32)
         self.token_pool = torch.zeros((max_num_seqs, self.width), dtype=torch.int32, device=device)
         self._pool_flat = self.token_pool.view(-1)
-        self._device_table = torch.from_numpy(self.block_table)
+        self.device_table = torch.from_numpy(self.block_table)
         self._host_pool: NDArray[np.int32] | None = None
         if device.type == "cpu":
             self._host_pool = self.token_pool.numpy()
         else:
-            self._device_table = self._device_table.to(device)
+            self.device_table = self.device_table.to(device)
+        self.flat_table = self.device_table.view(-1)
 
     @property
     def nbytes(self) -> int:
         """Device memory of the tables (on CPU only the pages that were touched are real)."""
-        return self.token_pool.nbytes + self._device_table.nbytes
+        return self.token_pool.nbytes + self.device_table.nbytes
 
-    def stage(self, plan: StepPlan, upload: Upload) -> StagedStep:
-        """Apply the plan's new rows and blocks; compute what the forward needs. Host only."""
-        edits = self._edit(plan.new_rows, plan.new_blocks, upload)
+    def stage(self, plan: StepPlan, upload: Upload, pad_to: int = 0) -> StagedStep:
+        """Apply the plan's new rows and blocks; compute what the forward needs. Host only.
+
+        The tensors of one entry a token are padded to `pad_to` of them: id of place 0, position 0,
+        slot -1.
+        """
+        edits = self.stage_edits(plan.new_rows, plan.new_blocks, upload)
         rows = plan.rows.astype(np.int64)
         computed = plan.num_computed.astype(np.int64)
         lengths = computed + plan.num_scheduled
@@ -97,6 +107,12 @@ class InputBatch:
             cu_seqlens, positions, token_rows = _expand(plan.num_scheduled, computed, rows, total)
         blocks = self.block_table[token_rows, positions // self.block_size]
         slots = blocks.astype(np.int64) * self.block_size + positions % self.block_size
+        places = token_rows * self.width + positions
+        if pad_to > total:
+            padding = pad_to - total
+            positions = np.pad(positions, (0, padding))
+            places = np.pad(places, (0, padding))
+            slots = np.pad(slots, (0, padding), constant_values=-1)
         sampled = plan.samples
         every_row = total == num_seqs and bool(sampled.all())
         sample_rows = rows if every_row else rows[sampled]
@@ -108,7 +124,7 @@ class InputBatch:
             max_query_len=int(plan.num_scheduled.max()),
             max_seq_len=int(lengths.max()),
             positions=add(positions),
-            token_slots=add(token_rows * self.width + positions),
+            token_slots=add(places),
             slot_mapping=add(slots),
             cu_seqlens_q=add(cu_seqlens),
             seq_lens=add(lengths.astype(np.int32)),
@@ -123,7 +139,21 @@ class InputBatch:
             edits=edits,
         )
 
-    def _edit(
+    def edit_blocks(
+        self, new_blocks: list[RowBlocks], places: Ints, values: NDArray[np.int32]
+    ) -> int:
+        """Write blocks into the host's table, and (place, value) of each into the arrays; returns
+        how many. The device's table is the caller's affair."""
+        at = 0
+        for row, start, ids in new_blocks:
+            place, end = row * self.max_blocks + start, at + len(ids)
+            self.block_table[row, start : start + len(ids)] = ids
+            places[at:end] = range(place, place + len(ids))
+            values[at:end] = ids
+            at = end
+        return at
+
+    def stage_edits(
         self, new_rows: list[NewRow], new_blocks: list[RowBlocks], upload: Upload
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Write the differences. Rows given up need no clearing: lengths bound every reader.
@@ -144,15 +174,14 @@ class InputBatch:
             edits.append(_scatter_of(self._pool_flat, runs, upload))
         if new_blocks:
             runs = [(row * self.max_blocks + start, ids) for row, start, ids in new_blocks]
-            edits.append(_scatter_of(self._device_table.view(-1), runs, upload))
+            edits.append(_scatter_of(self.flat_table, runs, upload))
         return edits
 
     def gather(self, staged: StagedStep) -> StepInputs:
         """The step's tensors; enqueues only. Call after the upload is sent."""
-        for table, places, values in staged.edits:
-            table.index_copy_(0, places, values)
+        apply_edits(staged.edits)
         columns = -(-staged.max_seq_len // self.block_size)
-        table = self._device_table[:, :columns]
+        table = self.device_table[:, :columns]
         if staged.rows is None:
             table = table[: staged.num_seqs]
         else:
@@ -173,6 +202,12 @@ class InputBatch:
     def put_tokens(self, staged: StagedStep, token_ids: Tensor) -> None:
         """Write the sampled tokens [L] where the next step's `gather` finds them."""
         self._pool_flat.index_copy_(0, staged.sample_slots, token_ids.to(torch.int32))
+
+
+def apply_edits(edits: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Enqueue what `stage_edits` left for the device; the upload is sent."""
+    for table, places, values in edits:
+        table.index_copy_(0, places, values)
 
 
 def _expand(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,17 +23,19 @@ from atom.engine.runner import (
     capacity,
     compilation,
     dummy,
+    graphs,
     kv_cache,
     oom,
     prompt_logprobs,
     settle,
     threads,
 )
-from atom.engine.runner.inputs import InputBatch, StagedStep, StepInputs
+from atom.engine.runner.graph_plan import GraphPlan, plan_graphs
+from atom.engine.runner.inputs import InputBatch, StagedStep, StepInputs, apply_edits
 from atom.engine.runner.logprobs import LogprobTensors
 from atom.engine.runner.prompt_logprobs import PromptStep
 from atom.engine.runner.sampler import Sampler
-from atom.engine.runner.sampling_rows import SamplingRows
+from atom.engine.runner.sampling_rows import PROMPT_LOGPROBS, SamplingRows, SamplingStep
 from atom.engine.runner.steps import DeviceStep, HostStep, StepResult
 from atom.engine.runner.upload import Upload
 from atom.layers.context import ForwardContext, set_forward_context
@@ -92,8 +95,11 @@ class ModelRunner:
         self._forward: compilation.Forward = self.model.forward
         self._program: Program | None = None
         self._make_state()
+        self._graphs: graphs.Graphs | None = None
+        self.graph_plan = self._plan_graphs()
         self.num_blocks = self._make_kv_cache()
         self._compile()
+        self._capture()
         self.backends = settle.chosen_backends()
 
     # -- start ----------------------------------------------------------------------------------
@@ -133,6 +139,7 @@ class ModelRunner:
                     self._device,
                     max_model_len=self.max_model_len,
                     run=lambda plan: self.launch(plan).wait(),
+                    graph_bytes=self._measure_graphs,
                 )
         with self._phase("kv_cache"):
             return capacity.make_kv_cache(
@@ -156,6 +163,35 @@ class ModelRunner:
                 for plan in dummy.warm_up(num_tokens, self.max_model_len, self.num_blocks, size):
                     self.launch(plan).wait()
 
+    def _plan_graphs(self) -> GraphPlan:
+        why_not = graphs.uncapturable(self.model)
+        return plan_graphs(self.config, self._device.type, why_not)
+
+    def _make_graphs(self) -> graphs.Graphs | None:
+        compute_logits = self.model.compute_logits
+        source = graphs.Source(
+            self._batch, self.max_model_len, self._forward, compute_logits, self._copies
+        )
+        return graphs.make_graphs(self.graph_plan, source)
+
+    def _measure_graphs(self) -> int:
+        made = self._make_graphs()
+        return 0 if made is None else made.measure()
+
+    def _capture(self) -> None:
+        made = self._make_graphs()
+        if made is None:
+            log.info("graphs: %s", self.graph_plan)
+            return
+        with self._phase("graphs"):
+            self.memory_bytes["graphs"] = made.capture()
+        self._graphs = made
+
+    @property
+    def graph_counts(self) -> Mapping[str, int]:
+        """Replays by kind and size ("decode 8", "piecewise 64", "full 64"), and "eager" steps."""
+        return {} if self._graphs is None else self._graphs.counts
+
     # -- a step ---------------------------------------------------------------------------------
 
     def launch(self, plan: StepPlan) -> StepHandle:
@@ -167,19 +203,68 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> StepHandle:
-        upload = Upload(self._device)
         for new in plan.new_rows:
             self._sampling.enter(new)
-        staged = self._batch.stage(plan, upload)
+        if self._graphs is not None:
+            size = self._graphs.decode_size(plan)
+            if size:
+                return self._launch_decode(self._graphs, plan, size)
+        return self._launch_any(plan)
+
+    def _launch_decode(self, made: graphs.Graphs, plan: StepPlan, size: int) -> StepHandle:
+        """A step that is one graph. Greedy tokens are the graph's own; any other sampling takes its
+        logits."""
+        decode = made.decode
+        assert decode is not None
+        made.counts[f"decode {size}"] += 1
+        if plan.new_rows or sum(len(b.block_ids) for b in plan.new_blocks) > size:
+            self._edit(plan)
+            plan = plan._replace(new_rows=[], new_blocks=[])
+        slot, logits = decode.replay(plan, size)
+        if not int(np.bitwise_or.reduce(self._sampling.flags[plan.rows])) & ~PROMPT_LOGPROBS:
+            return decode.ring.deliver(slot, size, len(plan.rows))
+        upload = Upload(self._device)
+        rows = plan.rows.astype(np.int64)
+        sampling = self._sampling.stage(rows, plan.num_computed.astype(np.int64) + 1, upload)
+        upload.send()
+        tokens, columns = self._sampler(logits, self._batch.token_pool, sampling)
+        decode.put_tokens(tokens, size)
+        return self._handle(tokens, columns, sampling)
+
+    def _edit(self, plan: StepPlan) -> None:
+        """Bring the tables up to date by themselves."""
+        upload = Upload(self._device)
+        edits = self._batch.stage_edits(plan.new_rows, plan.new_blocks, upload)
+        upload.send()
+        apply_edits(edits)
+
+    def _launch_any(self, plan: StepPlan) -> StepHandle:
+        size = 0
+        if self._graphs is not None:
+            size = 0 if prompt_logprobs.due(plan, self._sampling) else self._graphs.token_size(plan)
+            if not size:
+                self._graphs.counts["eager"] += 1
+        upload = Upload(self._device)
+        staged = self._batch.stage(plan, upload, size)
         sampling = self._sampling.stage(staged.sample_rows, staged.sample_positions, upload)
         prompts = prompt_logprobs.stage(plan, staged, self._sampling, self._batch, upload)
         upload.send()
         inputs = self._batch.gather(staged)
-        logits, prompt_columns = self._run_model(inputs, staged, prompts)
+        logits, prompt_columns = self._run_model(inputs, staged, prompts, size)
         tokens, columns = self._no_tokens, None
         if logits is not None:
             tokens, columns = self._sampler(logits, self._batch.token_pool, sampling)
             self._batch.put_tokens(staged, tokens)
+        return self._handle(tokens, columns, sampling, prompt_columns, prompts)
+
+    def _handle(
+        self,
+        tokens: Tensor,
+        columns: LogprobTensors | None,
+        sampling: SamplingStep,
+        prompt_columns: LogprobTensors | None = None,
+        prompts: PromptStep | None = None,
+    ) -> StepHandle:
         result = StepResult(
             tokens,
             columns,
@@ -191,9 +276,12 @@ class ModelRunner:
         return HostStep(result) if self._copies is None else DeviceStep(result, self._copies)
 
     def _run_model(
-        self, inputs: StepInputs, staged: StagedStep, prompts: PromptStep | None
+        self, inputs: StepInputs, staged: StagedStep, prompts: PromptStep | None, size: int
     ) -> tuple[Tensor | None, LogprobTensors | None]:
-        """(logits [L, V] of the rows that sample, None without any; prompt log-probabilities)."""
+        """(logits [L, V] of the rows that sample, None without any; prompt log-probabilities).
+
+        `size`: that of the graphs that run the forward, 0 if none do.
+        """
         attention, index = inputs.attention, staged.logits_indices
         samples = len(staged.sample_rows) > 0
         program = self._program
@@ -204,8 +292,12 @@ class ModelRunner:
         ):
             logits = program.run(inputs.input_ids, inputs.positions, attention, index)
             return logits if samples else None, None
-        with set_forward_context(ForwardContext(attention)):
-            hidden = self._forward(inputs.input_ids, inputs.positions)
+        if size:
+            assert self._graphs is not None
+            hidden = self._graphs.run(size, inputs)[: staged.num_tokens]
+        else:
+            with set_forward_context(ForwardContext(attention)):
+                hidden = self._forward(inputs.input_ids, inputs.positions)
         compute_logits, columns = self.model.compute_logits, None
         if prompts is not None:
             pool = self._batch.token_pool
@@ -216,7 +308,7 @@ class ModelRunner:
 
     def shutdown(self) -> None:
         """Let go of the model and its caches."""
-        self.model = self._program = None
+        self.model = self._program = self._graphs = None
         self._forward = _gone
 
 

@@ -34,6 +34,12 @@ class PromptStep(NamedTuple):
     target_slots: Tensor  # [n] int64 flat places in the token pool
 
 
+def due(plan: StepPlan, sampling: SamplingRows) -> bool:
+    """Whether `stage` would give something."""
+    asked = (sampling.flags[plan.rows] & PROMPT_LOGPROBS) != 0
+    return bool((asked & (plan.num_computed < sampling.num_prompt[plan.rows] - 1)).any())
+
+
 def stage(
     plan: StepPlan, staged: StagedStep, sampling: SamplingRows, batch: InputBatch, upload: Upload
 ) -> PromptStep | None:

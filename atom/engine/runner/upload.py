@@ -1,9 +1,10 @@
 """Small host arrays to the device in one copy per step.
 
 `Upload.add` copies an array into a staging buffer and answers the device tensor at once; its
-content is valid, in stream order, after `send`. The staging buffer is fresh for each step: pinned
-memory comes from torch's caching allocator, which hands a block out again only when the copy from
-it has finished, so the host never overwrites what the device still reads.
+content is valid, in stream order, after `send`. The staging buffer is fresh for each step, made
+when something is added: pinned memory comes from torch's caching allocator, which hands a block out
+again only when the copy from it has finished, so the host never overwrites what the device still
+reads.
 
 On CPU nothing is copied: the tensors share the arrays' memory.
 """
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _ALIGN = 16
+_CAPACITY = 1 << 16  # of a staging buffer, unless one array is larger
 _DTYPES = {
     np.dtype(np.int32): torch.int32,
     np.dtype(np.int64): torch.int64,
@@ -32,14 +34,12 @@ class Upload:
 
     __slots__ = ("_chunks", "_device", "_free", "_host", "_offset", "_target")
 
-    def __init__(self, device: torch.device, capacity: int = 1 << 16) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         self._chunks: list[tuple[Tensor, Tensor]] = []  # staging, target
         self._offset = self._free = 0
         self._host: NDArray[np.uint8]
         self._target: Tensor
-        if device.type != "cpu":
-            self._open(capacity)
 
     def _open(self, capacity: int) -> None:
         staging = torch.empty(capacity, dtype=torch.uint8, pin_memory=True)
@@ -54,7 +54,7 @@ class Upload:
             return torch.from_numpy(array)
         size = -(-array.nbytes // _ALIGN) * _ALIGN
         if size > self._free:
-            self._open(max(size, 1 << 16))
+            self._open(max(size, _CAPACITY))
         start, stop = self._offset, self._offset + array.nbytes
         self._host[start:stop] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
         self._offset += size

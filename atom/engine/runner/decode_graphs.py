@@ -1,0 +1,198 @@
+"""Decode steps as one graph each: block-table edits, inputs, forward, logits, argmax, tokens.
+
+The host writes one packet (`decode_slots`) and replays the graph of the next captured size; what
+lies between is padding: row -1, slot -1, length 0. Static buffers are sized from the largest size
+and from `max_model_len`: a block table that holds fewer columns than the longest sequence needs is
+how other engines came to read and write past their buffers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from atom.engine.plan import StepPlan
+from atom.engine.runner.capture import Graph, Recorder
+from atom.engine.runner.decode_slots import (
+    DevicePacket,
+    HostPacket,
+    Slot,
+    SlotRing,
+    device_packet,
+)
+from atom.engine.runner.inputs import InputBatch
+from atom.layers.context import ForwardContext, set_forward_context
+from atom.ops.contracts import AttentionMetadata
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+
+
+class PrepareDecode(Protocol):
+    """See `atom.ops.triton.step_inputs.prepare_decode`."""
+
+    def __call__(
+        self,
+        rows: Tensor,
+        computed: Tensor,
+        token_pool: Tensor,
+        block_table: Tensor,
+        block_size: int,
+        *,
+        input_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        seq_lens: Tensor,
+        step_table: Tensor,
+    ) -> None: ...
+
+
+class StepKernels(NamedTuple):
+    """What stands before and after the model in a decode graph."""
+
+    prepare_decode: PrepareDecode
+    argmax: Callable[[Tensor], Tensor]  # logits [S, V] -> [S] int64
+    put_tokens: Callable[[Tensor, Tensor, Tensor, Tensor], None]  # tokens, rows, computed, pool
+
+
+def device_kernels() -> StepKernels:
+    """Those of a GPU."""
+    from atom.ops.triton.sampling import argmax
+    from atom.ops.triton.step_inputs import prepare_decode, put_tokens
+
+    return StepKernels(prepare_decode, argmax, put_tokens)
+
+
+class _Captured(NamedTuple):
+    graph: Graph
+    packet: DevicePacket
+    logits: Tensor  # [size, V] float32, whose memory other graphs use too
+
+
+class DecodeGraphs:
+    """Steps in which every sequence computes one token and samples the next."""
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        batch: InputBatch,
+        max_model_len: int,
+        *,
+        forward: Forward,
+        compute_logits: Callable[[Tensor], Tensor],
+        kernels: StepKernels,
+        recorder: Recorder,
+        copies: torch.cuda.Stream | None,
+    ) -> None:
+        self.sizes = tuple(sizes)
+        self._batch = batch
+        self._max_model_len = max_model_len
+        self._forward, self._compute_logits = forward, compute_logits
+        self._kernels = kernels
+        self._recorder = recorder
+        largest, device = self.sizes[-1], batch.device
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self._input_ids, self._positions = zeros(largest), zeros(largest)
+        self._slot_mapping = zeros(largest)
+        self._seq_lens = zeros(largest, dtype=torch.int32)
+        self._table = zeros(largest, batch.max_blocks, dtype=torch.int32)
+        self._cu_seqlens = torch.arange(largest + 1, dtype=torch.int32, device=device)
+        self.ring = SlotRing(self.sizes, device, copies)
+        self._captured: dict[int, _Captured] = {}
+
+    @property
+    def static_bytes(self) -> int:
+        return self._table.nbytes + 32 * self.sizes[-1] + self.ring.packet.nbytes
+
+    def size_for(self, plan: StepPlan) -> int:
+        """The captured size that serves `plan`; 0 if none does."""
+        count = len(plan.rows)
+        if count > self.sizes[-1] or plan.num_tokens != count or not plan.samples.all():
+            return 0
+        return self.sizes[bisect_left(self.sizes, count)]
+
+    # -- recording ------------------------------------------------------------------------------
+
+    def capture(self, size: int) -> None:
+        """Record the graph of `size`, within the recorder's session."""
+        packet = device_packet(self.ring.packet, size)
+        slot = self.ring.take()
+        self._pad(slot.views[size].host, 0, 0)
+        self.ring.send(slot, size)
+        self._body(size, packet)  # compiles kernels, and lets libraries allocate what they keep
+        graph, logits = self._recorder.record(lambda: self._body(size, packet))
+        self._captured[size] = _Captured(graph, packet, self._recorder.alias(logits))
+
+    def _body(self, size: int, packet: DevicePacket) -> Tensor:
+        batch, kernels = self._batch, self._kernels
+        meta = AttentionMetadata(
+            num_tokens=size,
+            num_seqs=size,
+            max_query_len=1,
+            max_seq_len=self._max_model_len,
+            slot_mapping=self._slot_mapping[:size],
+            block_table=self._table[:size],
+            cu_seqlens_q=self._cu_seqlens[: size + 1],
+            seq_lens=self._seq_lens[:size],
+        )
+        ids, positions = self._input_ids[:size], self._positions[:size]
+        batch.flat_table.index_copy_(0, packet.places, packet.values)
+        kernels.prepare_decode(
+            packet.rows,
+            packet.computed,
+            batch.token_pool,
+            batch.device_table,
+            batch.block_size,
+            input_ids=ids,
+            positions=positions,
+            slot_mapping=meta.slot_mapping,
+            seq_lens=meta.seq_lens,
+            step_table=meta.block_table,
+        )
+        with set_forward_context(ForwardContext(meta)):
+            hidden = self._forward(ids, positions)
+        logits = self._compute_logits(hidden)
+        tokens = kernels.argmax(logits)
+        kernels.put_tokens(tokens, packet.rows, packet.computed, batch.token_pool)
+        self.ring.tokens[:, :size].index_copy_(0, packet.slot, tokens.view(1, size))
+        return logits
+
+    # -- a step ---------------------------------------------------------------------------------
+
+    def replay(self, plan: StepPlan, size: int) -> tuple[Slot, Tensor]:
+        """Enqueue `plan` by the graph of `size`; returns (slot, logits [S, V]).
+
+        The argmax of every row is on its way into the token pool. The plan's new rows and tokens
+        must be on theirs already; its new blocks travel with the packet, unless they are more than
+        `size`: then the caller has seen to them too, and `plan.new_blocks` is empty.
+        """
+        captured = self._captured[size]
+        slot = self.ring.take()
+        host, count = slot.views[size].host, len(plan.rows)
+        host.slot[0] = slot.index
+        edits = self._batch.edit_blocks(plan.new_blocks, host.places, host.values)
+        host.rows[:count] = plan.rows
+        host.computed[:count] = plan.num_computed
+        self._pad(host, edits, count)
+        self.ring.send(slot, size)
+        captured.graph.replay()
+        return slot, captured.logits[:count]
+
+    def put_tokens(self, tokens: Tensor, size: int) -> None:
+        """Write other tokens [S] than the argmax where the step just enqueued has put that one."""
+        packet, count = self._captured[size].packet, len(tokens)
+        self._kernels.put_tokens(
+            tokens, packet.rows[:count], packet.computed[:count], self._batch.token_pool
+        )
+
+    def _pad(self, host: HostPacket, edits: int, count: int) -> None:
+        """No sequence from entry `count` on, no edit from `edits` on."""
+        host.places[edits:] = self._batch.spare_place
+        host.rows[count:] = -1
+        host.computed[count:] = 0
