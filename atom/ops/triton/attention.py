@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atom.ops.contracts import AttentionMetadata, AttentionParams
 from atom.ops.registry import OpQuery, register
-from atom.ops.triton import decode_attention, support
+from atom.ops.triton import decode_attention
 from atom.ops.triton.rope_cache import rope_cache
 from atom.ops.triton.varlen_attention import varlen_attention
 
@@ -21,10 +21,7 @@ _DTYPES = ("bfloat16", "float16", "float32")
 def _declines(query: OpQuery) -> str | None:
     if query.dtype not in _DTYPES:
         return f"activations must be one of {', '.join(_DTYPES)}"
-    if query.kv_dtype == "float8_e4m3fn":
-        if support.IS_ROCM:
-            return "a float8_e4m3fn cache needs an NVIDIA GPU"
-    elif query.kv_dtype != query.dtype:
+    if query.kv_dtype not in (query.dtype, "float8_e4m3fn"):
         return f"the cache must be {query.dtype} or float8_e4m3fn"
     if query.size("D") > 256:
         return "head_dim must be at most 256"

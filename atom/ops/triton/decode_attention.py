@@ -73,6 +73,7 @@ def launch(
     out: Tensor,
     positions: Tensor | None = None,
     cut: Cut | None = None,
+    dependent: bool = True,
 ) -> Tensor:
     """q [S, Hq, D], or with `positions` [S] int64 the projection [S, Hq + 2 Hk, D], to be normed
     and rotated, its keys and values to be cached -> `out` [S, Hq, D]."""
@@ -89,7 +90,7 @@ def launch(
     fused = positions is not None
     norm = fused and params.q_norm is not None
     cos_sin = params.cos_sin
-    pdl = pdl_options(device)
+    pdl = pdl_options(device) if dependent else {}
     decode_kernel[hk, num_seqs, cut.parts](
         out,
         q,
@@ -114,6 +115,7 @@ def launch(
         q.stride(0),
         meta.block_table.stride(0),
         *k_cache.stride()[:3],
+        cut.min_part,
         HK=hk,
         G=group,
         D=dim,
@@ -128,7 +130,6 @@ def launch(
         NORM=norm,
         BLOCK_N=cut.block_n,
         SPLIT=cut.parts > 1,
-        MIN_PART=cut.min_part,
         AHEAD=cut.ahead,
         STAGES=cut.stages,
         MERGE=cut.merge,
@@ -140,10 +141,10 @@ def launch(
     if cut.parts > 1 and not cut.merge:
         merge_kernel[hk, num_seqs](
             out, meta.seq_lens, partials if params.sinks is None else params.sinks, partials,
-            params.v_scale, out.stride(0), cut.parts,
+            params.v_scale, out.stride(0), cut.parts, cut.min_part,
             HK=hk, G=group, D=dim, D_PAD=support.next_power_of_2(dim), WINDOW=params.window,
             SINKS=params.sinks is not None, FUSED=fused, BLOCK_N=cut.block_n,
-            MIN_PART=cut.min_part, PDL=bool(pdl), num_warps=4, **pdl,
+            PDL=bool(pdl), num_warps=4, **pdl,
         )  # fmt: skip
     return out
 

@@ -143,11 +143,11 @@ def decode_kernel(
     out, q, k_cache, v_cache, block_table, seq_lens, sinks, partials, counters,
     positions, slots, cos_sin, q_norm, k_norm,
     scale, cap, k_scale, v_scale, eps,
-    out_row, q_row, table_row, cache_block, cache_slot, cache_head,
+    out_row, q_row, table_row, cache_block, cache_slot, cache_head, min_part,
     HK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, R: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr,
     FUSED: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
-    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, MIN_PART: tl.constexpr, AHEAD: tl.constexpr,
+    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
     STAGES: tl.constexpr, MERGE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """AHEAD: the next tile of keys and values is read into registers while one is worked on, and
@@ -162,7 +162,7 @@ def decode_kernel(
     parts = 1
     if SPLIT:
         tiles = tl.cdiv(tl.cdiv(end - low, tl.num_programs(2)), BLOCK_N)
-        size = tl.maximum(tiles * BLOCK_N, MIN_PART)
+        size = tl.maximum(tiles * BLOCK_N, min_part)
         parts = tl.maximum(tl.cdiv(end - low, size), 1)
         low += part * size
         end = tl.minimum(end, low + size)
@@ -281,10 +281,10 @@ def decode_kernel(
 
 @triton.jit
 def merge_kernel(
-    out, seq_lens, sinks, partials, v_scale, out_row, most_parts,
+    out, seq_lens, sinks, partials, v_scale, out_row, most_parts, min_part,
     HK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     WINDOW: tl.constexpr, SINKS: tl.constexpr, FUSED: tl.constexpr,
-    BLOCK_N: tl.constexpr, MIN_PART: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The merging of the parts in a launch of its own: program (h, s)."""
     head, seq = tl.program_id(0), tl.program_id(1)
@@ -293,7 +293,7 @@ def merge_kernel(
     end = length - 1 if FUSED else length
     low = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else 0
     tiles = tl.cdiv(tl.cdiv(end - low, most_parts), BLOCK_N)
-    parts = tl.cdiv(end - low, tl.maximum(tiles * BLOCK_N, MIN_PART))
+    parts = tl.cdiv(end - low, tl.maximum(tiles * BLOCK_N, min_part))
     if parts > 1:
         base = (seq * HK + head) * most_parts
         total = tl.num_programs(1) * HK * most_parts
