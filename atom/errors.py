@@ -39,6 +39,10 @@ class NoBackend(AtomError):
     """No implementation of an operation accepts what the model asks of it."""
 
 
+class OutOfMemory(AtomError):
+    """A device's memory did not suffice for the settings; the message says which free how much."""
+
+
 class EngineDeadError(AtomError):
     """The engine core has ended; every running request is lost."""
 

@@ -55,6 +55,23 @@ def kv_bytes_per_token(config: HFConfig, kv_dtype: str) -> int:
     return config.positive_int("num_hidden_layers") * per_layer * DTYPE_BYTES[kv_dtype]
 
 
+def activation_bytes(config: HFConfig, tokens: int, samples: int, itemsize: int) -> int:
+    """About what a step takes at its peak, over weights and caches: the widest MLP or the logits.
+
+    An MLP holds its input, the residual, both halves of its inner activations and their product;
+    sampling holds the logits and three arrays in float32 beside them.
+    """
+    hidden = config.positive_int("hidden_size")
+    experts = config.get("num_local_experts") or config.get("num_experts") or 0
+    inner = config.positive_int("intermediate_size")
+    width = 2 * hidden + 3 * inner
+    if experts:
+        own = config.get("moe_intermediate_size") or inner
+        width = 2 * hidden + int(config.positive_int("num_experts_per_tok")) * (3 * own + hidden)
+    logits = samples * config.vocab_size * (itemsize + 12)
+    return max(tokens * width * itemsize, tokens * hidden * itemsize * 2 + logits)
+
+
 def _gguf_sizes(file: GGUFFile) -> tuple[int, int]:
     """(parameters, bytes of the tensors)."""
     tensors = file.tensors.values()

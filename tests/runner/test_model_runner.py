@@ -155,7 +155,7 @@ def test_what_a_runner_says_of_itself(runners: dict[str, ModelRunner]) -> None:
     layers = runner.model.attention_layers()
     assert runner.memory_bytes["kv_cache"] == 3 * 2 * 512 * 16 * 2 * 64 * 4
     assert all(layer.k_cache.shape == (512, 16, 2, 64) for layer in layers)
-    assert list(runner.startup_s) == ["load", "kv_cache", "warm_up"]
+    assert list(runner.startup_s) == ["load", "kv_cache", "compile", "warm_up"]
     assert "paged_attention" in runner.backends
 
 
@@ -186,7 +186,7 @@ def test_kv_cache_sizes() -> None:
     # 512 sequences of 7 blocks each: more could never be used
     assert plan_blocks(10**9).num_blocks == 512 * 7
     assert plan_blocks(1, num_kvcache_blocks=77).num_blocks == 77
-    with pytest.raises(ConfigError, match="needs 1000 bytes a block and has 999"):
+    with pytest.raises(ConfigError, match="a block needs 1,000 bytes and there are 999 bytes"):
         plan_blocks(999)
 
 

@@ -10,7 +10,10 @@ from atom.config.schema import Config
 from atom.engine.plan import NewRow, RowBlocks, StepPlan
 from atom.engine.sampling_params import SamplingParams
 
-_SAMPLING = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=None)
+# Everything that costs memory when it is asked for, so that measuring it covers the worst.
+_SAMPLING = SamplingParams(
+    temperature=1.0, top_p=0.9, top_k=50, presence_penalty=0.1, logprobs=20, max_tokens=None
+)
 
 
 def _prompts(rows: int, count: int, blocks: list[int]) -> StepPlan:
@@ -42,9 +45,28 @@ def warm_up(count: int, max_model_len: int, num_blocks: int, block_size: int) ->
         )
 
 
-def largest_step(config: Config, max_model_len: int) -> StepPlan:
-    """As many tokens and as many samples as one step may hold; everything is kept in block 0."""
-    budget = config.scheduler.max_num_batched_tokens
+def largest_steps(config: Config, max_model_len: int) -> Iterator[StepPlan]:
+    """The steps that take the most memory: as many tokens as fit in the fewest prompts, as many
+    samples as there can be, and a decode of them all beside a sequence of full length.
+
+    Everything is kept in block 0, which is all the pool that there need be.
+    """
+    budget, size = config.scheduler.max_num_batched_tokens, config.engine.kv_cache_block_size
+    length = min(budget, max_model_len)
     rows = min(config.scheduler.max_num_seqs, budget)
+    yield _prompts(min(rows, budget // length), length, [0] * -(-length // size))
     count = min(budget // rows, max_model_len)
-    return _prompts(rows, count, [0] * -(-count // config.engine.kv_cache_block_size))
+    many = _prompts(rows, count, [0] * -(-count // size))
+    yield many
+    computed = many.num_scheduled.copy()
+    computed[computed >= max_model_len] = max_model_len - 1
+    computed[0] = max_model_len - 1
+    yield many._replace(
+        new_rows=[],
+        new_blocks=[
+            RowBlocks(row, 0, [0] * -(-(int(done) + 1) // size))
+            for row, done in enumerate(computed)
+        ],
+        num_computed=computed,
+        num_scheduled=np.ones(rows, np.int32),
+    )

@@ -15,6 +15,17 @@ from atom.utils.machine import describe_machine
 # prefix cache touches them all in time.
 CPU_SHARE = 0.25
 GIB = 2**30
+# Of a GPU, beside what was measured: the allocator cannot use every gap between its blocks, and a
+# kernel that runs for the first time under load brings its code and its workspace.
+RESERVE_BYTES = 256 * 2**20
+RESERVE_SHARE = 0.05  # of the activations
+
+
+def size_text(size: float) -> str:
+    """Bytes for people."""
+    if size < 1 << 20:
+        return f"{size:,.0f} bytes"
+    return f"{size / GIB:,.2f} GiB" if size >= GIB else f"{size / 2**20:,.0f} MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +34,40 @@ class KVPlan:
 
     num_blocks: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a GPU has left for the KV pool, and what stands beside it; bytes.
+
+    `held` is everything on the card once weights and tables are there: theirs, the runtime's, and
+    other processes'. `limit` is the share that was asked for.
+    """
+
+    total: int
+    limit: int
+    held: int
+    activations: int  # the peak of the largest step, over what is held between steps
+    graphs: int
+
+    @property
+    def reserve(self) -> int:
+        return RESERVE_BYTES + int(self.activations * RESERVE_SHARE)
+
+    @property
+    def kv_cache(self) -> int:
+        """May be negative: then nothing fits."""
+        return self.limit - self.held - self.activations - self.graphs - self.reserve
+
+    def describe(self) -> str:
+        parts = {
+            "held": self.held,
+            "the largest step": self.activations,
+            "graphs": self.graphs,
+            "reserve": self.reserve,
+        }
+        spent = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+        return f"{self.limit / GIB:.2f} of {self.total / GIB:.2f} GiB less {spent}"
 
 
 def available_memory() -> int:
@@ -55,8 +100,9 @@ def plan_kv_blocks(
     fitting = budget // block_bytes
     if fitting < 1:
         raise ConfigError(
-            f"the KV cache needs {block_bytes} bytes a block and has {max(budget, 0)} ({source}): "
-            "give it more memory or choose a smaller model"
+            f"no memory is left for the KV cache: a block needs {size_text(block_bytes)} and there "
+            f"are {size_text(max(budget, 0))} ({source}): give it more (gpu_memory_utilization; on "
+            "CPU kv_cache_memory_gb), lower max_num_batched_tokens or choose a smaller model"
         )
     useful = useful_blocks(config, max_model_len)
     if useful <= fitting:
@@ -80,7 +126,8 @@ def cpu_budget(config: Config, available: int) -> tuple[int, str]:
 def check_fits_memory(num_blocks: int, block_bytes: int, available: int) -> None:
     """Raise `ConfigError` if a pool of the asked-for size exceeds what is free."""
     if num_blocks * block_bytes > available:
+        most = max(0, available) // block_bytes
         raise ConfigError(
             f"num_kvcache_blocks = {num_blocks} takes {num_blocks * block_bytes / GIB:.1f} GiB but "
-            f"only {available / GIB:.1f} GiB are free: at most {available // block_bytes} blocks"
+            f"only {max(0, available) / GIB:.1f} GiB are free: at most {most} blocks"
         )
