@@ -33,6 +33,14 @@ def supports_pdl(index: int) -> bool:
     return torch.cuda.get_device_capability(index) >= (9, 0)
 
 
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether kernels may use what only compute capability 9.0 has."""
+    if IS_ROCM or INTERPRETED or device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
 def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Register `atom_triton::<schema>` for torch.compile, and return the operator.
 

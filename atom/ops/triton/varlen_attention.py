@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atom.ops.contracts import AttentionMetadata
 from atom.ops.triton import support
+from atom.ops.triton.varlen_hopper import varlen_hopper_kernel
 
 LOG2_E = 1.4426950408889634
 
@@ -164,6 +165,55 @@ def choose_tile(dtype: torch.dtype, head_dim: int) -> Tile:
     return Tile(128, 64, 8, 3)
 
 
+class Shape(NamedTuple):
+    """Query heads of a KV head and head size, and both as powers of two."""
+
+    group: int
+    group_pad: int
+    dim_pad: int
+    dim: int
+
+
+def _for_hopper(q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, soft_cap: float) -> bool:
+    """Whether the kernel written for Hopper can serve: half precision all through, rows that copies
+    of 16 bytes reach."""
+    return (
+        support.is_hopper(q.device)
+        and q.dtype != torch.float32
+        and q.dtype == k_cache.dtype
+        and q.shape[2] in (64, 128)
+        and not soft_cap
+        and k_cache.stride() == v_cache.stride()
+        and all(n % 8 == 0 for n in (*k_cache.stride()[:3], *q.stride()[:2], *out.stride()[:2]))
+    )
+
+
+def _launch_hopper(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    meta: AttentionMetadata,
+    scale: float,
+    window: int,
+    sinks: Tensor | None,
+    v_scale: float,
+    out: Tensor,
+    shape: Shape,
+) -> None:
+    heads = k_cache.shape[2]
+    block_q = 128 // shape.group_pad
+    tiles = (meta.num_tokens // block_q + meta.num_seqs) * heads
+    varlen_hopper_kernel[(min(support.num_sms(q.device.index or 0), tiles),)](
+        out, q, k_cache, v_cache, meta.block_table, meta.cu_seqlens_q, meta.seq_lens,
+        meta.seq_lens if sinks is None else sinks, meta.num_seqs, tiles, scale * LOG2_E, v_scale,
+        out.stride(0), out.stride(1), q.stride(0), q.stride(1), *k_cache.stride()[:3],
+        meta.block_table.stride(0),
+        HEADS=heads, GROUP=shape.group, GROUP_PAD=shape.group_pad, D=shape.dim,
+        BLOCK_SIZE=k_cache.shape[1], BLOCK_Q=block_q, BLOCK_N=128, WINDOW=window,
+        SINKS=sinks is not None, STAGES=2, REGISTERS=208, num_warps=4,
+    )  # fmt: skip
+
+
 def varlen_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -180,20 +230,22 @@ def varlen_attention(
     """op `paged_attention` for any step. q [T, Hq, D], caches [B, bs, Hk, D] -> [T, Hq, D]."""
     if out is None:
         out = torch.empty_like(q)
-    num_heads, head_dim = q.shape[1:]
-    num_kv_heads, block_size = k_cache.shape[2], k_cache.shape[1]
-    group = num_heads // num_kv_heads
-    group_pad, d_pad = support.next_power_of_2(group), support.next_power_of_2(head_dim)
+    scale *= k_scale
+    group = q.shape[1] // k_cache.shape[2]
+    group_pad, d_pad = (support.next_power_of_2(n) for n in (group, q.shape[2]))
+    shape = Shape(group, group_pad, d_pad, q.shape[2])
+    if _for_hopper(q, k_cache, v_cache, out, soft_cap):
+        _launch_hopper(q, k_cache, v_cache, meta, scale, window, sinks, v_scale, out, shape)
+        return out
     tile = choose_tile(q.dtype, d_pad)
     block_q = max(tile.rows // group_pad, 1)
-    scale *= k_scale
-    grid = (num_kv_heads, meta.num_tokens // block_q + meta.num_seqs)
+    grid = (k_cache.shape[2], meta.num_tokens // block_q + meta.num_seqs)
     varlen_attention_kernel[grid](
         out, q, k_cache, v_cache, meta.block_table, meta.cu_seqlens_q, meta.seq_lens, sinks,
         meta.num_seqs, scale * LOG2_E, scale / (soft_cap or 1.0), soft_cap * LOG2_E, v_scale,
         out.stride(0), out.stride(1), q.stride(0), q.stride(1), *k_cache.stride()[:3],
         *v_cache.stride()[:3], meta.block_table.stride(0),
-        GROUP=group, GROUP_PAD=group_pad, D=head_dim, D_PAD=d_pad, BLOCK_SIZE=block_size,
+        GROUP=group, GROUP_PAD=group_pad, D=shape.dim, D_PAD=d_pad, BLOCK_SIZE=k_cache.shape[1],
         BLOCK_Q=block_q, BLOCK_N=tile.keys, WINDOW=window, CAPPED=soft_cap > 0,
         SINKS=sinks is not None, SPLIT=tile.split,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
