@@ -99,7 +99,7 @@ class Bench:
         """Disjoint weights of the problem, together over 300 MB where the pool has that."""
         rows = weight_rows(problem)
         size = rows * problem.k
-        count = max(at_least, min(12, math.ceil(300e6 / (2 * size))))
+        count = max(at_least, min(64, math.ceil(300e6 / (2 * size))))
         count = max(1, min(count, len(self.pool) // size))
         return [self.pool[i * size : (i + 1) * size].view(rows, problem.k) for i in range(count)]
 
@@ -197,32 +197,32 @@ def _candidates_of_one(n: int, k: int, both: int) -> Iterator[Config]:
 
 def _candidates_of_few(problem: Problem, tokens: int, both: int) -> Iterator[Config]:
     k, n = problem.k, problem.n
-    block_m = max(16, tokens)
-    fuse = (False,) if problem.kind == L else (True, False) if tokens <= 32 else (False,)
-    for block_n, block_k, stages, swap, split, fused, warps in itertools.product(
+    plain = problem.kind == L
+    for block_m, block_n, block_k, split, fused, reach in itertools.product(
+        sorted({max(8, tokens), max(16, tokens)}),
         (16, 32, 64, 128),
         (64, 128, 256),
-        (3, 4, 5),
-        (False, True),
         (1, 2, 4, 7, 8),
-        fuse,
-        (4, 8),
+        (False,) if plain or tokens > 16 else (False, True),
+        (0, 256, 512),
     ):
-        if (split > 1 and problem.kind != L) or k % (split * block_k) or (swap and block_n < 64):
-            continue
+        swap = block_n >= 64 or block_m == 8
         programs = -(-n // block_n) * split
-        shared = stages * block_k * 2 * (block_n * both + block_m)
-        fits = 227_000 // shared
-        if shared > 200_000 or k // split // block_k < 2 or programs < min(100, n // 16):
+        few = programs < min(90, n // 16)
+        if few or (split > 1 and (programs > 300 or fused or problem.kind == G)):
             continue
-        if split > 1 and programs > 600:
+        if k % (split * block_k) or k // split < 4 * block_k or (reach and reach < block_k):
             continue
-        if warps == 8 and (block_n * both < 128 and block_m < 64):
+        if n < 1000 and block_n > 16:
             continue
-        in_flight = min(fits, -(-programs // 132)) * (stages - 1) * block_n * both * block_k * 2
-        if in_flight < 24_000 or (not fused and problem.kind != L and swap is False and tokens < 9):
-            continue
-        yield Skinny(block_m, block_n, block_k, warps, stages, split, swap, 0, fused)
+        stage = block_k * 2 * (block_n * both + block_m)
+        at_once = min(4, -(-programs // 132))  # programs of a multiprocessor, if all are to run
+        for stages in {min(6, 224_000 // c // stage) for c in (at_once, max(1, at_once - 1))}:
+            ahead = 0 if not reach else -(-(stages * block_k) // reach) * reach
+            if stages < 3 or (stages - 1) * stage < 14_000 or ahead + reach > k // split:
+                continue
+            warps = 8 if block_n * both * block_m >= 128 * 64 else 4
+            yield Skinny(block_m, block_n, block_k, warps, stages, split, swap, ahead, reach, fused)
 
 
 def _compile_share(jobs: list[tuple[Problem, int, Config | None]]) -> None:
@@ -267,7 +267,7 @@ def tune(problems: list[Problem], tokens: list[int], args: argparse.Namespace) -
             continue
         tried = [c for p, t, c in jobs if (p, t) == (problem, m)]
         results = _time_all(bench, problem, m, tried)
-        refined = [c for _, best in results[:2] for c in _with_prefetch(best, problem.k)]
+        refined = [c for _, best in results[:3] for c in _variants(best, problem.k)]
         results = sorted([*results, *_time_all(bench, problem, m, refined)], key=lambda r: r[0])
         library = next(us for us, config in results if config is None)
         floor = floor_us(problem, m)
@@ -298,15 +298,26 @@ def _time_all(
     return sorted(results, key=lambda pair: pair[0])
 
 
-def _with_prefetch(config: Config | None, k: int) -> list[Config | None]:
-    """The choice with some and with much of its weight fetched ahead of its turn."""
+def _variants(config: Config | None, k: int) -> list[Config | None]:
+    """The choice with some and with much of its weight fetched ahead, and the like."""
     if config is None:
         return []
     if isinstance(config, Rows):
         return [replace(config, prefetch=count) for count in (1, 3)] if config.waves else []
-    share = k // config.split if isinstance(config, Skinny) else k
-    most = 1 << (share.bit_length() - 1)
-    return [replace(config, prefetch=elements) for elements in (most // 4, most)]
+    if isinstance(config, Columns):
+        most = 1 << (k.bit_length() - 1)
+        return [replace(config, prefetch=elements) for elements in (most // 4, most)]
+    others = [
+        replace(config, num_warps=12 - config.num_warps),
+        replace(config, num_stages=max(3, config.num_stages - 1)),
+    ]
+    if config.block_n < 64 and config.block_m > 8:
+        others.append(replace(config, swap=not config.swap))
+    if config.ahead:
+        further = config.ahead + 2 * config.span
+        if further + config.span <= k // config.split:
+            others.append(replace(config, ahead=further))
+    return list(others)
 
 
 def _write(table: dict[str, dict[str, Any]], folder: Path) -> None:

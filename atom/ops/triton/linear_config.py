@@ -17,7 +17,7 @@ import torch
 from atom.ops.triton import support
 
 # Token counts that have a choice of their own; others take the next one up.
-BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+BUCKETS = (1, 8, 16, 32, 64, 128)
 KINDS = ("linear", "norm", "gated")
 
 
@@ -53,7 +53,8 @@ class Skinny:
     num_stages: int
     split: int = 1
     swap: bool = False
-    prefetch: int = 0
+    ahead: int = 0  # elements of each row on their way to the L2 cache
+    span: int = 0  # so many are asked for at a time
     fuse_norm: bool = True
 
 

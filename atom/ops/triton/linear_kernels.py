@@ -34,6 +34,19 @@ def _prefetch_rows(weight, first, N, K: tl.constexpr, ROWS: tl.constexpr, COLS: 
 
 
 @triton.jit
+def _prefetch_span(address, BYTES: tl.constexpr):
+    """Bring `BYTES` from each of `address` on into the L2 cache, in one request each."""
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [address.to(tl.int64), tl.full(address.shape, BYTES, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def _silu(gate):
     return gate * tl.sigmoid(gate)
 
@@ -208,7 +221,8 @@ def skinny(
     BLOCK_K: tl.constexpr,  # divides K / SPLIT
     SPLIT: tl.constexpr,
     SWAP: tl.constexpr,  # the weight is the product's left operand
-    PREFETCH: tl.constexpr,  # elements of each row, a power of two; 0: none
+    AHEAD: tl.constexpr,  # elements of each row that are on their way to the L2 cache; 0: none
+    SPAN: tl.constexpr,  # elements fetched ahead at a time
     ADD: tl.constexpr,
     NORM: tl.constexpr,
     GATED: tl.constexpr,
@@ -230,12 +244,15 @@ def skinny(
     tile = weight + rows.to(tl.int64)[:, None] * K + cols[None, :]
     up = weight + N.to(tl.int64) * K
     tile_up = up + rows.to(tl.int64)[:, None] * K + cols[None, :]
+    # Long spans of few rows at a time keep the memory at its full speed, short ones do not.
+    start = weight + tl.minimum(rows, N - 1).to(tl.int64) * K + part * (K // SPLIT)
+    start_up = start + N.to(tl.int64) * K
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        if PREFETCH > 0:
-            _prefetch_rows(weight + part * (K // SPLIT), first, N, K, BLOCK_N, PREFETCH)
+        if AHEAD > 0:
+            _prefetch_span(start, 2 * AHEAD)
             if GATED:
-                _prefetch_rows(up + part * (K // SPLIT), first, N, K, BLOCK_N, PREFETCH)
+                _prefetch_span(start_up, 2 * AHEAD)
         tl.extra.cuda.gdc_wait()
     x_tile = x + tokens.to(tl.int64)[:, None] * stride_x + cols[None, :]
     if ADD:
@@ -248,6 +265,12 @@ def skinny(
         acc_up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     squares = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
     for k in range(0, K // SPLIT, BLOCK_K):
+        if PDL and AHEAD > 0:  # noqa: SIM102, one is settled at compile time
+            if k % SPAN == 0:
+                later = tl.minimum(k + AHEAD, K // SPLIT - SPAN)
+                _prefetch_span(start + later, 2 * SPAN)
+                if GATED:
+                    _prefetch_span(start_up + later, 2 * SPAN)
         w = tl.load(tile + k, mask=valid[:, None], other=0.0, eviction_policy="evict_first")
         if GATED:
             u = tl.load(tile_up + k, mask=valid[:, None], other=0.0, eviction_policy="evict_first")

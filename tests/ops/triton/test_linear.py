@@ -23,12 +23,12 @@ ONE_TOKEN = [
     config.Columns(block_n=2, block_k=128, num_warps=2),
 ]
 FEW_TOKENS = [
-    config.Skinny(16, 16, 64, 4, 3, prefetch=64),
+    config.Skinny(16, 16, 64, 4, 3, ahead=128, span=64),
     config.Skinny(16, 64, 64, 4, 3, swap=True),
 ]
 SPLIT = [
     config.Skinny(16, 16, 64, 4, 3, split=3),
-    config.Skinny(16, 64, 64, 4, 3, split=3, swap=True),
+    config.Skinny(16, 64, 64, 4, 3, split=3, swap=True, ahead=64, span=64),
 ]
 
 
