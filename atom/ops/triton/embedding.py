@@ -11,7 +11,7 @@ from atom.ops.contracts import PackedLinear
 from atom.ops.registry import OpQuery, register
 from atom.ops.triton import support
 from atom.ops.triton.elementwise import declines
-from atom.ops.triton.launch import begin, pdl_options
+from atom.ops.triton.launch import begin
 
 _FORMATS = ("bfloat16", "float16", "float32")
 
@@ -41,7 +41,9 @@ def _lookup(ids: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     if len(ids) == 0:
         return out
     block = min(1024, support.next_power_of_2(size))
-    pdl = pdl_options(ids.device)
+    # Not a dependent launch: attention reads lengths and block tables before it waits for the
+    # kernel before it. In a captured step they are written just before this lookup, and are there
+    # for all that comes after because this one starts only when that has ended.
     embedding_kernel[(len(ids), -(-size // block))](
         ids,
         weight,
@@ -49,9 +51,8 @@ def _lookup(ids: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         weight.stride(0),
         K=size,
         BLOCK=block,
-        PDL=bool(pdl),
+        PDL=False,
         num_warps=max(1, block // 256),
-        **pdl,
     )
     return out
 
