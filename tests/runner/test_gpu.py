@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from runner.sampling import Bench, new_row
+from runner.test_graphs import MODES, SCHEDULES, SIZES, workload
 from runner.test_sampler import SETTINGS, make_logits
-from serving import generate, greedy, make_config, make_runner
-from tiny import VOCAB, random_prompt, tiny_checkpoint
+from serving import Shared, generate, greedy, make_config, make_runner
+from tiny import random_prompt, tiny_checkpoint
 
 from atom.config.schema import Config, ParallelConfig
 from atom.engine.core import EngineCore
 from atom.engine.plan import NewRow, RowBlocks, StepPlan
-from atom.engine.runner.model_runner import ModelRunner
 from atom.engine.runner.sampler import Sampler
 from atom.engine.runner.tp import make_runner as make_any_runner
 from atom.engine.runner.upload import Upload
@@ -36,6 +37,14 @@ KINDS = [
     greedy(20, repetition_penalty=1.3, min_tokens=5, stop_token_ids=(3,), logit_bias={7: 2.0}),
     greedy(20, logprobs=3, prompt_logprobs=2),
 ]
+
+
+def with_mode(config: Config, mode: str) -> Config:
+    sizes = SIZES if mode != "none" else ()
+    compiled = dataclasses.replace(
+        config.compile, level=0, cudagraph_mode=mode, cudagraph_capture_sizes=sizes
+    )
+    return dataclasses.replace(config, compile=compiled)
 
 
 def test_sampler_draws_the_cpu_s_tokens() -> None:
@@ -86,15 +95,10 @@ def no_syncs() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def without_a_model(runner: ModelRunner) -> None:
-    """The reference kernels read values on the host; here only the runner is on trial."""
-    table = torch.randn(VOCAB, 128, device="cuda")
-    runner._forward = lambda input_ids, positions: table[input_ids] + positions[:, None]
-
-
-def test_a_launch_never_waits_for_the_device(no_syncs: None) -> None:
-    runner = make_runner(make_config(tiny_checkpoint("llama3"), device="cuda"))
-    without_a_model(runner)
+@pytest.mark.parametrize("mode", ["none", *MODES])
+@pytest.mark.parametrize("family", ["llama3", "qwen3_moe"])
+def test_a_launch_never_waits_for_the_device(mode: str, family: str, no_syncs: None) -> None:
+    runner = make_runner(with_mode(make_config(tiny_checkpoint(family), device="cuda"), mode))
     prompts = StepPlan(
         step=1,
         new_rows=[NewRow(i, "", [1, 2, 3, i], 4, p, (257,), i) for i, p in enumerate(KINDS)],
@@ -112,15 +116,73 @@ def test_a_launch_never_waits_for_the_device(no_syncs: None) -> None:
         num_computed=np.full(5, 4, np.int32),
         num_scheduled=np.ones(5, np.int32),
     )
-    runner.launch(prompts).wait()  # lazily made state
+    greedy_rows = prompts._replace(
+        new_rows=[row._replace(sampling=greedy(20)) for row in prompts.new_rows]
+    )
+    steps = [prompts, decodes, decodes, greedy_rows, decodes, decodes]
+    for plan in steps:
+        runner.launch(plan).wait()  # lazily made state
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    handles = [runner.launch(prompts), runner.launch(decodes), runner.launch(decodes)]
+    handles = [runner.launch(plan) for plan in steps]
     torch.cuda.set_sync_debug_mode("default")
     outputs = [handle.wait() for handle in handles]
     assert outputs[0].prompt_logprobs is not None
     assert outputs[1].token_ids.tolist() == outputs[2].token_ids.tolist()
     assert outputs[1].logprobs is not None
+    assert outputs[4].token_ids.tolist() == outputs[5].token_ids.tolist()
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen3", "qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("mode", MODES)
+def test_graphs_give_the_cpu_s_tokens(mode: str, family: str) -> None:
+    """Prompts in chunks, mixtures, preemption, prefix hits, every kind of sampling, and steps above
+    the captured sizes."""
+    path = tiny_checkpoint(family)
+    cpu = expected_of(family)
+    runner = make_runner(with_mode(make_config(path, device="cuda", max_num_seqs=9), mode))
+    for seed, schedule in enumerate(SCHEDULES):
+        prompts, params = workload(seed)
+        config = make_config(path, device="cuda", max_num_seqs=9, **schedule)  # type: ignore[arg-type]
+        core = EngineCore(config, Shared(runner, config.engine.num_kvcache_blocks))
+        for _ in range(2):
+            again = generate(core, prompts, params)
+            assert [r.token_ids for r in again] == cpu[seed]
+    replays = {name.split()[0] for name in runner.graph_counts}
+    kinds = {
+        "piecewise": {"piecewise"},
+        "full": {"full", "decode"},
+        "full_decode_only": {"decode"},
+        "full_and_piecewise": {"piecewise", "decode"},
+    }
+    assert replays == {*kinds[mode], "eager"}
+
+
+@functools.cache
+def expected_of(family: str) -> list[list[list[int]]]:
+    config = make_config(tiny_checkpoint(family), max_num_seqs=9)
+    runner = make_runner(config)
+    return [
+        [r.token_ids for r in generate(EngineCore(config, runner), *workload(seed))]
+        for seed in range(len(SCHEDULES))
+    ]
+
+
+def test_graphs_at_the_default_level() -> None:
+    """Sizes and memory of a capture as users get it, and padding that is kept finite."""
+    config = make_config(tiny_checkpoint("qwen3_moe"), device="cuda", max_num_seqs=40)
+    runner = make_runner(config)
+    assert runner.graph_plan.mode == "full_and_piecewise"
+    assert runner.graph_plan.decode_sizes == (1, 2, 4, 8, 16, 32, 40)
+    assert runner.startup_s["graphs"] > 0
+    assert runner.memory_bytes["graphs"] > 0
+    core = EngineCore(config, runner)
+    generate(core, [random_prompt(9, seed=i) for i in range(19)], greedy(6))
+    assert runner.graph_counts["decode 32"] >= 4
+    graphs = runner._graphs
+    assert graphs is not None
+    assert graphs.decode is not None
+    assert bool(graphs.decode._captured[32].logits.isfinite().all())
 
 
 def test_the_pool_is_sized_from_the_gpu_s_memory() -> None:
@@ -138,14 +200,18 @@ def test_the_pool_is_sized_from_the_gpu_s_memory() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("family", ["llama3", "mixtral"])
 def test_two_gpus_give_the_tokens_of_one(family: str) -> None:
-    def tokens(size: int) -> list[list[int]]:
+    def tokens(size: int, mode: str) -> list[list[int]]:
         config: Config = make_config(tiny_checkpoint(family), device="cuda", overlap=True)
         parallel = ParallelConfig(tensor_parallel_size=size)
-        config = dataclasses.replace(config, parallel=parallel)
+        config = with_mode(dataclasses.replace(config, parallel=parallel), mode)
         runner = make_any_runner(config, resolve_source(config.model))
         try:
-            return [r.token_ids for r in generate(EngineCore(config, runner), PROMPTS, KINDS)]
+            results = generate(EngineCore(config, runner), PROMPTS, KINDS)
+            assert mode == "none" or set(runner.graph_counts) - {"eager"}
+            return [r.token_ids for r in results]
         finally:
             runner.shutdown()
 
-    assert tokens(1) == tokens(2)
+    alone = tokens(1, "none")
+    for mode in ("none", *MODES):
+        assert tokens(2, mode) == alone
