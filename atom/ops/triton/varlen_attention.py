@@ -18,6 +18,7 @@ from atom.ops.contracts import AttentionMetadata
 from atom.ops.triton import support
 from atom.ops.triton.varlen_hopper import varlen_hopper_kernel
 
+USE_HOPPER = False
 LOG2_E = 1.4426950408889634
 
 
@@ -178,7 +179,8 @@ def _for_hopper(q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, soft_c
     """Whether the kernel written for Hopper can serve: half precision all through, rows that copies
     of 16 bytes reach."""
     return (
-        support.is_hopper(q.device)
+        USE_HOPPER
+        and support.is_hopper(q.device)
         and q.dtype != torch.float32
         and q.dtype == k_cache.dtype
         and q.shape[2] in (64, 128)
