@@ -148,10 +148,10 @@ def operations(
         ask(
             "paged_attention",
             kv=kv_dtype,
-            Hq=heads,
             Hk=kv_heads,
             D=dim,
             bs=block_size,
+            Hq=heads,
             window=int(config.get("sliding_window") or 0),
         ),
     ]
