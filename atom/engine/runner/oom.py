@@ -23,6 +23,7 @@ from atom.models.hf_config import HFConfig
 
 DOING = {
     "load": "loading the weights",
+    "tables": "allocating the tables of running sequences",
     "profile": "measuring the largest step",
     "kv_cache": "allocating the KV cache",
     "compile": "compiling the model",
@@ -140,6 +141,8 @@ class Explainer:
         match phase:
             case "load":
                 return [*self._spread(), *self._weights()]
+            case "tables":
+                return [*self._rows(), *self._context(), *self._spread()]
             case "profile":
                 return [*self._step(), *self._rows(), *self._spread()]
             case "kv_cache":
@@ -213,6 +216,14 @@ class Explainer:
         table = 4 * (rows - rows // 2) * (self._config.model.max_model_len or 0)
         graphs = self._memory_bytes.get("graphs", 0) / 2
         return [Saving(f"max_num_seqs {rows} -> {rows // 2}", logits + table + graphs)]
+
+    def _context(self) -> list[Saving]:
+        """The tables are as wide as the longest sequence."""
+        length = self._config.model.max_model_len or 0
+        if length < 2:
+            return []
+        size = 4 * self._config.scheduler.max_num_seqs * (length - length // 2)
+        return [Saving(f"max_model_len {length} -> {length // 2}", size, measured=True)]
 
     def _activations(self, tokens: int, rows: int) -> int:
         itemsize = 4 if self._config.model.dtype == "float32" else 2
