@@ -138,7 +138,8 @@ class Launcher:
             x, residual, gamma, weight, bias, out, new, partial, arrivals, len(x), n, k,
             x.stride(0), 0 if residual is None else residual.stride(0), eps,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, SPLIT=split,
-            SWAP=config.swap, AHEAD=config.ahead, SPAN=config.span, num_warps=config.num_warps,
+            SWAP=config.swap, AHEAD=config.ahead, SPAN=config.span,
+            WAYS=config.ways, num_warps=config.num_warps,
             num_stages=config.num_stages, **flags, **self.options,
         )  # fmt: skip
 

@@ -57,6 +57,11 @@ class Skinny:
     span: int = 0  # so many are asked for at a time
     fuse_norm: bool = True
 
+    @property
+    def ways(self) -> int:
+        """Requests per row such that each thread makes one."""
+        return max(1, self.num_warps * 32 // self.block_n) if self.ahead else 1
+
 
 Config = Rows | Columns | Skinny
 _TYPES: dict[str, Any] = {"rows": Rows, "columns": Columns, "skinny": Skinny}

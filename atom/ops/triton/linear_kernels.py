@@ -34,12 +34,15 @@ def _prefetch_rows(weight, first, N, K: tl.constexpr, ROWS: tl.constexpr, COLS: 
 
 
 @triton.jit
-def _prefetch_span(address, BYTES: tl.constexpr):
-    """Bring `BYTES` from each of `address` on into the L2 cache, in one request each."""
+def _prefetch_span(address, SPAN: tl.constexpr, WAYS: tl.constexpr):
+    """Bring `SPAN` elements from each of `address` on into the L2 cache, in `WAYS` requests each:
+    every thread of the program makes one, threads without an address of their own repeat others."""
+    PART: tl.constexpr = SPAN // WAYS
+    parts = address[:, None] + tl.arange(0, WAYS)[None, :] * PART
     tl.inline_asm_elementwise(
         "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
         "=r,l,r",
-        [address.to(tl.int64), tl.full(address.shape, BYTES, tl.int32)],
+        [parts.to(tl.int64), tl.full(parts.shape, PART * 2, tl.int32)],
         dtype=tl.int32,
         is_pure=False,
         pack=1,
@@ -223,6 +226,7 @@ def skinny(
     SWAP: tl.constexpr,  # the weight is the product's left operand
     AHEAD: tl.constexpr,  # elements of each row that are on their way to the L2 cache; 0: none
     SPAN: tl.constexpr,  # elements fetched ahead at a time
+    WAYS: tl.constexpr,  # requests that fetch them, a power of two
     ADD: tl.constexpr,
     NORM: tl.constexpr,
     GATED: tl.constexpr,
@@ -250,9 +254,9 @@ def skinny(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         if AHEAD > 0:
-            _prefetch_span(start, 2 * AHEAD)
+            _prefetch_span(start, AHEAD, WAYS)
             if GATED:
-                _prefetch_span(start_up, 2 * AHEAD)
+                _prefetch_span(start_up, AHEAD, WAYS)
         tl.extra.cuda.gdc_wait()
     x_tile = x + tokens.to(tl.int64)[:, None] * stride_x + cols[None, :]
     if ADD:
@@ -268,9 +272,9 @@ def skinny(
         if PDL and AHEAD > 0:  # noqa: SIM102, one is settled at compile time
             if k % SPAN == 0:
                 later = tl.minimum(k + AHEAD, K // SPLIT - SPAN)
-                _prefetch_span(start + later, 2 * SPAN)
+                _prefetch_span(start + later, SPAN, WAYS)
                 if GATED:
-                    _prefetch_span(start_up + later, 2 * SPAN)
+                    _prefetch_span(start_up + later, SPAN, WAYS)
         w = tl.load(tile + k, mask=valid[:, None], other=0.0, eviction_policy="evict_first")
         if GATED:
             u = tl.load(tile_up + k, mask=valid[:, None], other=0.0, eviction_policy="evict_first")

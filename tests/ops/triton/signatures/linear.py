@@ -25,7 +25,7 @@ def _row(kernel: Any, sizes: dict[str, Any], flags: dict[str, bool], **options: 
 
 def _skinny(swap: bool, split: int, flags: dict[str, bool], **options: int) -> Row:
     sizes = {"BLOCK_M": 16, "BLOCK_N": 64 if swap else 32, "BLOCK_K": 64}
-    sizes |= {"AHEAD": 512, "SPAN": 256}
+    sizes |= {"AHEAD": 512, "SPAN": 256, "WAYS": 4}
     return _row(
         kernels.skinny, {"K": 4096, **sizes, "SPLIT": split, "SWAP": swap}, flags, **options
     )
