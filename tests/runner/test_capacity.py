@@ -269,6 +269,7 @@ def fails_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     ("owner", "name", "doing"),
     [
         (model_runner, "load_model", "loading the weights"),
+        (model_runner, "InputBatch", "allocating the tables of running sequences"),
         (capacity.kv_cache, "bind", "allocating the KV cache"),
         (compilation, "choose", "compiling the model"),
     ],
