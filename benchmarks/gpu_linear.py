@@ -217,7 +217,9 @@ def _candidates_of_few(problem: Problem, tokens: int, both: int) -> Iterator[Con
             continue
         stage = block_k * 2 * (block_n * both + block_m)
         at_once = min(4, -(-programs // 132))  # programs of a multiprocessor, if all are to run
-        for stages in {min(6, 224_000 // c // stage) for c in (at_once, max(1, at_once - 1))}:
+        depths = {min(6, 224_000 // c // stage) for c in (at_once, max(1, at_once - 1))}
+        # Little shared memory lets the next kernel's programs in, to fetch theirs ahead.
+        for stages in sorted(depths | ({3} if reach else set())):
             ahead = 0 if not reach else -(-(stages * block_k) // reach) * reach
             if stages < 3 or (stages - 1) * stage < 14_000 or ahead + reach > k // split:
                 continue

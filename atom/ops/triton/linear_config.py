@@ -116,13 +116,15 @@ def choose(problem: Problem, card: str) -> tuple[Config | None, ...]:
 
 
 def by_rule(problem: Problem, tokens: int) -> Config | None:
-    """For shapes that nobody measured: safe rather than best."""
-    k = problem.k
+    """For shapes that nobody measured: what is best for those around them."""
+    k, both = problem.k, 2 if problem.kind == "gated" else 1
     if tokens == 1:
         width = support.next_power_of_2(k)
-        if width <= 8192:
-            return Rows(block_n=2 if width > 1024 else 4, num_warps=8 if width > 1024 else 4)
-        return Columns(block_n=4, block_k=2048, num_warps=8)
+        if width > 8192:
+            return Columns(block_n=4 // both, block_k=2048, num_warps=4, prefetch=2048)
+        block_n = 1 if both == 2 or width == 8192 else 2
+        warps = min(16, max(1, block_n * both * width // 1024))
+        return Rows(block_n, warps, waves=32 // warps)
     if tokens > 16 or k % 128 or torch.version.hip is not None:
         return None
     return Skinny(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=4)
