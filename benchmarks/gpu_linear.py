@@ -198,8 +198,8 @@ def _candidates_of_one(n: int, k: int, both: int) -> Iterator[Config]:
 def _candidates_of_few(problem: Problem, tokens: int, both: int) -> Iterator[Config]:
     k, n = problem.k, problem.n
     plain = problem.kind == L
-    for block_m, block_n, block_k, split, fused, reach in itertools.product(
-        sorted({max(8, tokens), max(16, tokens)}),
+    block_m = max(8, tokens)
+    for block_n, block_k, split, fused, reach in itertools.product(
         (16, 32, 64, 128),
         (64, 128, 256),
         (1, 2, 4, 7, 8),
@@ -263,7 +263,7 @@ def tune(problems: list[Problem], tokens: list[int], args: argparse.Namespace) -
     print(f"{len(jobs)} choices compiled in {time.perf_counter() - start:.0f} s", flush=True)
     bench = Bench(args.pool << 20)
     table: dict[str, dict[str, Any]] = {}
-    for problem, m in itertools.product(problems, tokens):
+    for m, problem in itertools.product(tokens, problems):
         if time.perf_counter() - start > args.seconds:
             print(f"no time left for {problem!s} M={m}")
             continue
