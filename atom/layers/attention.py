@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from atom.errors import ModelError
 from atom.layers import custom_ops
 from atom.layers.build import BuildContext
 from atom.layers.context import forward_context
 from atom.layers.norm import RMSNorm
 from atom.layers.rotary import RotaryEmbedding
+from atom.layers.weights import CheckpointTensor, Layer, WeightSlot, sibling
 from atom.ops.contracts import AttentionMetadata, AttentionParams
 
+# Where checkpoints keep the scales of a float8 cache, within the attention block, and of what.
+SCALES: tuple[tuple[str, str], ...] = (
+    ("attn.k_scale", "k"),
+    ("attn.v_scale", "v"),
+    ("k_scale", "k"),
+    ("v_scale", "v"),
+    ("k_proj.k_scale", "k"),
+    ("v_proj.v_scale", "v"),
+    ("k_proj.output_scale", "k"),
+    ("v_proj.output_scale", "v"),
+    ("kv_scale", "kv"),
+)
 
-class Attention(nn.Module):
+
+class Attention(Layer):
     """qkv [T, Hq + 2 Hk, D], as projected -> [T, Hq, D]; k and v go into the cache.
 
     q and k are normed per head where there are `norms`, and rotated. `window` > 0: only the last
@@ -71,6 +88,32 @@ class Attention(nn.Module):
         if self._fused is None:
             self._write = choose("reshape_and_cache")
             self._attend = choose("paged_attention", Hq=q, window=self.window)
+
+    def slots(self, path: str) -> Iterator[WeightSlot]:
+        """Scales, where the checkpoint has them; without, they are 1."""
+        for name, scaled in SCALES:
+            load = partial(self._take_scale, scaled)
+            yield WeightSlot(sibling(path, name), (), load, required=False)
+
+    def _take_scale(self, scaled: str, tensor: CheckpointTensor) -> None:
+        value = tensor.read()
+        assert isinstance(value, Tensor), "a scale is never packed"
+        scale = float(value)
+        if not 0 < scale < math.inf:
+            raise ModelError(f"{tensor.name} must be a finite number above 0, got {scale}")
+        if self.kv_dtype != torch.float8_e4m3fn:
+            return  # other caches hold the values themselves
+        if "k" in scaled:
+            self.k_scale = scale
+        if "v" in scaled:
+            self.v_scale = scale
+
+    def finish(self) -> None:
+        """Nothing to pack."""
+
+    @property
+    def weight_bytes(self) -> int:
+        return 0
 
     def forward(self, qkv: Tensor, positions: Tensor) -> Tensor:
         if self._handle:

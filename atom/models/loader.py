@@ -66,8 +66,7 @@ def load_model(
     stored in; otherwise they take `dtype`. GGUF blocks stay packed unless `model.dtype` is float32.
     """
     hf = source.config
-    if hf.get("quantization_config"):
-        method = dict(hf.get("quantization_config")).get("quant_method", "unknown")
+    if method := _weight_quantisation(hf):
         raise ModelError(f"{source.name}: quantised safetensors ({method}) are not supported yet")
     file = GGUFFile(source.path) if source.format == "gguf" else None
     keep = config.model.dtype == "auto" and device.type == "cpu"
@@ -89,6 +88,20 @@ def load_model(
         load_weights(model, _open(source, file, hf), str(source.path))
     flatten(model)
     return model
+
+
+def _weight_quantisation(hf: HFConfig) -> str:
+    """The method by which weights are quantised; "" if none is, though the KV cache may have
+    scales."""
+    config = dict(hf.get("quantization_config") or {})
+    method = str(config.get("quant_method", "unknown"))
+    if not config:
+        return ""
+    if method == "compressed-tensors" and config.get("kv_cache_scheme"):
+        return method if config.get("config_groups") else ""
+    if method == "modelopt" and config.get("kv_cache_quant_algo"):
+        return method if config.get("quant_algo") else ""
+    return method
 
 
 def stored_dtype(hf: HFConfig, build: BuildContext) -> torch.dtype:
@@ -129,7 +142,7 @@ def load_weights(model: Any, tensors: Iterable[CheckpointTensor], origin: str) -
             if not tensor.name.endswith(model.ignored_weights):
                 unexpected.append(tensor.name)
             continue
-        if tensor.shape != slot.shape:
+        if tensor.shape != slot.shape and (tensor.shape, slot.shape) != ((1,), ()):
             raise ModelError(
                 f"{origin}: {tensor.name} has shape {list(tensor.shape)}, "
                 f"the config asks for {list(slot.shape)}"

@@ -163,7 +163,7 @@ def choose_tile(dtype: torch.dtype, head_dim: int) -> Tile:
         return Tile(128, 32 if head_dim > 128 else 64, 4, 1)
     if head_dim > 128:
         return Tile(128, 64, 8, 2)
-    return Tile(128, 64, 8, 3)
+    return Tile(128, 32, 4, 3)
 
 
 class Shape(NamedTuple):
