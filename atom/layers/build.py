@@ -69,10 +69,16 @@ class BuildContext:
         return registry.select(query), registry.chosen()[query]
 
     def fused(
-        self, op: str, *, kv: bool = False, opaque: bool = False, **shape: int
+        self,
+        op: str,
+        *,
+        weight_format: str = "",
+        kv: bool = False,
+        opaque: bool = False,
+        **shape: int,
     ) -> Callable[..., Any] | None:
         """The kernel of an operation that others can compose; None where no backend fuses it."""
-        return registry.select_fused(self._query(op, "", kv, opaque, shape))
+        return registry.select_fused(self._query(op, weight_format, kv, opaque, shape))
 
     def _query(
         self, op: str, weight_format: str, kv: bool, opaque: bool, shape: dict[str, int]

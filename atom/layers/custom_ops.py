@@ -70,6 +70,19 @@ def _all_reduce_fake(x: Tensor, layer: str) -> Tensor:
     return torch.empty_like(x)
 
 
+def _sparse_moe(
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, layer: str
+) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor, Tensor] = _layers[layer].run(x, residual, norm_weight, eps)
+    return out
+
+
+def _sparse_moe_fake(
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, layer: str
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
 _library.define(  # type: ignore[no-untyped-call]
     "attention(Tensor qkv, Tensor positions, int num_heads, str layer) -> Tensor"
 )
@@ -81,3 +94,9 @@ torch.library.register_fake("atom::experts", _experts_fake, lib=_library)
 _library.define("all_reduce(Tensor x, str layer) -> Tensor")  # type: ignore[no-untyped-call]
 _library.impl("all_reduce", _all_reduce, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("atom::all_reduce", _all_reduce_fake, lib=_library)
+_library.define(  # type: ignore[no-untyped-call]
+    "sparse_moe(Tensor x, Tensor? residual, Tensor norm_weight, float eps, str layer)"
+    " -> (Tensor, Tensor)"
+)
+_library.impl("sparse_moe", _sparse_moe, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("atom::sparse_moe", _sparse_moe_fake, lib=_library)

@@ -45,17 +45,18 @@ class FusedMoE(Layer):
         self.top_k = top_k
         self.renormalize = renormalize
         self.share = build.parallel.shard(intermediate_size, "the experts' intermediate size")
+        self.local_size: int = self.share.stop - self.share.start
         self._route = build.select("topk_softmax", opaque=True, E=num_experts, k=top_k)
         self._sum = build.all_reduce()
         self._handle = custom_ops.remember(self) if build.traceable else ""
-        self._raw: dict[tuple[str, int | None], Tensor] = {}
+        self._targets: dict[str, Tensor] = {}  # while loading: where gate, up and down go
 
     def forward(self, x: Tensor, logits: Tensor) -> Tensor:
         if self._handle:
             out: Tensor = torch.ops.atom.experts(x, logits, self._handle)
         else:
             out = self.run(x, logits)
-        return out if self._sum is None else self._sum(out)
+        return self.sum(out)
 
     __call__ = forward
 
@@ -64,6 +65,10 @@ class FusedMoE(Layer):
         weights, ids = self._route(logits, self.top_k, self.renormalize)
         out: Tensor = self._experts(x, self.w13, self.w2, weights, ids)
         return out
+
+    def sum(self, out: Tensor) -> Tensor:
+        """Over the ranks, each of which has a part of every expert."""
+        return out if self._sum is None else self._sum(out)
 
     def slots(self, path: str) -> Iterator[WeightSlot]:
         count, wide, hidden = self.num_experts, self.intermediate_size, self.hidden_size
@@ -94,49 +99,68 @@ class FusedMoE(Layer):
 
     def _take(self, kind: str, expert: int | None, tensor: CheckpointTensor) -> None:
         index = (ALL, self.share) if kind == "down" else (self.share, ALL)
-        self._raw[kind, expert] = tensor.dense(*(index if expert is not None else (ALL, *index)))
+        part = tensor.dense(*(index if expert is not None else (ALL, *index)))
+        target = self._target(kind, part.dtype)
+        (target if expert is None else target[expert]).copy_(part)
 
     def _take_fused(self, kinds: tuple[str, ...], tensor: CheckpointTensor) -> None:
         if kinds == ("down",):
-            self._raw["down", None] = tensor.dense(ALL, ALL, self.share)
+            self._take("down", None, tensor)
             return
         for half, kind in enumerate(kinds):
             start = half * self.intermediate_size
             rows = slice(start + self.share.start, start + self.share.stop)
-            self._raw[kind, None] = tensor.dense(ALL, rows, ALL)
+            part = tensor.dense(ALL, rows, ALL)
+            self._target(kind, part.dtype).copy_(part)
+
+    def _target(self, kind: str, stored: torch.dtype) -> Tensor:
+        """Where all experts' `kind` lies. Each tensor goes there as it comes: experts are most of
+        a model, of which a device may not hold two copies."""
+        if not self._targets:
+            dtype, device = self.build.storage_dtype(stored), self.build.device
+            count, hidden, size = self.num_experts, self.hidden_size, self.local_size
+            self.w13 = torch.empty(count, 2 * size, hidden, dtype=dtype, device=device)
+            self.w2 = torch.empty(count, hidden, size, dtype=dtype, device=device)
+            gate, up = self.w13[:, :size], self.w13[:, size:]
+            self._targets = {"gate": gate, "up": up, "down": self.w2}
+        return self._targets[kind]
 
     def finish(self) -> None:
-        size = self.share.stop - self.share.start
-        stored = next(iter(self._raw.values())).dtype
-        dtype = self.build.storage_dtype(stored)
-        shape, device = (self.num_experts, self.hidden_size, size), self.build.device
+        self._targets.clear()
         self._experts = self.build.select(
             "fused_experts",
             opaque=True,
-            weight_format=dtype_name(dtype),
+            weight_format=dtype_name(self.w13.dtype),
             E=self.num_experts,
             K=self.hidden_size,
-            I=size,
+            I=self.local_size,
             k=self.top_k,
         )
-        self.w13 = torch.empty(shape[0], 2 * size, shape[1], dtype=dtype, device=device)
-        self.w2 = torch.empty(shape, dtype=dtype, device=device)
-        self._fill(self.w13[:, :size], "gate")
-        self._fill(self.w13[:, size:], "up")
-        self._fill(self.w2, "down")
-        self._raw.clear()
-
-    def _fill(self, target: Tensor, kind: str) -> None:
-        stacked = self._raw.get((kind, None))
-        if stacked is not None:
-            target.copy_(stacked)
-            return
-        for expert in range(self.num_experts):
-            target[expert].copy_(self._raw[kind, expert])
 
     @property
     def weight_bytes(self) -> int:
         return self.w13.nbytes + self.w2.nbytes
+
+
+class Router(ReplicatedLinear):
+    """A linear layer, or a dense weight [E, K] for a kernel that does more than the router."""
+
+    dense: Tensor
+
+    def __init__(self, build: BuildContext, in_features: int, experts: int, keep: bool) -> None:
+        super().__init__(build, in_features, experts)
+        self._keep = keep
+
+    def finish(self) -> None:
+        if not self._keep:
+            super().finish()
+            return
+        self.dense = self.build.dense(self._raw["weight", 0])
+        self._raw.clear()
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.dense.nbytes if self._keep else super().weight_bytes
 
 
 class SparseMoE(nn.Module):
@@ -144,11 +168,50 @@ class SparseMoE(nn.Module):
 
     def __init__(self, build: BuildContext, experts: FusedMoE) -> None:
         super().__init__()
-        self.gate = ReplicatedLinear(build, experts.hidden_size, experts.num_experts)
+        weights = dtype_name(build.weight_dtype or build.dtype)
+        self._fused = build.fused(
+            "sparse_moe",
+            opaque=True,
+            weight_format=weights,
+            E=experts.num_experts,
+            K=experts.hidden_size,
+            I=experts.local_size,
+            k=experts.top_k,
+        )
+        fused = self._fused is not None
+        self.gate = Router(build, experts.hidden_size, experts.num_experts, keep=fused)
         self.experts = experts
+        self._handle = custom_ops.remember(self) if fused and build.traceable else ""
 
     def forward(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, residual = norm.enter(x, residual)
-        return self.experts(x, self.gate(x)), residual
+        if self._fused is None:
+            x, residual = norm.enter(x, residual)
+            return self.experts(x, self.gate(x)), residual
+        if self._handle:
+            out, residual = torch.ops.atom.sparse_moe(
+                x, residual, norm.weight, norm.eps, self._handle
+            )
+        else:
+            out, residual = self.run(x, residual, norm.weight, norm.eps)
+        return self.experts.sum(out), residual
 
     __call__ = forward
+
+    def run(
+        self, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """The rank's part, before the sum, in one kernel's charge from the norm on."""
+        assert self._fused is not None
+        experts = self.experts
+        out: tuple[Tensor, Tensor] = self._fused(
+            x,
+            residual,
+            norm_weight,
+            eps,
+            self.gate.dense,
+            experts.w13,
+            experts.w2,
+            experts.top_k,
+            experts.renormalize,
+        )
+        return out

@@ -1,0 +1,130 @@
+"""Routing, sorting, and the experts' products, with the shapes of Qwen3-30B-A3B."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atom.ops.triton import moe_grouped, moe_pairs, moe_routing
+
+Row = tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]
+
+PDL = {"launch_pdl": True}
+
+
+def _kinds(bf16: str = "", fp32: str = "", i32p: str = "", i32: str = "") -> dict[str, str]:
+    return {
+        **dict.fromkeys(bf16.split(), "*bf16"),
+        **dict.fromkeys(fp32.split(), "*fp32"),
+        **dict.fromkeys(i32p.split(), "*i32"),
+        **dict.fromkeys(i32.split(), "i32"),
+    }
+
+
+def gate_up(m: int, n: int, k: int, warps: int, stages: int, precision: str = "ieee") -> Row:
+    return (
+        moe_grouped.grouped_gate_up_kernel,
+        _kinds("x w13 hidden", "", "places experts count", "x_stride num_pairs N K"),
+        {"TOP_K": 8, "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 1, "EVEN": True}
+        | {"PRECISION": precision, "PDL": True},
+        {"num_warps": warps, "num_stages": stages, **PDL},
+    )
+
+
+def down(m: int, n: int, k: int, warps: int, stages: int, precision: str = "ieee") -> Row:
+    return (
+        moe_grouped.grouped_down_kernel,
+        _kinds("hidden w2 out", "weights", "places experts count", "num_pairs N K"),
+        {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 1, "EVEN": True}
+        | {"PRECISION": precision, "PDL": True},
+        {"num_warps": warps, "num_stages": stages, **PDL},
+    )
+
+
+def pair_gate_up(from_logits: bool, n: int, k: int, warps: int, stages: int) -> Row:
+    return (
+        moe_pairs.pair_gate_up_kernel,
+        _kinds("x w13 hidden", "logits weights", "ids", "x_stride K N E"),
+        {"TOP_K": 8, "FROM_LOGITS": from_logits, "BLOCK_E": 128, "BLOCK_N": n, "BLOCK_K": k}
+        | {"EVEN": True, "STAGES": stages, "PDL": True},
+        {"num_warps": warps, **PDL},
+    )
+
+
+def pair_down(n: int, k: int, warps: int, stages: int) -> Row:
+    return (
+        moe_pairs.pair_down_kernel,
+        _kinds("hidden w2 out", "weights", "ids", "K N"),
+        {"TOP_K": 8, "RENORMALIZE": True, "BLOCK_J": 8, "BLOCK_N": n, "BLOCK_K": k}
+        | {"EVEN": True, "STAGES": stages, "PDL": True},
+        {"num_warps": warps, **PDL},
+    )
+
+
+SIGNATURES: list[Row] = [
+    (
+        moe_pairs.norm_router_kernel,
+        {
+            **_kinds("x residual norm_weight router normed total", "logits", "", "K E"),
+            **{"x_stride": "i32", "residual_stride": "i32", "eps": "fp32"},
+        },
+        {"HAS_RESIDUAL": True, "BLOCK_E": 4, "BLOCK_K": 2048, "PDL": True},
+        PDL,
+    ),
+    pair_gate_up(True, 4, 1024, 4, 1),
+    pair_gate_up(False, 8, 512, 4, 3),
+    pair_down(8, 256, 4, 1),
+    pair_down(8, 256, 4, 3),
+    (
+        moe_routing.router_kernel,
+        _kinds("x weight", "logits", "", "num_tokens x_stride K E"),
+        {"BLOCK_M": 16, "BLOCK_E": 16, "BLOCK_K": 256, "PRECISION": "ieee", "PDL": True},
+        {"num_stages": 4, **PDL},
+    ),
+    (
+        moe_routing.topk_kernel,
+        _kinds("", "logits weights", "ids", "num_tokens logits_stride E"),
+        {"TOP_K": 8, "RENORMALIZE": True, "BLOCK_T": 1, "BLOCK_E": 128, "BLOCK_J": 8}
+        | {"PDL": True},
+        {"num_warps": 1, **PDL},
+    ),
+    (
+        moe_routing.sort_kernel,
+        _kinds("", "", "ids places experts count", "num_pairs"),
+        {"BLOCK_M": 16, "BLOCK_P": 1024, "BLOCK_E": 128, "PDL": True},
+        PDL,
+    ),
+    (
+        moe_routing.count_kernel,
+        _kinds("", "", "ids counts", "num_pairs E"),
+        {"CHUNK": 256, "BLOCK_E": 128, "PDL": True},
+        PDL,
+    ),
+    (
+        moe_routing.place_kernel,
+        _kinds("", "", "counts starts places experts count", "num_pairs num_chunks E"),
+        {"BLOCK_M": 128, "BLOCK_C": 64, "BLOCK_E": 128, "PDL": True},
+        {"num_warps": 8, **PDL},
+    ),
+    (
+        moe_routing.scatter_kernel,
+        _kinds("", "", "ids starts places", "num_pairs E"),
+        {"CHUNK": 256, "PDL": True},
+        {"num_warps": 8, **PDL},
+    ),
+    gate_up(16, 64, 64, 4, 4),
+    down(16, 64, 64, 4, 4),
+    gate_up(128, 128, 64, 8, 3),
+    down(128, 256, 64, 8, 3),
+    (
+        moe_grouped.combine_kernel,
+        _kinds("rows out", "", "ids", "N"),
+        {"TOP_K": 8, "BLOCK_N": 512, "PDL": True},
+        {"num_warps": 2, **PDL},
+    ),
+]
+
+SLOW_SIGNATURES: list[Row] = [
+    gate_up(64, 64, 64, 4, 4),
+    down(64, 128, 64, 4, 4),
+    pair_gate_up(False, 4, 512, 4, 1),
+]
