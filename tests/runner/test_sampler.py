@@ -12,8 +12,8 @@ from runner.sampling import Bench, chi_square_z, kept_tokens, naive_draw, new_ro
 from atom.engine.runner import randomness
 from atom.engine.runner.draw import draw
 from atom.engine.runner.host_sampling import _draw as draw_on_host
-from atom.engine.runner.logprobs import _DeviceLogprobs, raw_logprobs
-from atom.engine.runner.sampler import _choose_on_device
+from atom.engine.runner.logprobs import _TorchLogprobs, raw_logprobs
+from atom.engine.runner.sampler import _choose_in_torch
 from atom.engine.sampling_params import SamplingParams
 
 SETTINGS = [
@@ -62,23 +62,23 @@ def test_equals_the_naive_sampler(params: SamplingParams) -> None:
         assert token == naive_draw(kept_tokens(logits[i].numpy(), params), u), i
 
 
-def on_device(logits: torch.Tensor, bench: Bench, rows: list[int]) -> torch.Tensor:
-    """The way of a GPU, which looks at no value on the host, run on this machine."""
-    return _choose_on_device(logits.clone(), bench.stage(rows))
+def in_torch(logits: torch.Tensor, bench: Bench, rows: list[int]) -> torch.Tensor:
+    """The way that looks at no value on the host, run on this machine."""
+    return _choose_in_torch(logits.clone(), bench.stage(rows).random)
 
 
 def test_both_ways_agree() -> None:
-    """What serves on CPU and what serves on a GPU, all settings together."""
+    """What serves on CPU and what serves on devices without kernels, all settings together."""
     vocab, params = 2048, [*SETTINGS, SamplingParams(temperature=0.0)] * 20
     bench = Bench(vocab, [new_row(i, p, seed=i) for i, p in enumerate(params)])
     rows = np.random.default_rng(0).permutation(len(params)).tolist()
     logits = make_logits(len(rows), vocab, seed=8, scale=3.0)
     host = bench.sample(logits, rows).token_ids
-    assert torch.equal(host, on_device(logits, bench, rows))
+    assert torch.equal(host, in_torch(logits, bench, rows))
     for kind in (0, 5):  # every row drawn, with and without filters
         alike = [r for r in rows if params[r] is SETTINGS[kind]]
         some = make_logits(len(alike), vocab, seed=kind)
-        assert torch.equal(bench.sample(some, alike).token_ids, on_device(some, bench, alike))
+        assert torch.equal(bench.sample(some, alike).token_ids, in_torch(some, bench, alike))
 
 
 def test_ties_at_the_edge_are_all_kept() -> None:
@@ -135,7 +135,7 @@ def test_greedy_is_argmax_and_skips_everything() -> None:
     logits = make_logits(50, vocab)
     logits[7, [3, 400]] = 99.0  # a tie: the first
     step = bench.stage([0] * 50, list(range(50)))
-    assert (step.edits, step.penalties, step.plain, step.filtered) == (None,) * 4
+    assert (step.edits, step.penalties, step.random) == (None,) * 3
     got = bench.sample(logits, [0] * 50, list(range(50))).token_ids
     assert torch.equal(got, logits.argmax(-1))
     assert got[7] == 3
@@ -274,7 +274,7 @@ def test_logprobs_are_of_the_raw_logits() -> None:
 def test_logprobs_of_both_ways_agree(vocab: int, num_top: int) -> None:
     logits = make_logits(30, vocab, seed=1)
     tokens = torch.randint(0, vocab, (30,), generator=torch.Generator().manual_seed(2))
-    host, device = raw_logprobs(logits, num_top).of(tokens), _DeviceLogprobs(logits, num_top)
+    host, device = raw_logprobs(logits, num_top).of(tokens), _TorchLogprobs(logits, num_top)
     for ours, theirs in zip(host, device.of(tokens), strict=True):
         assert ours.dtype == theirs.dtype
         assert ours.shape == theirs.shape

@@ -1,11 +1,13 @@
-"""Drawing tokens on a device by inverse CDF, and the filters top_k, top_p and min_p, all exact.
+"""Drawing tokens by inverse CDF, and the filters top_k, top_p and min_p, all exact, in torch.
+
+For devices without kernels of their own; `atom.ops.triton.sampling` does the same.
 
 The distribution of a row is `softmax(x)` cut to the tokens that pass its filters, where `x` are
 the logits over temperature. The filters apply in the order min_p, top_k, top_p, each on what the
 ones before it left; a token that ties with the last one kept is kept too. Every filter is then a
 threshold, and a draw is: the first token, in id order, at which the running mass exceeds
 `uniform * total`. So the outcome is a function of the row alone. No value is looked at on the host.
-`host_sampling` does the same on CPU.
+`host_sampling` is the CPU's.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from atom.ops.sampling_row import WORDS
 
 _NEG_INF = float("-inf")
 _BLOCK = 256
@@ -26,6 +30,37 @@ class Filters(NamedTuple):
     top_p: Tensor | None  # [n] float32, 1 if off
     min_p: Tensor | None  # [n] float32, 0 if off
     max_top_k: int
+
+
+def choose(logits: Tensor, params: Tensor, filters: bool, max_top_k: int) -> Tensor:
+    """[n] int64 token ids from logits [n, V] float32 and the rows' params [n, WORDS] int32 (see
+    `sampling_row`); greedy ones get the argmax. `max_top_k` 0: no row has a top_k."""
+    assert params.shape[1] == WORDS, params.shape
+    temperature, top_p, min_p = params[:, :3].contiguous().view(torch.float32).unbind(1)
+    # Relative to the maximum, so that a small temperature cannot overflow.
+    x = (logits - logits.amax(-1, keepdim=True)) / temperature[:, None]
+    noise = uniforms(params)
+    if filters:
+        top_k = params[:, 3].long() if max_top_k else None
+        drawn = sample(x, Filters(top_k, top_p, min_p, max_top_k), noise)
+    else:
+        drawn = draw(torch.softmax(x, dim=-1), noise)
+    return torch.where(params[:, 7] > 0, drawn, logits.argmax(dim=-1))
+
+
+def uniforms(params: Tensor) -> Tensor:
+    """[n] float64 in (0, 1): bit for bit those of `randomness`. Only signed integers are at hand,
+    whose products wrap as unsigned ones do."""
+    keys, positions = params.view(torch.int64)[:, 2], params[:, 6].long()
+    x = keys + (positions + 1) * (0x9E3779B97F4A7C15 - (1 << 64))
+    x = (x ^ _shift(x, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
+    x = (x ^ _shift(x, 27)) * (0x94D049BB133111EB - (1 << 64))
+    return (_shift(x ^ _shift(x, 31), 24).double() + 0.5) * 2.0**-40
+
+
+def _shift(x: Tensor, places: int) -> Tensor:
+    """To the right, zeros moving in."""
+    return (x >> places) & ((1 << (64 - places)) - 1)
 
 
 def draw(weights: Tensor, uniforms: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ device until `to_host`, whose result is read after the step's event.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -38,14 +38,42 @@ class RawLogprobs(Protocol):
         ...
 
 
-def raw_logprobs(logits: Tensor, num_top: int) -> RawLogprobs:
-    """logits [n, V] float32, a copy that nobody edits. `num_top` may be 0."""
-    on_cpu = logits.device.type == "cpu"
+def raw_logprobs(
+    logits: Tensor, num_top: int, rows: Tensor | None = None, edited: bool = False
+) -> RawLogprobs:
+    """Of logits [L, V] float32, or of their `rows` [n] int64. `num_top` may be 0.
+
+    `edited`: the logits will be overwritten before `of` is called.
+    """
     num_top = min(num_top, logits.shape[1])
-    return _HostLogprobs(logits, num_top) if on_cpu else _DeviceLogprobs(logits, num_top)
+    if rows is not None and (edited or logits.device.type == "cpu"):
+        logits, rows = logits[rows], None
+    if logits.device.type == "cpu":
+        return _HostLogprobs(logits, num_top)
+    try:
+        from atom.ops.triton.logprobs import logprobs
+    except ImportError:
+        return _TorchLogprobs(logits if rows is None else logits[rows], num_top)
+    return _KernelLogprobs(logits, rows, num_top, logprobs)
 
 
-class _DeviceLogprobs:
+class _KernelLogprobs:
+    """Looks at the logits when the tokens are known."""
+
+    def __init__(
+        self, logits: Tensor, rows: Tensor | None, num_top: int, kernel: Callable[..., Any]
+    ) -> None:
+        self._logits, self._rows, self._num_top = logits, rows, num_top
+        self._kernel = kernel
+
+    def of(self, token_ids: Tensor) -> LogprobTensors:
+        columns = self._kernel(self._logits, self._rows, token_ids, self._num_top)
+        return LogprobTensors(token_ids.to(torch.int32), *columns)
+
+
+class _TorchLogprobs:
+    """For devices without kernels of their own."""
+
     def __init__(self, logits: Tensor, num_top: int) -> None:
         self._all = torch.log_softmax(logits, dim=-1)
         self._top = self._all.topk(num_top, dim=-1)

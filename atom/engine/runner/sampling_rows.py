@@ -7,6 +7,7 @@ step says at once which parts of the sampler are needed, so that an all-greedy s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from atom.engine.plan import NewRow
 from atom.engine.runner import randomness
-from atom.engine.runner.draw import Filters
 from atom.engine.runner.penalties import LogitEdits, PenaltyInputs
 from atom.engine.runner.upload import Upload
+from atom.engine.sampling_params import SamplingParams
+from atom.ops.sampling_row import FLOORED, GREEDY, PLAIN, ROW, SEARCHED, WORDS
 
 Ints = NDArray[np.int64]
 
@@ -27,14 +29,14 @@ _FILTERED = TOP_K | TOP_P | MIN_P
 _MIN_TEMPERATURE = 1e-5  # below, float32 logits over the temperature would overflow
 
 
-@dataclass(slots=True)
-class RandomRows:
-    """The rows of logits that are drawn rather than argmax-ed, all with or all without filters."""
+class RandomRows(NamedTuple):
+    """All L rows of a step in which some are drawn; the others are greedy."""
 
-    indices: Tensor | None  # [n] int64 rows of the logits; None: all, in order
-    temperature: Tensor  # [n] float32
-    uniforms: Tensor  # [n] float64
-    filters: Filters | None
+    host: NDArray[Any]  # [L] of `sampling_row.ROW`
+    params: Tensor  # [L, WORDS] int32: the same, on the device
+    filters: bool  # some row has top_k, top_p or min_p
+    search: bool  # some row has top_k or top_p
+    max_top_k: int
 
 
 @dataclass(slots=True)
@@ -43,8 +45,7 @@ class SamplingStep:
 
     edits: LogitEdits | None = None
     penalties: PenaltyInputs | None = None
-    plain: RandomRows | None = None
-    filtered: RandomRows | None = None
+    random: RandomRows | None = None
     logprob_indices: Tensor | None = None  # [n] int64 rows of the logits
     logprob_rows: list[int] = field(default_factory=list)  # the same, on the host
     logprob_counts: list[int] = field(default_factory=list)  # alternatives of each
@@ -61,14 +62,10 @@ class SamplingRows:
         self.min_tokens = np.zeros(n, np.int64)
         self.num_logprobs = np.zeros(n, np.int64)
         self.num_prompt_logprobs = np.zeros(n, np.int64)
-        self._temperature = np.zeros(n, np.float32)
-        self._top_k = np.zeros(n, np.int64)
-        self._top_p = np.zeros(n, np.float32)
-        self._min_p = np.zeros(n, np.float32)
+        self._draws = np.zeros(n, ROW)
         self._repetition = np.zeros(n, np.float32)
         self._frequency = np.zeros(n, np.float32)
         self._presence = np.zeros(n, np.float32)
-        self._keys = np.zeros(n, np.uint64)
         self._bias: dict[int, tuple[Ints, NDArray[np.float32]]] = {}
         self._banned: dict[int, Ints] = {}  # ids that min_tokens holds back
 
@@ -78,15 +75,19 @@ class SamplingRows:
         self.min_tokens[row] = s.min_tokens
         self.num_logprobs[row] = s.logprobs or 0
         self.num_prompt_logprobs[row] = s.prompt_logprobs or 0
-        self._temperature[row] = max(s.temperature, _MIN_TEMPERATURE)
         top_k = s.top_k if 0 < s.top_k < self.vocab_size else 0
-        self._top_k[row] = top_k
-        self._top_p[row] = s.top_p
-        self._min_p[row] = s.min_p
+        self._draws[row] = (
+            max(s.temperature, _MIN_TEMPERATURE),
+            s.top_p,
+            s.min_p,
+            top_k,
+            randomness.keys(np.array([new.seed], np.int64))[0],
+            0,
+            _kind(s, top_k),
+        )
         self._repetition[row] = s.repetition_penalty
         self._frequency[row] = s.frequency_penalty
         self._presence[row] = s.presence_penalty
-        self._keys[row] = randomness.keys(np.array([new.seed], np.int64))[0]
         banned = sorted({*new.eos_token_ids, *s.stop_token_ids}) if s.min_tokens else []
         self._banned[row] = np.array(banned, np.int64)
         bias = s.logit_bias or {}
@@ -117,10 +118,7 @@ class SamplingRows:
         if union & PENALTY:
             step.penalties = self._stage_penalties(rows, positions, flags, upload)
         if union & RANDOM:
-            filtered = (flags & _FILTERED) != 0
-            plain = ((flags & RANDOM) != 0) & ~filtered
-            step.plain = self._stage_random(rows, positions, plain, 0, upload)
-            step.filtered = self._stage_random(rows, positions, filtered, union, upload)
+            step.random = self._stage_random(rows, positions, union, upload)
         if union & LOGPROBS:
             index = np.flatnonzero(flags & LOGPROBS)
             step.logprob_rows = index.tolist()
@@ -164,27 +162,21 @@ class SamplingRows:
             max_length=int(lengths.max()),
         )
 
-    def _stage_random(
-        self, rows: Ints, positions: Ints, mask: NDArray[np.bool_], union: int, upload: Upload
-    ) -> RandomRows | None:
-        index = np.flatnonzero(mask)
-        if not len(index):
-            return None
-        every = len(index) == len(rows)
-        who = rows if every else rows[index]
-        where = positions if every else positions[index]
-        filters = None
-        if union & _FILTERED:
-            top_k = self._top_k[who]
-            filters = Filters(
-                top_k=upload.add(top_k) if union & TOP_K else None,
-                top_p=upload.add(self._top_p[who]) if union & TOP_P else None,
-                min_p=upload.add(self._min_p[who]) if union & MIN_P else None,
-                max_top_k=int(top_k.max()),
-            )
+    def _stage_random(self, rows: Ints, positions: Ints, union: int, upload: Upload) -> RandomRows:
+        draws = self._draws[rows]
+        draws["position"] = positions
         return RandomRows(
-            indices=None if every else upload.add(index),
-            temperature=upload.add(self._temperature[who]),
-            uniforms=upload.add(randomness.uniforms(self._keys[who], where)),
-            filters=filters,
+            host=draws,
+            params=upload.add(draws.view(np.int32).reshape(-1, WORDS)),
+            filters=bool(union & _FILTERED),
+            search=bool(union & (TOP_K | TOP_P)),
+            max_top_k=int(draws["top_k"].max()) if union & TOP_K else 0,
         )
+
+
+def _kind(sampling: SamplingParams, top_k: int) -> int:
+    if sampling.greedy:
+        return GREEDY
+    if top_k > 0 or sampling.top_p < 1.0:
+        return SEARCHED
+    return FLOORED if sampling.min_p > 0.0 else PLAIN

@@ -1,0 +1,135 @@
+"""Elementwise kernels and the sampler on a GPU, next to the time that their bytes must take.
+
+    python benchmarks/gpu_elementwise.py [norms] [activation] [argmax] [sampler] [logprobs]
+
+A case is captured in a CUDA graph of many launches that rotate over more data than the L2 cache
+holds; the median of some replays is shown. The floor is that of the bytes at the speed at which an
+H200 copies (4.25 TB/s), but at least that of a launch in a graph (1.15 us).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from atom.ops.triton import elementwise, embedding, rotary
+from atom.ops.triton.sampling import argmax
+
+COPY_BYTES_PER_S = 4.25e12
+LAUNCH_US = 1.15
+ROTATE_BYTES = 160 << 20
+DEVICE = "cuda"
+
+
+def measure(run: Callable[[Any], Any], inputs: list[Any], launches: int = 0) -> float:
+    """Median microseconds of `run` over `inputs` in turn, inside a graph."""
+    launches = launches or max(len(inputs), 20)
+    for given in inputs[:2]:
+        run(given)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(launches):
+            run(inputs[i % len(inputs)])
+    times = []
+    for _ in range(9):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(1e3 * start.elapsed_time(stop) / launches)
+    return sorted(times)[len(times) // 2]
+
+
+def copies(make: Callable[[], Any], nbytes: int) -> list[Any]:
+    """As many inputs as it takes to leave the L2 cache cold."""
+    return [make() for _ in range(max(2, min(400, -(-ROTATE_BYTES // nbytes))))]
+
+
+def show(name: str, size: str, time: float, nbytes: float) -> None:
+    floor = max(LAUNCH_US, 1e6 * nbytes / COPY_BYTES_PER_S)
+    speed = nbytes / time / 1e6
+    line = f"{name:<26} {size:<18} {time:8.2f} us  floor {floor:8.2f}  {floor / time:5.0%}"
+    print(f"{line}  {speed:5.2f} TB/s", flush=True)
+
+
+def norms() -> None:
+    for size in (1024, 2048, 4096):
+        weight = torch.randn(size, device=DEVICE, dtype=torch.bfloat16)
+        for tokens in (1, 32, 128, 2048, 16384):
+            nbytes = 2 * tokens * size
+
+            def make(tokens: int = tokens, size: int = size) -> Any:
+                return torch.randn(2, tokens, size, device=DEVICE).bfloat16().unbind()
+
+            given = copies(make, 3 * nbytes)
+            shape = f"T={tokens} K={size}"
+            time = measure(lambda x, w=weight: elementwise.rms_norm(x[0], w, 1e-5), given)
+            show("rms_norm", shape, time, 2 * nbytes)
+            time = measure(lambda x, w=weight: elementwise.add_rms_norm(x[0], x[1], w, 1e-5), given)
+            show("add_rms_norm", shape, time, 4 * nbytes)
+    weight = torch.randn(128, device=DEVICE, dtype=torch.bfloat16)
+    for tokens in (1, 128, 16384):
+        shape = (tokens, 48, 128)
+        given = copies(lambda s=shape: torch.randn(s, device=DEVICE).bfloat16(), 2 * tokens * 48)
+        time = measure(lambda x: elementwise.rms_norm(x[:, :32], weight, 1e-5), given[:60])
+        show("rms_norm per head", f"T={tokens} H=32 D=128", time, 4 * tokens * 32 * 128)
+
+
+def activation() -> None:
+    for size in (768, 3072, 14336):
+        for tokens in (1, 32, 128, 2048, 16384):
+            nbytes = 4 * tokens * size
+            if nbytes > 1 << 30:
+                continue
+
+            def make(tokens: int = tokens, size: int = size) -> Any:
+                return torch.randn(tokens, 2 * size, device=DEVICE).bfloat16()
+
+            time = measure(elementwise.silu_and_mul, copies(make, nbytes))
+            show("silu_and_mul", f"T={tokens} I={size}", time, 1.5 * nbytes)
+    table = torch.randn(4096, 128, device=DEVICE)
+    weight = torch.randn(128256, 4096, device=DEVICE, dtype=torch.bfloat16)
+    for tokens in (1, 32, 128, 2048, 16384):
+        positions = torch.randint(0, 4096, (tokens,), device=DEVICE)
+
+        def heads(tokens: int = tokens) -> Any:
+            qkv = torch.randn(tokens, 48, 128, device=DEVICE).bfloat16()
+            return qkv[:, :32], qkv[:, 32:40]
+
+        given = copies(heads, tokens * 48 * 256)
+        time = measure(lambda x, p=positions: rotary.rotary(*x, p, table, False), given)
+        show("rotary", f"T={tokens} H=32+8", time, tokens * 40 * 128 * 4)
+        ids = [torch.randint(0, 128256, (tokens,), device=DEVICE) for _ in range(20)]
+        time = measure(lambda i: embedding.embedding(i, weight, torch.bfloat16), ids)
+        show("embedding", f"T={tokens} K=4096", time, tokens * 4096 * 4)
+
+
+def greedy() -> None:
+    for vocab in (128256, 151936):
+        for rows in (1, 32, 128, 512):
+            given = copies(lambda s=(rows, vocab): torch.randn(s, device=DEVICE), 4 * rows * vocab)
+            out = torch.empty(rows, dtype=torch.int64, device=DEVICE)
+            time = measure(lambda x, o=out: argmax(x, o), given)
+            show("argmax", f"S={rows} V={vocab}", time, 4 * rows * vocab)
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "norms": norms,
+    "activation": activation,
+    "argmax": greedy,
+}
+
+
+def main() -> None:
+    print(torch.cuda.get_device_name(), torch.__version__)
+    for name in sys.argv[1:] or CASES:
+        CASES[name]()
+
+
+if __name__ == "__main__":
+    main()
