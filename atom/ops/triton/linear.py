@@ -21,6 +21,7 @@ from atom.ops.contracts import GGUFWeight
 from atom.ops.registry import OpQuery, register
 from atom.ops.triton import linear_kernels as kernels
 from atom.ops.triton import support
+from atom.ops.triton.elementwise import add_rms_norm_apart
 from atom.ops.triton.linear_config import BUCKETS, Config, Problem, Rows, Skinny, choose
 
 MOST_TOKENS = BUCKETS[-1]
@@ -166,7 +167,7 @@ class Products:
         self.plain = launcher("linear", rows)
         self.normed = launcher("norm", rows)
         self.gated = launcher("gated", rows // 2) if rows % 2 == 0 else None
-        self.rms_norm, self.add_rms_norm = op("rms_norm"), op("add_rms_norm")
+        self.rms_norm = op("rms_norm")
         self.silu_and_mul = op("silu_and_mul")
 
     def linear(
@@ -215,8 +216,8 @@ class Products:
         residual, gamma, eps = norm
         if residual is None:
             return self.rms_norm(x, gamma, eps), x
-        out: tuple[Tensor, Tensor] = self.add_rms_norm(x, residual, gamma, eps)
-        return out
+        assert gamma is not None
+        return add_rms_norm_apart(x, residual, gamma, eps)
 
 
 def _library_linear(
@@ -319,8 +320,7 @@ def _add_norm_linear_op(
     weight: Tensor,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    y, new = _products_of(weight).norm_linear(x, (residual, norm_weight, eps), weight, bias)
-    return y, new.clone() if new is residual else new
+    return _products_of(weight).norm_linear(x, (residual, norm_weight, eps), weight, bias)
 
 
 def _norm_gated_op(
@@ -337,8 +337,7 @@ def _add_norm_gated_op(
     weight: Tensor,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    y, new = _products_of(weight).norm_gated(x, (residual, norm_weight, eps), weight, bias)
-    return y, new.clone() if new is residual else new
+    return _products_of(weight).norm_gated(x, (residual, norm_weight, eps), weight, bias)
 
 
 def _fake(x: Tensor, weight: Tensor, share: int = 1) -> Tensor:

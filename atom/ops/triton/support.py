@@ -14,6 +14,8 @@ IS_ROCM: bool = torch.version.hip is not None
 # Under the interpreter kernels run on CPU tensors: how they are tested where there is no GPU.
 INTERPRETED: bool = knobs.runtime.interpret
 
+# The functions behind `atom_triton::*` by name, for callers that need no dispatcher.
+direct: dict[str, Callable[..., Any]] = {}
 _library = torch.library.Library("atom_triton", "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -47,6 +49,7 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> An
     `fake` gives tensors of the right shape and dtype. An operator may not return its inputs.
     """
     name = schema.partition("(")[0]
+    direct[name] = run
     _library.define(schema)  # type: ignore[no-untyped-call]
     _library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"atom_triton::{name}", fake, lib=_library)
