@@ -6,6 +6,7 @@ from torch import Tensor
 
 from atom.ops.contracts import AttentionMetadata
 from atom.ops.registry import OpQuery, register
+from atom.ops.triton.decode_attention import decode_attention
 from atom.ops.triton.varlen_attention import varlen_attention
 
 MAX_HEAD_DIM = 256
@@ -30,6 +31,7 @@ def paged_attention(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> Tensor:
-    return varlen_attention(
+    attend = decode_attention if meta.is_decode else varlen_attention
+    return attend(
         q, k_cache, v_cache, meta, scale, window, sinks, soft_cap, k_scale, v_scale
     )

@@ -51,27 +51,43 @@ def _find_tile(cu_seqlens, seq_lens, tile, num_seqs, BLOCK_Q: gl.constexpr, WIND
 
 
 @gluon.jit
-def _load_blocks(
-    k_cache, v_cache, block_table, cu_seqlens, seq_lens, num_seqs, num_tiles,
-    cache_block, cache_slot, cache_head, table_row,
-    k_smem, v_smem, k_full, k_empty, v_full, v_empty,
-    HEADS: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, BLOCK_Q: gl.constexpr,
+def _load(
+    q, k_cache, v_cache, block_table, cu_seqlens, seq_lens, num_seqs, num_tiles,
+    q_token, q_head, cache_block, cache_slot, cache_head, table_row,
+    q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr, D: gl.constexpr,
+    BLOCK_SIZE: gl.constexpr, BLOCK_Q: gl.constexpr,
     BLOCK_N: gl.constexpr, WINDOW: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Keys and values of every tile, from the last block to the first."""
+    """Queries of every tile, then its keys and values from the last block to the first."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     row = gl.arange(0, BLOCK_N, gl.SliceLayout(1, layout))
+    q_row = gl.arange(0, 64, gl.SliceLayout(1, layout))
     d = gl.arange(0, D, gl.SliceLayout(0, layout))
-    done = 0  # blocks so far, over all tiles
+    done, turn = 0, 0  # blocks and tiles so far
     for work in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
         head = work % HEADS
-        seq, _, _, end, begin, blocks = _find_tile(
+        seq, first, lowest, end, begin, blocks = _find_tile(
             cu_seqlens, seq_lens, work // HEADS, num_seqs, BLOCK_Q, WINDOW, BLOCK_N
         )
         table = block_table + seq.to(gl.int64) * table_row
         k_base, v_base = k_cache + head * cache_head, v_cache + head * cache_head
         key = (begin + blocks - 1) * BLOCK_N + row
         page = gl.load(table + key // BLOCK_SIZE, mask=(key < end) & (blocks > 0), other=0)
+        if blocks > 0:
+            mbarrier.wait(q_empty.index(turn % 2), (turn // 2) & 1 ^ 1)
+            for part in gl.static_range(2):
+                token = (64 * part + q_row) // GROUP_PAD
+                member = (64 * part + q_row) % GROUP_PAD
+                alive = (lowest + token < end) & (member < GROUP)
+                q_at = (first + token).to(gl.int64) * q_token + (head * GROUP + member) * q_head
+                async_copy.async_copy_global_to_shared(
+                    q_smem.index(turn % 2 * 2 + part),
+                    q + (q_at[:, None] + d[None, :]),
+                    mask=alive[:, None],
+                )
+            async_copy.mbarrier_arrive(q_full.index(turn % 2), increment_count=False)
+            turn += 1
         for _ in range(blocks):
             stage, parity = done % STAGES, (done // STAGES) & 1 ^ 1
             at = page.to(gl.int64) * cache_block + (key % BLOCK_SIZE) * cache_slot
@@ -126,15 +142,15 @@ def _computed(total):
 
 @gluon.jit
 def _compute(
-    out, q, cu_seqlens, seq_lens, sinks, num_seqs, num_tiles, scale_log2, v_scale,
-    out_token, out_head, q_token, q_head,
-    q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
+    out, cu_seqlens, seq_lens, sinks, num_seqs, num_tiles, scale_log2, v_scale,
+    out_token, out_head,
+    q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
     part: gl.constexpr, HEADS: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr,
     D: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_N: gl.constexpr, WINDOW: gl.constexpr,
     SINKS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Rows 64 * part .. of every tile."""
-    dtype: gl.constexpr = q.dtype.element_ty
+    dtype: gl.constexpr = out.dtype.element_ty
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
@@ -144,23 +160,13 @@ def _compute(
     io_d = gl.arange(0, D, gl.SliceLayout(0, io_layout))
     io_token, io_member = io_row // GROUP_PAD, io_row % GROUP_PAD
     row = 64 * part + gl.arange(0, 64, rows)
-    done = 0
+    done, turn = 0, 0
     for work in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
         head = work % HEADS
         _seq, first, lowest, end, begin, blocks = _find_tile(
             cu_seqlens, seq_lens, work // HEADS, num_seqs, BLOCK_Q, WINDOW, BLOCK_N
         )
         if blocks > 0:
-            alive = (lowest + io_token < end) & (io_member < GROUP)
-            io_head = head * GROUP + io_member
-            io_first = (first + io_token).to(gl.int64)
-            x = gl.load(
-                (q + io_first * q_token + io_head * q_head)[:, None] + io_d[None, :],
-                mask=alive[:, None],
-                other=0.0,
-            )
-            q_smem.store(x)
-            fence_async_shared()
             query = gl.minimum(lowest + row // GROUP_PAD, end - 1)
             if SINKS:
                 member = row % GROUP_PAD
@@ -175,9 +181,11 @@ def _compute(
 
             at = (begin + blocks - 1) * BLOCK_N
             stage, parity = done % STAGES, (done // STAGES) & 1
+            queries = q_smem.index(turn % 2 * 2 + part)
+            mbarrier.wait(q_full.index(turn % 2), (turn // 2) & 1)
             mbarrier.wait(k_full.index(stage), parity)
             fence_async_shared()
-            s = warpgroup_mma(q_smem, k_smem.index(stage).permute((1, 0)), zero, use_acc=False,
+            s = warpgroup_mma(queries, k_smem.index(stage).permute((1, 0)), zero, use_acc=False,
                               is_async=True)  # fmt: skip
             s = warpgroup_mma_wait(0, deps=(s,))
             mbarrier.arrive(k_empty.index(stage), count=1)
@@ -194,7 +202,7 @@ def _compute(
                 mbarrier.wait(k_full.index(stage), parity)
                 fence_async_shared()
                 s_next = warpgroup_mma(
-                    q_smem, k_smem.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
+                    queries, k_smem.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
                 )
                 acc_next = warpgroup_mma(weights, v_smem.index(before), acc, is_async=True)
                 s = warpgroup_mma_wait(1, deps=(s_next,))
@@ -207,6 +215,8 @@ def _compute(
                 mbarrier.arrive(v_empty.index(before), count=1)
                 acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))[:, None]
                 weights = gl.convert_layout(p.to(dtype), p_layout)
+            mbarrier.arrive(q_empty.index(turn % 2), count=1)
+            turn += 1
             stage, parity = done % STAGES, (done // STAGES) & 1
             done += 1
             mbarrier.wait(v_full.index(stage), parity)
@@ -214,10 +224,13 @@ def _compute(
             acc_last = warpgroup_mma(weights, v_smem.index(stage), acc, is_async=True)
             acc = warpgroup_mma_wait(0, deps=(acc_last,))
             mbarrier.arrive(v_empty.index(stage), count=1)
+            alive = (lowest + io_token < end) & (io_member < GROUP)
+            out_at = (first + io_token).to(gl.int64) * out_token
+            out_at += (head * GROUP + io_member) * out_head
             factor = gl.where(total > 0, v_scale / total, 0.0)
             acc = acc * gl.convert_layout(factor, gl.SliceLayout(1, o_layout))[:, None]
             gl.store(
-                (out + io_first * out_token + io_head * out_head)[:, None] + io_d[None, :],
+                out + (out_at[:, None] + io_d[None, :]),
                 gl.convert_layout(acc.to(dtype), io_layout),
                 mask=alive[:, None],
             )
@@ -238,12 +251,17 @@ def varlen_hopper_kernel(
     q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
     k_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, D], layout)
     v_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, D], layout)
-    q_smem = gl.allocate_shared_memory(dtype, [2, 64, D], q_layout)
+    q_smem = gl.allocate_shared_memory(dtype, [4, 64, D], q_layout)  # two tiles, two halves
     barrier: gl.constexpr = mbarrier.MBarrierLayout()
+    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], barrier)
+    q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], barrier)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
+    for i in gl.static_range(2):
+        mbarrier.init(q_full.index(i), count=128)
+        mbarrier.init(q_empty.index(i), count=2)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_full.index(i), count=128)
         mbarrier.init(v_full.index(i), count=128)
@@ -253,22 +271,22 @@ def varlen_hopper_kernel(
     gl.warp_specialize(
         [
             (_compute, (
-                out, q, cu_seqlens, seq_lens, sinks, num_seqs, num_tiles, scale_log2, v_scale,
-                out_token, out_head, q_token, q_head,
-                q_smem.index(0), k_smem, v_smem, k_full, k_empty, v_full, v_empty,
+                out, cu_seqlens, seq_lens, sinks, num_seqs, num_tiles, scale_log2, v_scale,
+                out_token, out_head,
+                q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
                 0, HEADS, GROUP, GROUP_PAD, D, BLOCK_Q, BLOCK_N, WINDOW, SINKS, STAGES,
             )),
             (_compute, (
-                out, q, cu_seqlens, seq_lens, sinks, num_seqs, num_tiles, scale_log2, v_scale,
-                out_token, out_head, q_token, q_head,
-                q_smem.index(1), k_smem, v_smem, k_full, k_empty, v_full, v_empty,
+                out, cu_seqlens, seq_lens, sinks, num_seqs, num_tiles, scale_log2, v_scale,
+                out_token, out_head,
+                q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
                 1, HEADS, GROUP, GROUP_PAD, D, BLOCK_Q, BLOCK_N, WINDOW, SINKS, STAGES,
             )),
-            (_load_blocks, (
-                k_cache, v_cache, block_table, cu_seqlens, seq_lens, num_seqs, num_tiles,
-                cache_block, cache_slot, cache_head, table_row,
-                k_smem, v_smem, k_full, k_empty, v_full, v_empty,
-                HEADS, D, BLOCK_SIZE, BLOCK_Q, BLOCK_N, WINDOW, STAGES,
+            (_load, (
+                q, k_cache, v_cache, block_table, cu_seqlens, seq_lens, num_seqs, num_tiles,
+                q_token, q_head, cache_block, cache_slot, cache_head, table_row,
+                q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
+                HEADS, GROUP, GROUP_PAD, D, BLOCK_SIZE, BLOCK_Q, BLOCK_N, WINDOW, STAGES,
             )),
         ],
         [4, 4],

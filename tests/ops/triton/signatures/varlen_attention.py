@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atom.ops.triton import reshape_and_cache, varlen_attention
+from atom.ops.triton import reshape_and_cache, varlen_attention, varlen_hopper
 
 Row = tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]
 
@@ -45,6 +45,29 @@ def _attention(
     )  # fmt: skip
 
 
+def _hopper(dim: int, group: int, keys: int, stages: int, window: int = 0) -> Row:
+    integers = (
+        "num_seqs", "num_tiles", "out_token", "out_head", "q_token", "q_head", "cache_block",
+        "cache_slot", "cache_head", "table_row",
+    )  # fmt: skip
+    return (
+        varlen_hopper.varlen_hopper_kernel,
+        {
+            **dict.fromkeys(("out", "q", "k_cache", "v_cache"), "*bf16"),
+            **dict.fromkeys(("block_table", "cu_seqlens", "seq_lens"), "*i32"),
+            "sinks": "*fp32",
+            **dict.fromkeys(integers, "i32"),
+            **dict.fromkeys(("scale_log2", "v_scale"), "fp32"),
+        },
+        {
+            "HEADS": 8, "GROUP": group, "GROUP_PAD": group, "D": dim, "BLOCK_SIZE": 16,
+            "BLOCK_Q": 128 // group, "BLOCK_N": keys, "WINDOW": window, "SINKS": window > 0,
+            "STAGES": stages, "REGISTERS": 208,
+        },
+        {"num_warps": 4},
+    )  # fmt: skip
+
+
 def _write(dtype: str, kv: str) -> Row:
     strides = [f"{x}_{part}" for x in "kv" for part in ("token", "row", "block", "slot", "head")]
     return (
@@ -66,6 +89,8 @@ SIGNATURES: list[Row] = [
     _attention("bf16", "fp8e4nv", (7, 8, 80, 128), (128, 64, 4, 1), window=128, extras=True),
     _attention("fp32", "fp32", (1, 1, 64, 64), (32, 32, 4, 1)),
     _attention("fp16", "fp16", (8, 8, 256, 256), (128, 32, 4, 1)),
+    _hopper(128, 4, 128, 2),
+    _hopper(64, 1, 128, 2, window=128),
     _write("bf16", "bf16"),
     _write("fp32", "fp8e4nv"),
 ]
