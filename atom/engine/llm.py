@@ -23,6 +23,9 @@ from atom.engine.text.tokenizer import Tokenizer, load_tokenizer
 from atom.errors import RequestError
 from atom.models.source import ModelSource, resolve_source
 
+# Nobody reads along: without stop strings, tokens become text this many at a time.
+_TEXT_BATCH = 16
+
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 
@@ -248,6 +251,8 @@ class _Choice:
         self.num_cached_tokens = 0
         self.first_t = self.last_t = 0.0
         self._texts: list[str] = []
+        self._unread: list[int] = []  # tokens that are not in `_texts` yet
+        self._watches = bool(sampling.stop)  # a stop string must be seen at once
         self._detokenizer = Detokenizer(
             tokenizer,
             request.prompt_token_ids,
@@ -261,16 +266,31 @@ class _Choice:
         assert chunk.finish_reason not in ("error", "abort"), chunk
         if chunk.prompt_logprobs is not None:
             self.prompt_logprobs = chunk.prompt_logprobs
-        self.num_cached_tokens = max(self.num_cached_tokens, chunk.num_cached_tokens)
-        if chunk.token_ids:
+        if chunk.num_cached_tokens:
+            self.num_cached_tokens = max(self.num_cached_tokens, chunk.num_cached_tokens)
+        tokens, output = chunk.token_ids, self.output
+        if tokens:
             self.last_t = time.monotonic()
             self.first_t = self.first_t or self.last_t
+        self._unread += tokens
+        used = len(tokens)
+        if chunk.finish_reason or self._watches or len(self._unread) >= _TEXT_BATCH:
+            used = self._read(chunk)
+        output.token_ids += tokens if used == len(tokens) else tokens[:used]
+        if output.logprobs is not None:
+            output.logprobs += (chunk.logprobs or [])[:used]
+        if output.finish_reason is not None:
+            output.text = "".join(self._texts)
+
+    def _read(self, chunk: TokenChunk) -> int:
+        """Turn what has come into text; returns how many of the chunk's tokens count."""
         output, used = self.output, len(chunk.token_ids)
         # A token that ended the sequence is no text, unless it was asked for.
         hidden = (
             chunk.stop_token_id is not None and not self.request.sampling.include_stop_str_in_output
         )
-        delta = self._detokenizer.push(chunk.token_ids[:-1] if hidden else chunk.token_ids)
+        delta = self._detokenizer.push(self._unread[:-1] if hidden else self._unread)
+        self._unread.clear()
         self._texts.append(delta.text)
         if delta.stop_str is not None:
             used = delta.num_tokens_used
@@ -280,11 +300,7 @@ class _Choice:
             output.finish_reason, output.stop_reason = chunk.finish_reason, chunk.stop_token_id
             if self._detokenizer.stop_str is not None:
                 output.finish_reason, output.stop_reason = "stop", self._detokenizer.stop_str
-        output.token_ids += chunk.token_ids[:used]
-        if output.logprobs is not None:
-            output.logprobs += (chunk.logprobs or [])[:used]
-        if output.finish_reason is not None:
-            output.text = "".join(self._texts)
+        return used
 
 
 def _offline(config: Config) -> Config:
