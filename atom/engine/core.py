@@ -54,6 +54,10 @@ class EngineRunner(Runner, Protocol):
     @property
     def backends(self) -> Mapping[str, str]: ...
     @property
+    def graphs(self) -> str: ...
+    @property
+    def graph_steps(self) -> int: ...
+    @property
     def startup_s(self) -> Mapping[str, float]: ...
     @property
     def memory_bytes(self) -> Mapping[str, int]: ...
@@ -136,6 +140,7 @@ class EngineCore:
             startup_s=dict(runner.startup_s),
             memory_bytes=dict(runner.memory_bytes),
             backends=dict(runner.backends),
+            graphs=runner.graphs,
         )
 
     # -- requests -------------------------------------------------------------------------------
@@ -248,7 +253,9 @@ class EngineCore:
         return self.scheduler.blocks.reset()
 
     def stats(self) -> SchedulerStats:
-        return self.scheduler.snapshot()
+        stats = self.scheduler.snapshot()
+        stats.graph_steps = self._runner.graph_steps
+        return stats
 
     def check_invariants(self) -> bool:
         """Assert the scheduler's and block manager's invariants."""

@@ -101,6 +101,7 @@ class SchedulerStats(msgspec.Struct, array_like=True):
     step_host_s: float = 0.0  # total time spent in plan + apply + collect
     step_device_s: float = 0.0  # total time spent waiting for the device
     finished: dict[str, int] = {}  # by finish_reason
+    graph_steps: int = 0  # steps whose forward was a replay of captured graphs
 
 
 class CoreOutputs(msgspec.Struct, tag="outputs", array_like=True):
@@ -136,6 +137,7 @@ class EngineInfo(msgspec.Struct, tag="ready", array_like=True):
     startup_s: dict[str, float]  # phase -> seconds, in order
     memory_bytes: dict[str, int]  # weights, kv_cache, ...
     backends: dict[str, str]  # operation -> backend chosen
+    graphs: str = ""  # what is captured, or why nothing is
 
 
 class CoreFailed(msgspec.Struct, tag="failed", array_like=True):

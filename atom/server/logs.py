@@ -50,6 +50,8 @@ def startup_report(
     if info.backends:
         chosen = ", ".join(f"{op} {backend}" for op, backend in info.backends.items())
         lines.append(f"operations: {chosen}")
+    if info.graphs:
+        lines.append(f"graphs: {info.graphs}")
     return lines
 
 

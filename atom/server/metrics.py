@@ -65,6 +65,7 @@ SPECS: dict[str, Spec] = {
     "prompt_tokens_computed": Spec("counter", "Prompt tokens computed, without prefix hits"),
     "generation_tokens": Spec("counter", "Tokens generated"),
     "engine_steps": Spec("counter", "Steps of the engine"),
+    "engine_graph_steps": Spec("counter", "Steps whose forward was a replay of captured graphs"),
     "engine_step_host_seconds": Spec("counter", "Time the engine spent planning and collecting"),
     "engine_step_device_seconds": Spec("counter", "Time the engine waited for the device"),
     "request_success": Spec(
@@ -208,6 +209,7 @@ class Metrics(Collector):
             "prompt_tokens_computed": stats.prompt_tokens,
             "generation_tokens": self.generation_tokens,
             "engine_steps": stats.steps,
+            "engine_graph_steps": stats.graph_steps,
             "engine_step_host_seconds": stats.step_host_s,
             "engine_step_device_seconds": stats.step_device_s,
             "client_disconnects": self.client_disconnects,

@@ -147,6 +147,7 @@ class FakeRunner:
         self.kv_cache_dtype = "fp32"
         self.device = "cpu"
         self.backends: dict[str, str] = {"model": "fake"}
+        self.graphs, self.graph_steps = "none (fake)", 0
         self.startup_s: dict[str, float] = {"load": 0.0}
         self.memory_bytes: dict[str, int] = {"kv_cache": 8 * self.num_blocks * self.block_size}
         self.steps = 0

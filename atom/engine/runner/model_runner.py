@@ -6,6 +6,7 @@ policies or text. `launch` enqueues a step and reads nothing back.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,6 @@ from atom.engine.runner import (
     capacity,
     compilation,
     dummy,
-    graphs,
     kv_cache,
     oom,
     prompt_logprobs,
@@ -31,6 +31,7 @@ from atom.engine.runner import (
     threads,
 )
 from atom.engine.runner.graph_plan import GraphPlan, plan_graphs
+from atom.engine.runner.graphs import Graphs, Source, make_graphs, uncapturable
 from atom.engine.runner.inputs import InputBatch, StagedStep, StepInputs, apply_edits
 from atom.engine.runner.logprobs import LogprobTensors
 from atom.engine.runner.prompt_logprobs import PromptStep
@@ -63,6 +64,7 @@ class ModelRunner:
         """
         self.startup_s: dict[str, float] = {}
         self.memory_bytes: dict[str, int] = {}
+        self.memory_notes: dict[str, str] = {}  # what decided each
         self._device = settle.resolve_device(config, parallel.tp_rank)
         self.device = str(self._device)
         if self._device.type == "cuda":
@@ -89,16 +91,21 @@ class ModelRunner:
                 self._device,
                 dtype,
                 parallel=parallel,
-                traceable=compilation.needs_tracing(config),
+                traceable=compilation.needs_tracing(config, self._device),
             )
         self.memory_bytes["weights"] = self.model.weight_bytes
         self._forward: compilation.Forward = self.model.forward
         self._program: Program | None = None
-        self._make_state()
-        self._graphs: graphs.Graphs | None = None
+        with self._oom.during("tables"):
+            self._make_state()
+        self._graphs: Graphs | None = None
         self.graph_plan = self._plan_graphs()
+        if self._device.type != "cpu":  # so that memory is measured with what will run
+            self._choose_forward()
         self.num_blocks = self._make_kv_cache()
-        self._compile()
+        if self._device.type == "cpu":  # a recorded program holds the caches
+            self._choose_forward()
+        self._warm_up()
         self._capture()
         self.backends = settle.chosen_backends()
 
@@ -109,7 +116,7 @@ class ModelRunner:
         started = time.monotonic()
         with self._oom.during(name):
             yield
-        self.startup_s[name] = time.monotonic() - started
+        self.startup_s[name] = self.startup_s.get(name, 0.0) + time.monotonic() - started
 
     def _set_threads(self, config: Config, num_ranks: int) -> None:
         self.num_threads = 0
@@ -150,29 +157,34 @@ class ModelRunner:
                 max_model_len=self.max_model_len,
                 room=room,
                 memory_bytes=self.memory_bytes,
+                memory_notes=self.memory_notes,
             )
 
-    def _compile(self) -> None:
-        choice = compilation.choose(self.model, self.config, self._device)
+    def _choose_forward(self) -> None:
+        with self._phase("compile"):
+            choice = compilation.choose(self.model, self.config, self._device)
         self._forward, self._program = choice.forward, choice.program
+        self._warmup_tokens = choice.warmup_tokens
         self.mode = choice.mode
         log.info("forward: %s (%s)", choice.mode, choice.reason)
+
+    def _warm_up(self) -> None:
         size = self.config.engine.kv_cache_block_size
-        with self._phase("compile" if choice.mode in COMPILED else "warm_up"):
-            for num_tokens in choice.warmup_tokens:
+        with self._phase("compile" if self.mode in COMPILED else "warm_up"):
+            for num_tokens in self._warmup_tokens:
                 for plan in dummy.warm_up(num_tokens, self.max_model_len, self.num_blocks, size):
                     self.launch(plan).wait()
 
     def _plan_graphs(self) -> GraphPlan:
-        why_not = graphs.uncapturable(self.model)
+        why_not = uncapturable(self.model)
         return plan_graphs(self.config, self._device.type, why_not)
 
-    def _make_graphs(self) -> graphs.Graphs | None:
+    def _make_graphs(self) -> Graphs | None:
         compute_logits = self.model.compute_logits
-        source = graphs.Source(
+        source = Source(
             self._batch, self.max_model_len, self._forward, compute_logits, self._copies
         )
-        return graphs.make_graphs(self.graph_plan, source)
+        return make_graphs(self.graph_plan, source)
 
     def _measure_graphs(self) -> int:
         made = self._make_graphs()
@@ -186,11 +198,23 @@ class ModelRunner:
         with self._phase("graphs"):
             self.memory_bytes["graphs"] = made.capture()
         self._graphs = made
+        gc.freeze()  # capturing has collected; what remains is not to be walked in mid-step
 
     @property
     def graph_counts(self) -> Mapping[str, int]:
         """Replays by kind and size ("decode 8", "piecewise 64", "full 64"), and "eager" steps."""
         return {} if self._graphs is None else self._graphs.counts
+
+    @property
+    def graph_steps(self) -> int:
+        """Steps whose forward was a replay."""
+        counts = self.graph_counts
+        return sum(counts.values()) - counts.get("eager", 0)
+
+    @property
+    def graphs(self) -> str:
+        """What is captured, or why nothing is."""
+        return str(self.graph_plan)
 
     # -- a step ---------------------------------------------------------------------------------
 
@@ -211,7 +235,7 @@ class ModelRunner:
                 return self._launch_decode(self._graphs, plan, size)
         return self._launch_any(plan)
 
-    def _launch_decode(self, made: graphs.Graphs, plan: StepPlan, size: int) -> StepHandle:
+    def _launch_decode(self, made: Graphs, plan: StepPlan, size: int) -> StepHandle:
         """A step that is one graph. Greedy tokens are the graph's own; any other sampling takes its
         logits."""
         decode = made.decode
@@ -310,6 +334,7 @@ class ModelRunner:
         """Let go of the model and its caches."""
         self.model = self._program = self._graphs = None
         self._forward = _gone
+        gc.unfreeze()
 
 
 def _gone(*_: Any) -> Any:
