@@ -21,6 +21,7 @@ from atom.errors import ModelError
 from atom.models.loader import load_model
 from atom.models.source import resolve_source
 
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 LAYERS = 3
 K_SCALES, V_SCALES = [0.011, 0.5, 0.02], [0.25, 0.009, 1.5]
 STYLES = {
@@ -31,10 +32,10 @@ STYLES = {
 }
 
 
-def load(path: Path, kv: str = "fp8") -> Any:
+def load(path: Path, kv: str = "fp8", device: str = "cpu") -> Any:
     config = Config(model=ModelConfig(model=str(path)), engine=EngineConfig(kv_cache_dtype=kv))
-    cpu = torch.device("cpu")
-    return load_model(resolve_source(config.model), config, cpu, torch.float32)
+    source = resolve_source(config.model)
+    return load_model(source, config, torch.device(device), torch.float32)
 
 
 def checkpoint(folder: Path, scales: dict[str, Tensor], family: str = "llama3") -> Path:
@@ -78,14 +79,15 @@ def transformers_logits(path: Path, ids: list[int]) -> Tensor:
     return logits
 
 
-def test_logits_as_transformers_with_rounded_keys_and_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_logits_as_transformers_with_rounded_keys_and_values(device: str, tmp_path: Path) -> None:
     path, ids = checkpoint(tmp_path, named("llm-compressor")), random_prompt(40)
     want = transformers_logits(path, ids)
-    got = PagedModel(load(path)).logits(ids, [23, 16, 1])
+    got = PagedModel(load(path, device=device), device=device).logits(ids, [23, 16, 1])
     # A value on the edge between two float8 numbers may fall on either side.
     assert float((got - want).abs().mean()) < 2e-3
     assert torch.equal(got.argmax(-1), want.argmax(-1))
-    plain = PagedModel(load(path, "fp32")).logits(ids, [40])
+    plain = PagedModel(load(path, "fp32", device), device=device).logits(ids, [40])
     assert float((plain - want).abs().mean()) > 2e-2, "rounding must show"
 
 
