@@ -32,8 +32,8 @@ def _value_of(key):
 
 
 @triton.jit
-def _real(params, row, WORD: tl.constexpr):
-    return tl.load(params + row * _WORDS + WORD).to(tl.float32, bitcast=True)
+def _real(settings, row, WORD: tl.constexpr):
+    return tl.load(settings + row * _WORDS + WORD).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def _top_of(keys, row, num_chunks, CHUNKS: tl.constexpr):
 @triton.jit
 def chunk_stats_kernel(
     logits,  # [L, V] float32
-    params,  # [L, WORDS] int32, see `sampling_row`
+    settings,  # [L, WORDS] int32, see `sampling_row`
     keys,  # [L, C] int64: maximum and where, as of `argmax`
     sums,  # [L, C] float32: weights relative to the chunk's own maximum
     least,  # [L, C] float32: minimum
@@ -85,16 +85,16 @@ def chunk_stats_kernel(
     packed = (best.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
     place = row * num_chunks + chunk
     tl.store(keys + place, packed)
-    if tl.load(params + row * _WORDS + 7) > 0:
-        weight = _weights(x, _value_of(best), _real(params, row, 0))
+    if tl.load(settings + row * _WORDS + 7) > 0:
+        weight = _weights(x, _value_of(best), _real(settings, row, 0))
         tl.store(sums + place, tl.sum(weight, axis=0))
         tl.store(least + place, tl.min(tl.where(x == x, x, float("inf")), axis=0))
 
 
 @triton.jit
-def _floor(params, row, top):
+def _floor(settings, row, top):
     """The least logit whose weight is at least min_p of the heaviest."""
-    temperature, min_p = _real(params, row, 0), _real(params, row, 2)
+    temperature, min_p = _real(settings, row, 0), _real(settings, row, 2)
     drop = temperature.to(tl.float64) * tl.log(tl.maximum(min_p, 1e-30).to(tl.float64))
     floor = tl.maximum((top.to(tl.float64) + drop).to(tl.float32), top - _REACH * temperature)
     return tl.where(min_p > 0.0, floor, top - _REACH * temperature)
@@ -102,7 +102,7 @@ def _floor(params, row, top):
 
 @triton.jit
 def _next_window(
-    params, row, state, pivots, partials, num_rows, num_chunks,
+    settings, row, state, pivots, partials, num_rows, num_chunks,
     CHUNKS: tl.constexpr, PIVOTS: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     """What round ROUND has found: (lo, hi, target, base).
@@ -122,8 +122,8 @@ def _next_window(
     measures = tl.sum(parts.to(tl.float64), axis=0)
     if ROUND == 0:
         whole = tl.sum(tl.where(j == 0, measures, 0.0), axis=0)
-        top_k = tl.load(params + row * _WORDS + 3)
-        share = whole * _real(params, row, 1).to(tl.float64)
+        top_k = tl.load(settings + row * _WORDS + 3)
+        share = whole * _real(settings, row, 1).to(tl.float64)
         target = tl.where(top_k > 0, top_k.to(tl.float64), share)
     else:
         target = tl.load(old + 2)
@@ -148,7 +148,7 @@ def _save(state, row, lo, hi, target, base, num_rows, ROUND: tl.constexpr):
 @triton.jit
 def narrow_kernel(
     logits,
-    params,
+    settings,
     keys,
     least,
     state,  # [3, L, 4] float64: lo, hi, target, base before each round
@@ -168,23 +168,23 @@ def narrow_kernel(
     top_k, else their weight."""
     begin(PDL)
     row, chunk = tl.program_id(0), tl.program_id(1)
-    if tl.load(params + row * _WORDS + 7) != _SEARCHED:
+    if tl.load(settings + row * _WORDS + 7) != _SEARCHED:
         return
     top, _, _ = _top_of(keys, row, num_chunks, CHUNKS)
-    temperature = _real(params, row, 0)
-    by_count = tl.load(params + row * _WORDS + 3) > 0
+    temperature = _real(settings, row, 0)
+    by_count = tl.load(settings + row * _WORDS + 3) > 0
     x, _ = _chunk_of(logits, row, chunk, stride, size, CHUNK)
     if ROUND == 0:
         c = tl.arange(0, CHUNKS)
         lows = tl.load(least + row * num_chunks + c, mask=c < num_chunks, other=float("inf"))
-        lo = tl.maximum(_floor(params, row, top), tl.min(lows, axis=0)).to(tl.float64)
+        lo = tl.maximum(_floor(settings, row, top), tl.min(lows, axis=0)).to(tl.float64)
         hi = (top + tl.maximum((top - lo.to(tl.float32)) * 1e-3, tl.abs(top) * 1e-6 + 1e-30)).to(
             tl.float64
         )
         target, base = lo * 0.0, lo * 0.0
     else:
         lo, hi, target, base = _next_window(
-            params, row, state, pivots, partials, num_rows, num_chunks, CHUNKS, PIVOTS, ROUND - 1
+            settings, row, state, pivots, partials, num_rows, num_chunks, CHUNKS, PIVOTS, ROUND - 1
         )
     weight = tl.where(by_count, 1.0, _weights(x, top, temperature))
     start, width = lo.to(tl.float32), (hi - lo).to(tl.float32)
@@ -205,7 +205,7 @@ def narrow_kernel(
 @triton.jit
 def collect_kernel(
     logits,
-    params,
+    settings,
     state,
     pivots,
     partials,
@@ -224,13 +224,13 @@ def collect_kernel(
     """List the logits among which the threshold is; all from `lo` on if top_p follows top_k."""
     begin(PDL)
     row, chunk = tl.program_id(0), tl.program_id(1)
-    if tl.load(params + row * _WORDS + 7) != _SEARCHED:
+    if tl.load(settings + row * _WORDS + 7) != _SEARCHED:
         return
     x, _ = _chunk_of(logits, row, chunk, stride, size, CHUNK)
     lo, hi, target, base = _next_window(
-        params, row, state, pivots, partials, num_rows, num_chunks, CHUNKS, PIVOTS, 1
+        settings, row, state, pivots, partials, num_rows, num_chunks, CHUNKS, PIVOTS, 1
     )
-    both = (tl.load(params + row * _WORDS + 3) > 0) & (_real(params, row, 1) < 1.0)
+    both = (tl.load(settings + row * _WORDS + 3) > 0) & (_real(settings, row, 1) < 1.0)
     hi = tl.where(both, float("inf"), hi)
     base = tl.where(both, 0.0, base)
     inside = (x >= lo.to(tl.float32)) & (x < hi.to(tl.float32))
@@ -291,7 +291,7 @@ def _bisect_row(
 @triton.jit
 def threshold_kernel(
     logits,
-    params,
+    settings,
     keys,
     state,
     found,
@@ -310,14 +310,14 @@ def threshold_kernel(
     more of them than a list holds, as where many are equal, is read again and again instead."""
     begin(PDL)
     row = tl.program_id(0)
-    kind = tl.load(params + row * _WORDS + 7)
+    kind = tl.load(settings + row * _WORDS + 7)
     if kind < _FLOORED:
         return
     top, _, _ = _top_of(keys, row, num_chunks, CHUNKS)
-    floor = _floor(params, row, top)
+    floor = _floor(settings, row, top)
     if kind == _SEARCHED:
-        temperature, top_p = _real(params, row, 0), _real(params, row, 1)
-        by_count = tl.load(params + row * _WORDS + 3) > 0
+        temperature, top_p = _real(settings, row, 0), _real(settings, row, 1)
+        by_count = tl.load(settings + row * _WORDS + 3) > 0
         both = by_count & (top_p < 1.0)
         place = state + (2 * num_rows + row) * 4
         lo, hi = tl.load(place).to(tl.float32), tl.load(place + 1).to(tl.float32)
@@ -357,7 +357,7 @@ def threshold_kernel(
 @triton.jit
 def mass_kernel(
     logits,
-    params,
+    settings,
     keys,
     floors,
     sums,  # [L, C] float32: of filtered rows, the weights that pass, relative to the row's maximum
@@ -370,11 +370,11 @@ def mass_kernel(
 ):
     begin(PDL)
     row, chunk = tl.program_id(0), tl.program_id(1)
-    if tl.load(params + row * _WORDS + 7) < _FLOORED:
+    if tl.load(settings + row * _WORDS + 7) < _FLOORED:
         return
     top, _, _ = _top_of(keys, row, num_chunks, CHUNKS)
     x, _ = _chunk_of(logits, row, chunk, stride, size, CHUNK)
-    weight = _weights(x, top, _real(params, row, 0))
+    weight = _weights(x, top, _real(settings, row, 0))
     kept = tl.where(x >= tl.load(floors + row), weight, 0.0)
     tl.store(sums + row * num_chunks + chunk, tl.sum(kept, axis=0))
 
@@ -388,9 +388,9 @@ def _mix(x):
 
 
 @triton.jit
-def uniform_of(params, row):
+def uniform_of(settings, row):
     """float64 in (0, 1) of the row's key and position: bit for bit that of `randomness`."""
-    line = params + row * _WORDS
+    line = settings + row * _WORDS
     low = tl.load(line + 4).to(tl.uint32, bitcast=True).to(tl.uint64)
     high = tl.load(line + 5).to(tl.uint32, bitcast=True).to(tl.uint64)
     step = tl.load(line + 6).to(tl.uint64) + 1
@@ -416,7 +416,7 @@ def _pick(weights, share, SIZE: tl.constexpr):
 @triton.jit
 def draw_kernel(
     logits,
-    params,
+    settings,
     keys,
     sums,
     floors,
@@ -432,10 +432,10 @@ def draw_kernel(
     """One program per row: a chunk by the chunks' sums, then a token in it."""
     begin(PDL)
     row = tl.program_id(0)
-    kind = tl.load(params + row * _WORDS + 7)
+    kind = tl.load(settings + row * _WORDS + 7)
     top, token, tops = _top_of(keys, row, num_chunks, CHUNKS)
     if (kind > 0) & (tl.abs(top) < float("inf")):
-        temperature = _real(params, row, 0)
+        temperature = _real(settings, row, 0)
         chunk = tl.arange(0, CHUNKS)
         inside = chunk < num_chunks
         mass = tl.load(sums + row * num_chunks + chunk, mask=inside, other=0.0).to(tl.float64)
@@ -445,7 +445,7 @@ def draw_kernel(
             floor = tl.where(filtered, tl.load(floors + row, mask=filtered, other=0.0), floor)
         scale = _weights(tl.where(inside, tops, float("-inf")), top, temperature)
         mass *= tl.where(filtered, 1.0, scale).to(tl.float64)
-        which, share = _pick(mass, uniform_of(params, row), CHUNKS)
+        which, share = _pick(mass, uniform_of(settings, row), CHUNKS)
         x, _ = _chunk_of(logits, row, which, stride, size, CHUNK)
         weight = tl.where(x >= floor, _weights(x, top, temperature), 0.0)
         place, _ = _pick(weight.to(tl.float64), share, CHUNK)

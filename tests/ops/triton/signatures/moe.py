@@ -41,21 +41,26 @@ def down(m: int, n: int, k: int, warps: int, stages: int, precision: str = "ieee
 
 
 def pair_gate_up(from_logits: bool, n: int, k: int, warps: int, stages: int) -> Row:
+    unused = {"ids": None} if from_logits else {"logits": None}
     return (
         moe_pairs.pair_gate_up_kernel,
-        _kinds("x w13 hidden", "logits weights", "ids", "x_stride K N E"),
+        _kinds("x w13 hidden", "", "", "x_stride K N E")
+        | ({"logits": "*fp32"} if from_logits else {"ids": "*i32"}),
         {"TOP_K": 8, "FROM_LOGITS": from_logits, "BLOCK_E": 128, "BLOCK_N": n, "BLOCK_K": k}
-        | {"EVEN": True, "STAGES": stages, "PDL": True},
+        | {"EVEN": True, "STAGES": stages, "PDL": True, **unused},
         {"num_warps": warps, **PDL},
     )
 
 
-def pair_down(n: int, k: int, warps: int, stages: int) -> Row:
+def pair_down(from_logits: bool, n: int, k: int, warps: int, stages: int, early: int) -> Row:
+    unused = {"ids": None, "weights": None} if from_logits else {"logits": None}
     return (
         moe_pairs.pair_down_kernel,
-        _kinds("hidden w2 out", "weights", "ids", "K N"),
-        {"TOP_K": 8, "RENORMALIZE": True, "BLOCK_J": 8, "BLOCK_N": n, "BLOCK_K": k}
-        | {"EVEN": True, "STAGES": stages, "PDL": True},
+        _kinds("hidden w2 out", "", "", "K N E")
+        | ({"logits": "*fp32"} if from_logits else {"ids": "*i32", "weights": "*fp32"}),
+        {"TOP_K": 8, "FROM_LOGITS": from_logits, "RENORMALIZE": from_logits, "BLOCK_E": 128}
+        | {"BLOCK_J": 8, "BLOCK_N": n, "BLOCK_K": k, "EVEN": True, "EARLY": early}
+        | {"STAGES": stages, "PDL": True, **unused},
         {"num_warps": warps, **PDL},
     )
 
@@ -67,13 +72,13 @@ SIGNATURES: list[Row] = [
             **_kinds("x residual norm_weight router normed total", "logits", "", "K E"),
             **{"x_stride": "i32", "residual_stride": "i32", "eps": "fp32"},
         },
-        {"HAS_RESIDUAL": True, "BLOCK_E": 4, "BLOCK_K": 2048, "PDL": True},
+        {"HAS_RESIDUAL": True, "SHARE": 64, "BLOCK_E": 4, "BLOCK_K": 2048, "PDL": True},
         PDL,
     ),
-    pair_gate_up(True, 4, 1024, 4, 1),
-    pair_gate_up(False, 8, 512, 4, 3),
-    pair_down(8, 256, 4, 1),
-    pair_down(8, 256, 4, 3),
+    pair_gate_up(True, 8, 256, 4, 3),
+    pair_gate_up(False, 8, 256, 4, 1),
+    pair_down(True, 2, 256, 4, 1, 3),
+    pair_down(False, 2, 256, 4, 3, 0),
     (
         moe_routing.router_kernel,
         _kinds("x weight", "logits", "", "num_tokens x_stride K E"),
@@ -96,7 +101,7 @@ SIGNATURES: list[Row] = [
     (
         moe_routing.count_kernel,
         _kinds("", "", "ids counts", "num_pairs E"),
-        {"CHUNK": 256, "BLOCK_E": 128, "PDL": True},
+        {"CHUNK": 128, "BLOCK_E": 128, "PDL": True},
         PDL,
     ),
     (
@@ -108,8 +113,8 @@ SIGNATURES: list[Row] = [
     (
         moe_routing.scatter_kernel,
         _kinds("", "", "ids starts places", "num_pairs E"),
-        {"CHUNK": 256, "PDL": True},
-        {"num_warps": 8, **PDL},
+        {"CHUNK": 128, "PDL": True},
+        PDL,
     ),
     gate_up(16, 64, 64, 4, 4),
     down(16, 64, 64, 4, 4),
@@ -126,5 +131,5 @@ SIGNATURES: list[Row] = [
 SLOW_SIGNATURES: list[Row] = [
     gate_up(64, 64, 64, 4, 4),
     down(64, 128, 64, 4, 4),
-    pair_gate_up(False, 4, 512, 4, 1),
+    pair_down(True, 4, 256, 8, 1, 3),
 ]

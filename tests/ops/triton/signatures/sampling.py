@@ -8,7 +8,7 @@ from atom.ops.triton import sampling_kernels as kernels
 
 TYPES = {
     **dict.fromkeys(("logits", "least", "pivots", "partials", "found", "floors", "sums"), "*fp32"),
-    **dict.fromkeys(("params", "counts"), "*i32"),
+    **dict.fromkeys(("settings", "counts"), "*i32"),
     "keys": "*i64",
     "out": "*i64",
     "state": "*fp64",
