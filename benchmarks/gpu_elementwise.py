@@ -1,6 +1,6 @@
 """Elementwise kernels and the sampler on a GPU, next to the time that their bytes must take.
 
-    python benchmarks/gpu_elementwise.py [norms] [activation] [argmax] [sampler] [logprobs]
+    python benchmarks/gpu_elementwise.py [norms] [activation] [argmax] [sampler] [logprobs] [torch]
 
 A case is captured in a CUDA graph of many launches that rotate over more data than the L2 cache
 holds; the median of some replays is shown. The floor is that of the bytes at the speed at which an
@@ -13,10 +13,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
+from atom.engine.runner import draw
+from atom.ops.sampling_row import FLOORED, GREEDY, PLAIN, ROW, SEARCHED, WORDS
 from atom.ops.triton import elementwise, embedding, rotary
-from atom.ops.triton.sampling import argmax
+from atom.ops.triton.logprobs import logprobs
+from atom.ops.triton.sampling import argmax, sample
 
 COPY_BYTES_PER_S = 4.25e12
 LAUNCH_US = 1.15
@@ -118,10 +122,79 @@ def greedy() -> None:
             show("argmax", f"S={rows} V={vocab}", time, 4 * rows * vocab)
 
 
+def params_of(count: int, **fields: float) -> torch.Tensor:
+    rows = np.zeros(count, ROW)
+    rows["temperature"], rows["top_p"], rows["key"] = 1.0, 1.0, np.arange(count) * 977
+    for name, value in fields.items():
+        rows[name] = value
+    return torch.from_numpy(rows.view(np.int32).reshape(-1, WORDS)).to(DEVICE)
+
+
+KINDS: dict[str, dict[str, float]] = {
+    "plain": {"kind": PLAIN},
+    "min_p": {"kind": FLOORED, "min_p": 0.02},
+    "top_p": {"kind": SEARCHED, "top_p": 0.95},
+    "top_k": {"kind": SEARCHED, "top_k": 50},
+    "top_k top_p": {"kind": SEARCHED, "top_k": 50, "top_p": 0.95},
+    "greedy in a mixed batch": {"kind": GREEDY},
+}
+
+
+def sampler() -> None:
+    """Logits flat (deviation 1: a nucleus of most of the vocabulary) and peaked (3)."""
+    for vocab in (128256, 151936):
+        for rows in (1, 32, 128, 512):
+            for deviation in (1.0, 3.0):
+                if (vocab, deviation) == (151936, 3.0):
+                    continue
+                shape = (rows, vocab)
+                given = copies(
+                    lambda s=shape, d=deviation: torch.randn(s, device=DEVICE) * d,
+                    4 * rows * vocab,
+                )
+                for name, fields in KINDS.items():
+                    params = params_of(rows, **fields)
+                    filters, search = fields["kind"] >= FLOORED, fields["kind"] == SEARCHED
+
+                    def run(x: Any, p: Any = params, f: bool = filters, s: bool = search) -> Any:
+                        return sample(x, p, filters=f, search=s)
+
+                    time = measure(run, given)
+                    label = f"S={rows} V={vocab} x{deviation:g}"
+                    show(f"sample {name}", label, time, 4 * rows * vocab)
+
+
+def torch_sampler() -> None:
+    """What takes the kernels' place where there are none, for comparison."""
+    for rows in (1, 32, 128):
+        given = copies(lambda s=(rows, 128256): torch.randn(s, device=DEVICE), rows * 128256 * 4)
+        for name in ("plain", "top_p", "top_k top_p"):
+            fields = KINDS[name]
+            params, top_k = params_of(rows, **fields), int(fields.get("top_k", 0))
+            filters = fields["kind"] >= FLOORED
+
+            def run(x: Any, p: Any = params, f: bool = filters, k: int = top_k) -> Any:
+                return draw.choose(x, p, f, k)
+
+            show(f"torch {name}", f"S={rows}", measure(run, given), 4 * rows * 128256)
+
+
+def best() -> None:
+    for rows, vocab in ((1, 128256), (32, 151936), (128, 128256)):
+        for num_top in (0, 5, 20):
+            given = copies(lambda s=(rows, vocab): torch.randn(s, device=DEVICE), 4 * rows * vocab)
+            ids = torch.randint(0, vocab, (rows,), device=DEVICE)
+            time = measure(lambda x, i=ids, n=num_top: logprobs(x, None, i, n), given)
+            show("logprobs", f"S={rows} top {num_top}", time, 4 * rows * vocab)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "norms": norms,
     "activation": activation,
     "argmax": greedy,
+    "sampler": sampler,
+    "logprobs": best,
+    "torch": torch_sampler,
 }
 
 
