@@ -159,7 +159,12 @@ class SlotRing:
         views = slot.views[size]
         views.target.copy_(views.staged, non_blocking=True)
         if self._copies is not None:
-            slot.done.record()  # of the copy at least; moved on by `deliver`
+            slot.done.record()  # of the copy at least; `deliver` and `hold` move it on
+
+    def hold(self, slot: Slot) -> None:
+        """Keep the slot until what the side stream was told so far has been done."""
+        if self._copies is not None:
+            slot.done.record(self._copies)
 
     def deliver(self, slot: Slot, size: int, count: int) -> GraphStep:
         """Enqueue the copy of the graph's tokens to the host, beside what comes next."""

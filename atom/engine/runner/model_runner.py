@@ -251,9 +251,13 @@ class ModelRunner:
         rows = plan.rows.astype(np.int64)
         sampling = self._sampling.stage(rows, plan.num_computed.astype(np.int64) + 1, upload)
         upload.send()
-        tokens, columns = self._sampler(logits, self._batch.token_pool, sampling)
-        decode.put_tokens(tokens, size)
-        return self._handle(tokens, columns, sampling)
+        best = slot.views[size].tokens[: len(rows)]
+        tokens, columns = self._sampler(logits, self._batch.token_pool, sampling, best)
+        if tokens is not best:
+            decode.put_tokens(tokens, size)
+        handle = self._handle(tokens, columns, sampling)
+        decode.ring.hold(slot)  # `best` may be what is being copied
+        return handle
 
     def _edit(self, plan: StepPlan) -> None:
         """Bring the tables up to date by themselves."""
