@@ -116,12 +116,21 @@ def _print_kernels(out: Console, kernels: tuple[Kernel, ...]) -> None:
     out.print(shown)
 
 
+def _activations(plan: MemoryPlan) -> dict[str, str]:
+    if not plan.activations_bytes:
+        return {}
+    return {
+        "activations": f"about {gib(plan.activations_bytes)} for the largest step, with a reserve"
+    }
+
+
 def _memory(plan: MemoryPlan) -> dict[str, str]:
     problem = {PROBLEM: plan.problem} if plan.problem else {}
     return {
         "model": f"{plan.model} ({plan.architecture}), {plan.parameters / 1e6:,.1f} M parameters",
         "weights": f"{gib(plan.weights_bytes)} (known from {plan.weights_from}), "
         f"computing in {plan.dtype}",
+        **_activations(plan),
         "kv cache": f"{gib(plan.kv_bytes)} in {plan.kv_cache_dtype}, "
         f"{plan.kv_bytes_per_token / 1024:,.1f} KiB per token",
         "fits": f"{plan.kv_tokens:,} tokens: {plan.full_contexts:,.1f} sequences of "

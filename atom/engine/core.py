@@ -61,6 +61,8 @@ class EngineRunner(Runner, Protocol):
     def startup_s(self) -> Mapping[str, float]: ...
     @property
     def memory_bytes(self) -> Mapping[str, int]: ...
+    @property
+    def memory_notes(self) -> Mapping[str, str]: ...
 
 
 class _Launched(NamedTuple):
@@ -90,7 +92,8 @@ def resolve_limits(config: Config, device: str) -> Limits:
 
 
 class EngineCore:
-    """One scheduler and one runner. `clock` gives monotonic seconds; tests may own it."""
+    """One scheduler and one runner. `before_s`: phases of the start before the runner's own.
+    `clock` gives monotonic seconds; tests may own it."""
 
     UTILITIES = ("reset_prefix_cache", "stats", "check_invariants")
 
@@ -101,6 +104,7 @@ class EngineCore:
         *,
         model: str = "",
         architecture: str = "",
+        before_s: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         device = runner.device.partition(":")[0]
@@ -137,10 +141,11 @@ class EngineCore:
             prefix_caching_reason="" if caching else "switched off (enable_prefix_caching = false)",
             policy=limits.policy,
             overlap=self.overlap,
-            startup_s=dict(runner.startup_s),
+            startup_s={**(before_s or {}), **runner.startup_s},
             memory_bytes=dict(runner.memory_bytes),
             backends=dict(runner.backends),
             graphs=runner.graphs,
+            memory_notes=dict(runner.memory_notes),
         )
 
     # -- requests -------------------------------------------------------------------------------

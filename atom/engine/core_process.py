@@ -137,14 +137,18 @@ def _build(setup: wire.CoreSetup) -> EngineCore:
     if setup.fake is not None:
         return EngineCore(config, FakeRunner(config, setup.fake), model="fake")
     # Imported here: they bring torch.
+    began = time.monotonic()
     from atom.engine.runner.tp import make_runner
     from atom.models.source import resolve_source
 
+    before_s = {"import": time.monotonic() - began}
     found = resolve_source(dataclasses.replace(config.model, model=setup.model_path))
     source = dataclasses.replace(found, name=setup.model_name)
     runner = make_runner(config, source)
     architecture = source.config.architecture
-    return EngineCore(config, runner, model=source.name, architecture=architecture)
+    return EngineCore(
+        config, runner, model=source.name, architecture=architecture, before_s=before_s
+    )
 
 
 def _serve(directory: Path, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes]) -> None:

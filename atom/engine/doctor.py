@@ -18,10 +18,24 @@ import msgspec
 
 from atom.config.environment import environment_problem
 from atom.config.schema import Config, ModelConfig
-from atom.engine.runner.memory import GIB, available_memory, cpu_budget, plan_kv_blocks
+from atom.engine.runner.memory import (
+    GIB,
+    RESERVE_BYTES,
+    RESERVE_SHARE,
+    available_memory,
+    cpu_budget,
+    plan_kv_blocks,
+)
 from atom.errors import AtomError, ConfigError
 from atom.models.embedded import EMBEDDED
-from atom.models.footprint import Footprint, footprint, operations, stored_format
+from atom.models.footprint import (
+    DTYPE_BYTES,
+    Footprint,
+    activation_bytes,
+    footprint,
+    operations,
+    stored_format,
+)
 from atom.models.source import ModelSource, resolve_source
 from atom.ops.registry import OpQuery, candidates
 from atom.utils.cache import cache_dir
@@ -66,6 +80,7 @@ class MemoryPlan:
     parameters: int
     weights_bytes: int
     weights_from: str
+    activations_bytes: int  # an estimate of the largest step's peak; on a GPU with the reserve
     dtype: str
     kv_cache_dtype: str
     kv_bytes_per_token: int
@@ -182,9 +197,10 @@ def _plan(source: ModelSource, config: Config, devices: Devices) -> MemoryPlan:
     needs = footprint(source, dtype, kv_dtype, keep_stored=keeps)
     context = resolve_max_model_len(config, source)
     block_size = config.engine.kv_cache_block_size
-    tokens, problem = 0, None
+    tokens, activations, problem = 0, 0, None
     try:
-        budget, where = _budget(config, devices, needs)
+        activations = _activations(config, source, devices, dtype)
+        budget, where = _budget(config, devices, needs, activations)
         block_bytes = needs.kv_bytes_per_token * block_size
         plan = plan_kv_blocks(
             config,
@@ -202,6 +218,7 @@ def _plan(source: ModelSource, config: Config, devices: Devices) -> MemoryPlan:
         parameters=needs.parameters,
         weights_bytes=needs.weight_bytes,
         weights_from=needs.weights_from,
+        activations_bytes=activations,
         dtype=dtype,
         kv_cache_dtype=kv_dtype,
         kv_bytes_per_token=needs.kv_bytes_per_token,
@@ -213,11 +230,24 @@ def _plan(source: ModelSource, config: Config, devices: Devices) -> MemoryPlan:
     )
 
 
-def _budget(config: Config, devices: Devices, needs: Footprint) -> tuple[int, str]:
-    """(bytes left for the KV cache beside the weights, where the figure comes from).
+def _activations(config: Config, source: ModelSource, devices: Devices, dtype: str) -> int:
+    """The largest step, estimated; 0 on CPU, where a share of what is free is set aside for it."""
+    if devices.chosen == "cpu":
+        return 0
+    scheduler = config.scheduler
+    tokens = scheduler.max_num_batched_tokens
+    samples = min(scheduler.max_num_seqs, tokens)
+    peak = activation_bytes(source.config, tokens, samples, DTYPE_BYTES[dtype])
+    return peak + RESERVE_BYTES + int(RESERVE_SHARE * peak)
 
-    Activations and the runtime's own memory are not known before a run, so a GPU's figure is an
-    upper bound.
+
+def _budget(
+    config: Config, devices: Devices, needs: Footprint, activations: int
+) -> tuple[int, str]:
+    """(bytes left for the KV cache beside weights and activations, where the figure comes from).
+
+    Graphs and the runtime's own memory are not known before a run, so a GPU's figure is an upper
+    bound.
     """
     if devices.chosen == "cpu":
         free = available_memory() - needs.weight_bytes
@@ -230,7 +260,7 @@ def _budget(config: Config, devices: Devices, needs: Footprint) -> tuple[int, st
     usable = int(devices.gpus[0][1] * share)
     if usable <= needs.weight_bytes:
         raise ConfigError(_too_big(needs, usable, f"{share:g} of the GPU's memory"))
-    return usable - needs.weight_bytes, f"gpu_memory_utilization = {share:g}"
+    return usable - needs.weight_bytes - activations, f"gpu_memory_utilization = {share:g}"
 
 
 def _too_big(needs: Footprint, available: int, what: str) -> str:

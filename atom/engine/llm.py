@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 from atom.config import resolve_arguments
 from atom.config.schema import Config
+from atom.engine import startup
 from atom.engine.admission import check_fits, fan_out
 from atom.engine.core import EngineCore, EngineRunner
 from atom.engine.messages import GenerateRequest, TokenChunk, TokenLogprobs
@@ -22,6 +24,8 @@ from atom.engine.text.detokenizer import Detokenizer
 from atom.engine.text.tokenizer import Tokenizer, load_tokenizer
 from atom.errors import RequestError
 from atom.models.source import ModelSource, resolve_source
+
+log = logging.getLogger("atom.engine")
 
 # Nobody reads along: without stop strings, tokens become text this many at a time.
 _TEXT_BATCH = 16
@@ -69,16 +73,27 @@ class LLM:
         source = resolve_source(config.model)
         tokenizer = load_tokenizer(source, config.model.tokenizer, config.model.chat_template)
         # Imported here: it brings torch.
+        began = time.monotonic()
         from atom.engine.runner.tp import make_runner
 
-        self._set_up(config, source, tokenizer, make_runner(config, source))
+        before_s = {"import": time.monotonic() - began}
+        self._set_up(config, source, tokenizer, make_runner(config, source), before_s)
+        for line in startup.report(self._core.info):
+            log.info("%s", line)
 
     def _set_up(
-        self, config: Config, source: ModelSource, tokenizer: Tokenizer, runner: EngineRunner
+        self,
+        config: Config,
+        source: ModelSource,
+        tokenizer: Tokenizer,
+        runner: EngineRunner,
+        before_s: Mapping[str, float] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         architecture = source.config.architecture
-        self._core = EngineCore(config, runner, model=source.name, architecture=architecture)
+        self._core = EngineCore(
+            config, runner, model=source.name, architecture=architecture, before_s=before_s
+        )
         own = config.model.generation_config == "auto"
         values = source.generation_config if own else {}
         self._defaults = SamplingDefaults.from_generation_config(values)

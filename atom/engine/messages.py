@@ -135,9 +135,10 @@ class EngineInfo(msgspec.Struct, tag="ready", array_like=True):
     policy: str
     overlap: bool
     startup_s: dict[str, float]  # phase -> seconds, in order
-    memory_bytes: dict[str, int]  # weights, kv_cache, ...
+    memory_bytes: dict[str, int]  # weights, kv_cache, ...; "total" is the device's
     backends: dict[str, str]  # operation -> backend chosen
     graphs: str = ""  # what is captured, or why nothing is
+    memory_notes: dict[str, str] = {}  # what decided a part of `memory_bytes`
 
 
 class CoreFailed(msgspec.Struct, tag="failed", array_like=True):

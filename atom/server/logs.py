@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from atom.engine import startup
 from atom.engine.messages import EngineInfo, SchedulerStats
 from atom.server.state import ServerState
 
@@ -34,7 +35,6 @@ def startup_report(
     """Lines for the log: what is served, where the time went and where the memory is."""
     cache = "on" if info.prefix_caching else f"off ({info.prefix_caching_reason})"
     tokens = info.num_blocks * info.block_size
-    timed = {**phases_s, **{f"engine {name}": s for name, s in info.startup_s.items()}}
     lines = [
         f"model {info.model} ({info.architecture}), {info.dtype} on {info.device}, "
         f"context {info.max_model_len}",
@@ -43,9 +43,8 @@ def startup_report(
         f"scheduling {info.policy}, overlap {'on' if info.overlap else 'off'}, at most "
         f"{info.max_num_seqs} sequences and {info.max_num_batched_tokens} tokens in a step",
         f"sampling defaults: {sampling_defaults}",
-        "start-up: " + ", ".join(f"{name} {s:.2f} s" for name, s in timed.items()),
-        "memory: "
-        + ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in info.memory_bytes.items()),
+        "start-up: " + ", ".join(f"{name} {s:.2f} s" for name, s in phases_s.items()),
+        *startup.report(info),
     ]
     if info.backends:
         chosen = ", ".join(f"{op} {backend}" for op, backend in info.backends.items())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import atom
 
+from atom.engine import doctor
 from atom.ops.contracts import OPS
 
 CONFIG = {
@@ -100,3 +101,24 @@ def test_a_model_that_is_not_there(
     ran = atom(capsys, "doctor", "--json", target)
     assert target in json.loads(ran.out)["no_model"]
     assert ran.code == 1
+
+
+def test_a_gpu_s_plan_sets_the_largest_step_aside(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = (("a GPU", 10 * 2**30),)
+    found = doctor.Devices("cuda", "a test", gpus, 1, "none")
+    monkeypatch.setattr(doctor, "find_devices", lambda _: found)
+    ran = atom(
+        capsys, "doctor", "--json", str(model), "--device", "cuda", "--max-num-seqs", "99999"
+    )
+    plan = json.loads(ran.out)["memory"]
+    # 16384 tokens of two hidden vectors each, and as many rows of 256 logits in four arrays.
+    peak = max(16384 * (2 * 64 + 3 * 128) * 2, 16384 * 64 * 2 * 2 + 16384 * 256 * (2 + 12))
+    assert plan["activations_bytes"] == peak + 256 * 2**20 + int(0.05 * peak)
+    beside = plan["weights_bytes"] + plan["activations_bytes"] + plan["kv_bytes"]
+    block = 16 * plan["kv_bytes_per_token"]
+    assert 0 <= int(0.9 * gpus[0][1]) - beside < block
+    capsys.readouterr()
+    ran = atom(capsys, "doctor", str(model), "--device", "cuda")
+    assert "for the largest step, with a reserve" in " ".join(ran.out.split())

@@ -425,8 +425,9 @@ def test_the_startup_report_says_what_matters() -> None:
     for part in (
         "fake-model (Fake), float32 on cpu, context 2048",
         "1024 blocks of 16 = 16384 tokens; prefix caching on",
-        "find the model 0.25 s, engine load 0.10 s",
-        "weights 1.0 MiB",
+        "start-up: find the model 0.25 s",
+        "  load the weights     0.10 s\n  total                0.10 s",
+        "  weights      0.00 GiB  computing in float32",
         "linear reference",
         "sampling defaults: OpenAI's",
     ):

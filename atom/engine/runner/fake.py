@@ -150,6 +150,7 @@ class FakeRunner:
         self.graphs, self.graph_steps = "none (fake)", 0
         self.startup_s: dict[str, float] = {"load": 0.0}
         self.memory_bytes: dict[str, int] = {"kv_cache": 8 * self.num_blocks * self.block_size}
+        self.memory_notes: dict[str, str] = {}
         self.steps = 0
         self.computed_tokens = 0
         self._slots: U64 = np.zeros(self.num_blocks * self.block_size, np.uint64)
