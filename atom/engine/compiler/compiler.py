@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from atom.engine.compiler import environment, inductor
+from atom.engine.compiler.errors import CannotCompile
 from atom.engine.compiler.program import Program
 from atom.engine.compiler.split import Piece, Split, split
 from atom.engine.compiler.store import PieceFolder, Store
@@ -58,7 +60,8 @@ class _Compiler:
         self._compiled = 0
 
     def run(self) -> Compiled:
-        key = hashlib.sha256(f"{self._salt}{self._structure.digest}".encode()).hexdigest()[:32]
+        facts = (self._salt, environment.source_digest(), self._structure.digest)
+        key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
         plan = self._store.read_plan(key)
         if plan is None:
             plan = self._traced().plan
@@ -86,7 +89,8 @@ class _Compiler:
             forward, salt = self._model.forward, self._salt
 
             def make() -> Split:
-                graph = trace(forward, self._device, self._max_tokens)
+                with _explained("tracing"):
+                    graph = trace(forward, self._device, self._max_tokens)
                 return split(graph, self._structure, salt)
 
             self._split = self._timed("trace", make)
@@ -108,11 +112,25 @@ class _Compiler:
         folder.begin()
 
         def make() -> inductor.Call:
-            code = inductor.compile_piece(piece)
-            call = inductor.load_piece(code)
+            with _explained("Inductor"):
+                code = inductor.compile_piece(piece)
+                call = inductor.load_piece(code)
             folder.commit(code)
             return call
 
         self._compiled += 1
         call: inductor.Call = self._timed("compile", make)
         return call
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """torch's compiler fails in many ways, and without it a model still runs."""
+    try:
+        yield
+    except CannotCompile:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        log.debug("%s failed", what, exc_info=True)
+        raise CannotCompile(f"{what} failed: {type(error).__name__}: {reason}") from error

@@ -15,11 +15,13 @@ from atom._version import __version__
 from atom.engine.compiler.inductor import settings_digest
 from atom.ops.cpu.build import cpu_features
 
-# Whose source may change what is traced, or how it is cut and compiled.
-SOURCES = ("ops", "layers", "models", "parallel", "engine/compiler")
+# Whose source may change what is traced; how a graph becomes code is this package's alone.
+TRACED = ("ops", "layers", "models", "parallel", "engine/compiler")
+COMPILING = ("engine/compiler",)
 
 
 def digest(device: torch.device, max_tokens: int) -> str:
+    """Of what decides the code of a piece, its graph apart."""
     facts = [
         __version__,
         torch.__version__,
@@ -29,7 +31,7 @@ def digest(device: torch.device, max_tokens: int) -> str:
         str(max_tokens),
         *_device_facts(device),
         settings_digest(),
-        source_digest(),
+        source_digest(COMPILING),
     ]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
@@ -51,10 +53,10 @@ def _device_facts(device: torch.device) -> list[str]:
 
 
 @cache
-def source_digest() -> str:
+def source_digest(folders: tuple[str, ...] = TRACED) -> str:
     root = Path(atom.__file__).parent
     found = hashlib.sha256()
-    for folder in SOURCES:
+    for folder in folders:
         for path in sorted((root / folder).rglob("*.py")):
             found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()

@@ -1,4 +1,4 @@
-"""What a forward has become: which pieces and opaque operators run in which order, on what.
+"""What a forward has become: which pieces and operators run in which order, on what.
 
 Plain data, kept on disk as JSON. Values are numbered: the step's inputs, the model's weights, then
 what the steps give.
@@ -6,10 +6,32 @@ what the steps give.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 Path = list[str | int]
 INPUT_IDS, POSITIONS, NUM_TOKENS, FIRST_WEIGHT = 0, 1, 2, 3
+
+ALIGNMENT = 16  # bytes, that the kernels of a piece count on
+
+
+class Behind(NamedTuple):
+    """What stands behind an operator `atom::*`: a method of its layer."""
+
+    method: str
+    num_arguments: int  # the first ones of the operator's, which may have more for its fake
+    consumes: tuple[int, ...]  # arguments that it may overwrite
+
+
+LAYER_OPS = {
+    "atom::attention": Behind("step", 2, (0,)),
+    "atom::experts": Behind("run", 2, ()),
+    "atom::sparse_moe": Behind("run", 4, (0, 1)),
+    "atom::all_reduce": Behind("run", 1, (0,)),
+}
+KERNEL_OPS = "atom_triton"  # namespace of kernels: functions without a state, of tensors
+VIEW = "aten::view"
 
 
 class PieceCall(msgspec.Struct, frozen=True, tag="piece"):
@@ -20,18 +42,32 @@ class PieceCall(msgspec.Struct, frozen=True, tag="piece"):
     outputs: list[int]
 
 
-class OpaqueCall(msgspec.Struct, frozen=True, tag="opaque"):
-    """`output` = the operator `atom::op` of the layer at `layer`, called without a dispatcher."""
+class Argument(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A value by its number, or a dtype by its name, or, where both are None, a literal."""
 
-    op: str
-    layer: Path
-    inputs: list[int]
-    output: int
+    value: int | None = None
+    dtype: str | None = None
+    literal: bool | int | float | str | list[int] | None = None
+
+
+class OpCall(msgspec.Struct, frozen=True, tag="op"):
+    """`outputs` = the operator, called without torch's dispatcher. Several outputs come as a tuple;
+    None: one that nobody reads."""
+
+    op: str  # of LAYER_OPS, or of the namespace KERNEL_OPS, or VIEW
+    layer: Path | None  # of LAYER_OPS: where the layer hangs
+    arguments: list[Argument]
+    outputs: list[int | None]
+    copied: list[int] = []  # arguments that it may overwrite although they are read again
+
+    @property
+    def inputs(self) -> list[int]:
+        return [a.value for a in self.arguments if a.value is not None]
 
 
 class Plan(msgspec.Struct, frozen=True):
     weights: list[Path]  # value FIRST_WEIGHT + i
-    steps: list[PieceCall | OpaqueCall]
+    steps: list[PieceCall | OpCall]
     result: int
     num_values: int
 

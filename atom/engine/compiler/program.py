@@ -11,19 +11,19 @@ from torch import Tensor
 from atom.engine.compiler.errors import CannotCompile
 from atom.engine.compiler.inductor import Call
 from atom.engine.compiler.plan import (
+    ALIGNMENT,
     FIRST_WEIGHT,
     INPUT_IDS,
+    LAYER_OPS,
     NUM_TOKENS,
     POSITIONS,
-    OpaqueCall,
+    VIEW,
+    Argument,
+    OpCall,
     PieceCall,
     Plan,
 )
-from atom.engine.compiler.split import ALIGNMENT
 from atom.engine.compiler.structure import follow
-
-# What an operator `atom::*` calls on its layer, and whether that may overwrite its first input.
-METHODS = {"attention": ("step", True), "experts": ("run", False), "all_reduce": ("run", True)}
 
 
 class Step(NamedTuple):
@@ -31,19 +31,31 @@ class Step(NamedTuple):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     dead: tuple[int, ...]  # values that nobody reads any more
-    is_piece: bool
+    is_piece: bool  # takes its arguments in a list, and always returns a tuple
 
 
 class Program:
     """`program(input_ids, positions)` -> hidden [T, H]."""
 
     def __init__(self, plan: Plan, model: Any, calls: Mapping[str, Call]) -> None:
-        """Raises LookupError or AttributeError if the plan is not one of this model."""
+        """`calls`: the plan's pieces by key. Raises `CannotCompile`."""
+        self._model, self._calls = model, calls
         weights = [follow(model, tuple(path)) for path in plan.weights]
-        self._start: list[Any] = [None] * plan.num_values
+        # The values before the first step; behind those of the plan, what nobody reads, literals.
+        self._start: list[Any] = [None] * (plan.num_values + 1)
         self._start[FIRST_WEIGHT : FIRST_WEIGHT + len(weights)] = weights
+        self._unread = plan.num_values
         self._result = plan.result
-        self._steps = _make_steps(plan, model, calls)
+        self._steps: list[Step] = []
+        kept = {plan.result, *range(FIRST_WEIGHT + len(weights))}
+        for step in reversed(plan.steps):
+            dead = tuple(dict.fromkeys(i for i in step.inputs if i not in kept))
+            kept.update(step.inputs)
+            if isinstance(step, PieceCall):
+                self._steps.append(self._piece(step, dead))
+            else:
+                self._steps.append(self._operator(step, dead))
+        self._steps.reverse()
         if any(weight.is_cuda and weight.data_ptr() % ALIGNMENT for weight in weights):
             raise CannotCompile("a weight does not start at a multiple of 16 bytes")
 
@@ -56,13 +68,46 @@ class Program:
             args = [values[i] for i in inputs]
             for i in dead:
                 values[i] = None
-            if is_piece:
-                for i, value in zip(outputs, call(args), strict=True):
+            results = call(args) if is_piece else call(*args)
+            if is_piece or len(outputs) > 1:
+                for i, value in zip(outputs, results, strict=True):
                     values[i] = value
             else:
-                values[outputs[0]] = call(*args)
+                values[outputs[0]] = results
         result: Tensor = values[self._result]
         return result
+
+    def _piece(self, step: PieceCall, dead: tuple[int, ...]) -> Step:
+        return Step(
+            self._calls[step.piece], tuple(step.inputs), tuple(step.outputs), dead, is_piece=True
+        )
+
+    def _operator(self, step: OpCall, dead: tuple[int, ...]) -> Step:
+        outputs = [self._unread if number is None else number for number in step.outputs]
+        arguments, call = step.arguments, Tensor.view
+        if step.layer is not None:
+            behind = LAYER_OPS[step.op]
+            call = getattr(follow(self._model, tuple(step.layer)), behind.method)
+            arguments = arguments[: behind.num_arguments]
+        elif step.op != VIEW:
+            call = _kernel(step.op)
+        inputs = tuple(self._argument(argument) for argument in arguments)
+        call = _with_copies(call, step.copied) if step.copied else call
+        return Step(call, inputs, tuple(outputs), dead, is_piece=False)
+
+    def _argument(self, argument: Argument) -> int:
+        if argument.value is not None:
+            return argument.value
+        literal = argument.literal
+        self._start.append(literal if argument.dtype is None else getattr(torch, argument.dtype))
+        return len(self._start) - 1
+
+
+def _kernel(op: str) -> Callable[..., Any]:
+    """The function behind an operator of atom's kernels."""
+    from atom.ops.triton import support
+
+    return support.direct[op.partition("::")[2]]
 
 
 def _aligned(input_ids: Tensor) -> Tensor:
@@ -70,28 +115,8 @@ def _aligned(input_ids: Tensor) -> Tensor:
     return input_ids.clone() if input_ids.data_ptr() % ALIGNMENT else input_ids
 
 
-def _make_steps(plan: Plan, model: Any, calls: Mapping[str, Call]) -> list[Step]:
-    """Also who reads each value last, so that its memory is free from then on."""
-    steps: list[Step] = []
-    live = {plan.result, *range(FIRST_WEIGHT + len(plan.weights))}
-    for step in reversed(plan.steps):
-        dead = tuple(dict.fromkeys(i for i in step.inputs if i not in live))
-        live.update(step.inputs)
-        inputs = tuple(step.inputs)
-        if isinstance(step, PieceCall):
-            steps.append(Step(calls[step.piece], inputs, tuple(step.outputs), dead, True))
-        else:
-            steps.append(Step(_opaque(step, model, dead), inputs, (step.output,), dead, False))
-    return steps[::-1]
+def _with_copies(call: Callable[..., Any], which: list[int]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        return call(*(arg.clone() if i in which else arg for i, arg in enumerate(args)))
 
-
-def _opaque(step: OpaqueCall, model: Any, dead: tuple[int, ...]) -> Callable[..., Any]:
-    name, consumes = METHODS[step.op]
-    method: Callable[..., Any] = getattr(follow(model, tuple(step.layer)), name)
-    if not consumes or step.inputs[0] in dead:
-        return method
-
-    def keep_input(first: Tensor, *rest: Tensor) -> Any:
-        return method(first.clone(memory_format=torch.contiguous_format), *rest)
-
-    return keep_input
+    return run

@@ -1,7 +1,8 @@
 """A traced forward cut at its opaque operators, equal pieces found to be equal.
 
-A piece is all that lies between two opaque operators. Weights and values of other pieces are its
-inputs, in order of first use, so pieces of equal layers have one text and are compiled once.
+Opaque are attention, experts, sums over ranks and atom's own kernels: the compiler would only call
+them. A piece is what lies between two of them. Weights and values of other pieces are its inputs,
+in order of first use, so pieces of equal layers have one text and are compiled once.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from torch import Tensor, fx
 
 from atom.engine.compiler.errors import CannotCompile
 from atom.engine.compiler.plan import (
+    ALIGNMENT,
     FIRST_WEIGHT,
     INPUT_IDS,
+    KERNEL_OPS,
+    LAYER_OPS,
     NUM_TOKENS,
     POSITIONS,
-    OpaqueCall,
+    VIEW,
+    Argument,
+    OpCall,
     PieceCall,
     Plan,
 )
 from atom.engine.compiler.structure import Structure
-
-ALIGNMENT = 16  # bytes, that Inductor's kernels count on
-NAMESPACE = "atom"  # of the opaque operators; their last argument is the layer's handle
 
 
 class Piece(NamedTuple):
@@ -49,8 +52,20 @@ def split(traced: fx.GraphModule, structure: Structure, salt: str) -> Split:
     return _Splitter(traced, structure, salt).run()
 
 
+def _op_name(node: fx.Node) -> str:
+    """ "namespace::name" of an operator, else empty."""
+    target = node.target
+    return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
+
+
 def _is_opaque(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == NAMESPACE
+    return _op_name(node).startswith(("atom::", f"{KERNEL_OPS}::"))
+
+
+def _is_view(node: fx.Node) -> bool:
+    """A view that can be taken anywhere."""
+    sizes: Any = node.args[1:]
+    return _op_name(node) == VIEW and all(isinstance(size, int) for size in sizes[0])
 
 
 class _Splitter:
@@ -59,18 +74,26 @@ class _Splitter:
         self._numbers: dict[fx.Node, int] = {}  # values that have a number
         self._weights: dict[int, tuple[int, list[str | int]]] = {}  # id -> (number, path)
         self._pieces: dict[str, Piece] = {}
-        self._steps: list[PieceCall | OpaqueCall] = []
+        self._steps: list[PieceCall | OpCall] = []
         self._next = 0
 
     def run(self) -> Split:
         nodes = list(self._traced.graph.nodes)
         output = nodes.pop()
         self._number_inputs(nodes)
+        self._note_reads([*nodes, output])
         for group in _groups(nodes):
             if _is_opaque(group[0]):
-                self._add_opaque(group[0])
-            else:
-                self._add_piece(group)
+                self._add_op(group[0], group[1:])
+                continue
+            # Views of what comes from elsewhere are taken outside: a piece returns none of those.
+            inside = set(group)
+            for node in group:
+                if _is_view(node) and node.args[0] not in inside:
+                    self._add_op(node, [])
+                    inside.remove(node)
+            if inside:
+                self._add_piece([node for node in group if node in inside])
         result = self._numbers[output.args[0]]
         weights = [path for _, path in self._weights.values()]
         plan = Plan(weights, self._steps, result, self._next)
@@ -95,19 +118,54 @@ class _Splitter:
             self._weights[id(tensor)] = (number, list(path))
         self._next = FIRST_WEIGHT + len(tensors)
 
+    def _note_reads(self, nodes: list[fx.Node]) -> None:
+        self._order = {node: i for i, node in enumerate(nodes)}
+        self._last_read: dict[int, int] = {}  # of a piece of memory, whichever views are read
+        for node in nodes:
+            for arg in node.all_input_nodes:
+                memory = _storage(arg)
+                if memory is not None:
+                    self._last_read[memory] = self._order[node]
+
     def _new_number(self, node: fx.Node) -> int:
         self._numbers[node] = self._next
         self._next += 1
         return self._numbers[node]
 
-    def _add_opaque(self, node: fx.Node) -> None:
-        *args, handle = node.args
-        path = self._structure.opaque.get(str(handle))
-        if path is None:
-            raise CannotCompile(f"{node.target} of a layer that hangs nowhere in the model")
-        inputs = [self._numbers[arg] for arg in args if isinstance(arg, fx.Node)]
-        name = node.target._opname  # type: ignore[union-attr]
-        self._steps.append(OpaqueCall(name, list(path), inputs, self._new_number(node)))
+    def _add_op(self, node: fx.Node, parts: list[fx.Node]) -> None:
+        """`parts` are taken of its result, where that is a tuple."""
+        name, args, layer = _op_name(node), list(node.args), None
+        if node.kwargs:
+            raise CannotCompile(f"{name} is called with keywords")
+        if name in LAYER_OPS:
+            path = self._structure.opaque.get(str(args.pop()))
+            if path is None:
+                raise CannotCompile(f"{name} of a layer that hangs nowhere in the model")
+            layer = list(path)
+        else:
+            assert not name.startswith("atom::"), f"{name} is missing in LAYER_OPS"
+        consumes = LAYER_OPS[name].consumes if layer is not None else ()
+        copied = [i for i in consumes if self._is_read_after(args[i], node)]
+        arguments = [self._argument(arg) for arg in args]
+        outputs: list[int | None]
+        if isinstance(node.meta["val"], Tensor):
+            outputs = [self._new_number(node)]
+        else:
+            taken = {part.args[1]: self._new_number(part) for part in parts}
+            outputs = [taken.get(i) for i in range(len(node.meta["val"]))]
+        self._steps.append(OpCall(name, layer, arguments, outputs, copied))
+
+    def _is_read_after(self, value: Any, reader: fx.Node) -> bool:
+        """Whether anything reads the memory of `value` once `reader` has run."""
+        memory = _storage(value) if isinstance(value, fx.Node) else None
+        return memory is not None and self._last_read[memory] > self._order[reader]
+
+    def _argument(self, arg: Any) -> Argument:
+        if isinstance(arg, fx.Node):
+            return Argument(value=self._numbers[arg])
+        if isinstance(arg, torch.dtype):
+            return Argument(dtype=str(arg).removeprefix("torch."))
+        return Argument(literal=list(arg) if isinstance(arg, tuple | list) else arg)
 
     def _add_piece(self, group: list[fx.Node]) -> None:
         inputs, outputs = self._boundary(group)
@@ -144,16 +202,21 @@ class _Splitter:
             fake = self._fake(node)
             copies[node].meta["val"] = fake
             fakes.append(fake)
-            lines.append(f"a{i} = {self._describe(fake)}")
+            lines.append(f"a{i}: {self._describe(fake)}")
         for i, node in enumerate(group):
             copy = copies[node] = graph.node_copy(node, lambda arg: copies[arg])
             copy.name = f"v{i}"
             copy.meta = {"val": node.meta["val"]}
-            lines.append(f"v{i} = {copy.target}{copy.args}{copy.kwargs}")
+            text = f"{copy.target}{copy.args}{copy.kwargs}"
+            lines.append(f"v{i}: {self._describe(node.meta['val'])} = {text}")
         results = [copies[node] for node in outputs]
         graph.output(tuple(results))
         lines.append(f"return {results}")
-        _check_fresh(inputs, outputs)
+        given = {fake.untyped_storage()._cdata for fake in fakes if isinstance(fake, Tensor)}
+        for node in outputs:
+            # What would mend that is left out when a compiled piece is called.
+            if _storage(node) in given:
+                raise CannotCompile(f"{node.format_node()} is a view that crosses pieces")
         module = fx.GraphModule(torch.nn.Module(), graph)
         return Piece(module, fakes, "\n".join(lines), self._mode)
 
@@ -165,7 +228,7 @@ class _Splitter:
 
     def _describe(self, value: Any) -> str:
         if not isinstance(value, Tensor):
-            return "T"
+            return type(value).__name__
         sizes = (list(value.shape), list(value.stride()))
         aligned = value.storage_offset() * value.element_size() % ALIGNMENT == 0
         text = f"{value.dtype}{sizes}@{value.device}{'' if aligned else ' unaligned'}"
@@ -182,7 +245,8 @@ def _groups(nodes: list[fx.Node]) -> list[list[fx.Node]]:
         if node.op in ("placeholder", "get_attr"):
             continue
         if _is_opaque(node):
-            groups += [run, [node]]
+            home[node] = [node]
+            groups += [run, home[node]]
             run = []
         else:
             source = node.args[0] if node.target is operator.getitem else None
@@ -191,14 +255,7 @@ def _groups(nodes: list[fx.Node]) -> list[list[fx.Node]]:
     return [group for group in [*groups, run] if group]
 
 
-def _check_fresh(inputs: list[fx.Node], outputs: list[fx.Node]) -> None:
-    """No output may be a view of an input: a compiled piece is called without what mends that."""
-    given = {id_ for node in inputs for id_ in _storage(node)}
-    for node in outputs:
-        if not given.isdisjoint(_storage(node)):
-            raise CannotCompile(f"{node.format_node()} is a view that crosses pieces")
-
-
-def _storage(node: fx.Node) -> list[int]:
+def _storage(node: fx.Node) -> int | None:
+    """Names the memory of a tensor; its views have the same."""
     value = node.meta.get("val")
-    return [value.untyped_storage()._cdata] if isinstance(value, Tensor) else []
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None

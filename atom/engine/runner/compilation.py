@@ -5,11 +5,15 @@
 | 0 | eager |
 | 1 | `torch.compile` as it is: guards kept, recompiled as shapes ask for it |
 | 2 | one Dynamo pass with a dynamic token count, guards dropped afterwards |
-| 3 | on CPU a recorded native program where every operation is native, else eager |
+| 3 | pieces between the attention operators, each compiled and kept on disk (`engine.compiler`) |
+
+On CPU with native kernels, level 3 is a recorded native program where every operation is native,
+and eager where one is not: either is faster than pieces of torch's operations.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,10 +23,12 @@ from torch import Tensor
 from atom.config.schema import Config
 from atom.layers.context import ForwardContext, set_forward_context
 from atom.ops.contracts import AttentionMetadata
+from atom.ops.cpu import build
 
 if TYPE_CHECKING:
     from atom.ops.cpu.program import Program
 
+log = logging.getLogger("atom.runner")
 Forward = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -32,7 +38,7 @@ class Choice(NamedTuple):
 
     forward: Forward
     program: Program | None
-    mode: str  # "eager", "torch.compile", "compiled once", "native program"
+    mode: str  # "eager", "torch.compile", "compiled once", "compiled in pieces", "native program"
     reason: str
     warmup_tokens: tuple[int, ...]  # token counts whose first run is slow
 
@@ -41,13 +47,29 @@ def level_of(config: Config) -> int:
     return 0 if config.compile.enforce_eager else config.compile.level
 
 
-def needs_tracing(config: Config) -> bool:
-    """Whether the model must be built from operators that torch.compile can see through."""
-    return level_of(config) in (1, 2)
+def needs_tracing(config: Config, device: torch.device) -> bool:
+    """Whether the model must be built from operators that torch's compiler can see through."""
+    level = level_of(config)
+    return level in (1, 2) or (level == 3 and _why_no_pieces(device) is None)
+
+
+def _why_no_pieces(device: torch.device) -> str | None:
+    """None: level 3 is pieces on this device."""
+    if device.type != "cpu":
+        return None
+    try:
+        build.compiler()  # Inductor needs one, too
+    except build.CannotBuild as why:
+        return str(why)
+    try:
+        build.library_path()
+    except build.CannotBuild:
+        return None
+    return "native kernels are faster"
 
 
 def choose(model: Any, config: Config, device: torch.device) -> Choice:
-    """What runs the model. Its caches must be bound."""
+    """What runs the model. On CPU its caches must be bound: a recorded program holds them."""
     forward = model.forward
     if config.compile.enforce_eager:
         return Choice(forward, None, "eager", "enforce_eager", (4,))
@@ -59,23 +81,38 @@ def choose(model: Any, config: Config, device: torch.device) -> Choice:
             return Choice(torch.compile(forward), None, "torch.compile", "level 1", (4, 6, 1))
         case 2:
             return Choice(_compile_once(forward), None, "compiled once", "level 2", (4,))
-        case _ if device.type == "cpu":
-            return _choose_program(model, config)
         case _:
-            return Choice(forward, None, "eager", "level 3: no graphs in this version", (4,))
+            reason = _why_no_pieces(device)
+            return (
+                _choose_program(model, config, reason)
+                if reason
+                else _in_pieces(model, config, device)
+            )
 
 
-def _choose_program(model: Any, config: Config) -> Choice:
+def _in_pieces(model: Any, config: Config, device: torch.device) -> Choice:
+    from atom.engine.compiler.compiler import compile_forward
+    from atom.engine.compiler.errors import CannotCompile
+
+    try:
+        compiled = compile_forward(model, device, config.scheduler.max_num_batched_tokens)
+    except CannotCompile as why:
+        reason = f"level 3, but the forward cannot be cut into pieces: {why}"
+        log.warning("compile: %s; it runs eagerly", reason)
+        return Choice(model.forward, None, "eager", reason, (4,))
+    return Choice(compiled.forward, None, "compiled in pieces", f"level 3: {compiled}", (4,))
+
+
+def _choose_program(model: Any, config: Config, why_no_pieces: str) -> Choice:
     """The whole step as one native program, if every operation of the model is native."""
-    from atom.ops.cpu.build import CannotBuild
 
     def eager(why: Exception) -> Choice:
-        reason = f"level 3, but there is no native program: {why}"
+        reason = f"level 3, but there is no native program: {why}; no pieces: {why_no_pieces}"
         return Choice(model.forward, None, "eager", reason, (4,))
 
     try:  # its module binds the kernels, which a machine without a compiler has not
         from atom.ops.cpu.program import CannotRecord, Program
-    except CannotBuild as why:
+    except build.CannotBuild as why:
         return eager(why)
 
     def forward(input_ids: Tensor, positions: Tensor, attention: AttentionMetadata) -> Tensor:
