@@ -55,13 +55,20 @@ def choose_cut(
 ) -> Cut:  # fmt: skip
     """By measurement on an H200 (benchmarks/gpu_decode_attention.py)."""
     programs = num_seqs * num_kv_heads
-    min_part = 128
-    parts = triton.next_power_of_2(max(1, 2 * sms // programs))
-    parts = min(parts, triton.next_power_of_2(triton.cdiv(max_len, min_part)), 64)
+    wide = head_dim > 128 or itemsize > 2
+    if programs >= 4 * sms or wide:
+        cut = Cut(32, 1, 64, 4, True) if wide else Cut(16, 1, 64, 1, True)
+    elif programs >= sms:
+        cut = Cut(64, 1, 64, 4, True)
+    else:
+        cut = Cut(16, 1, 32, 1, True)
+    parts = support.next_power_of_2(max(1, 2 * sms // programs))
+    parts = min(parts, support.next_power_of_2(triton.cdiv(max_len, cut.min_part)), 64)
+    if programs >= sms:
+        parts = 1
     while parts > 1 and programs * parts * (group * (head_dim + 2)) > WORKSPACE:
         parts //= 2
-    block_n = 32 if head_dim > 128 or itemsize > 2 else 64
-    return Cut(block_n, parts, min_part, 4, True)
+    return cut._replace(parts=parts)
 
 
 def launch(
@@ -90,6 +97,9 @@ def launch(
     fused = positions is not None
     norm = fused and params.q_norm is not None
     cos_sin = params.cos_sin
+    dim_pad = support.next_power_of_2(dim)
+    # Partial results merged at a time: as many as fit some registers of each thread.
+    step = max(1, min(16, 1024 * max(cut.warps, 2) // (dim_pad * support.next_power_of_2(group))))
     pdl = pdl_options(device) if dependent else {}
     decode_kernel[hk, num_seqs, cut.parts](
         out,
@@ -119,7 +129,7 @@ def launch(
         HK=hk,
         G=group,
         D=dim,
-        D_PAD=support.next_power_of_2(dim),
+        D_PAD=dim_pad,
         R=cos_sin.shape[1] if fused else 0,
         BLOCK_SIZE=k_cache.shape[1],
         WINDOW=params.window,
@@ -133,6 +143,7 @@ def launch(
         AHEAD=cut.ahead,
         STAGES=cut.stages,
         MERGE=cut.merge,
+        STEP=step,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         PDL=bool(pdl),
         num_warps=cut.warps,
@@ -142,8 +153,8 @@ def launch(
         merge_kernel[hk, num_seqs](
             out, meta.seq_lens, partials if params.sinks is None else params.sinks, partials,
             params.v_scale, out.stride(0), cut.parts, cut.min_part,
-            HK=hk, G=group, D=dim, D_PAD=support.next_power_of_2(dim), WINDOW=params.window,
-            SINKS=params.sinks is not None, FUSED=fused, BLOCK_N=cut.block_n,
+            HK=hk, G=group, D=dim, D_PAD=dim_pad, WINDOW=params.window,
+            SINKS=params.sinks is not None, FUSED=fused, STEP=step,
             PDL=bool(pdl), num_warps=4, **pdl,
         )  # fmt: skip
     return out

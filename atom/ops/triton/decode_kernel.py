@@ -1,11 +1,11 @@
 """Device code of decode attention: one query token per sequence over the paged cache.
 
-Program (h, s, i) takes KV head h of sequence s, with all the query heads that read it, and the i-th
-part of the keys. Parts are of a length that depends on the sequence; those without keys end at
-once. The part that finishes last merges them, in the order of the keys.
+Program (h, s, i) takes KV head h of sequence s, with all the query heads that read it, and part i
+of the keys: tiles are dealt out in turn to as many parts as the length is worth, the others end at
+once. The part that finishes last merges them, in their order.
 
 With FUSED the query comes unrotated, from the projection: every program norms and rotates its query
-heads in registers, and the last part also the new key, which it writes to the cache and attends to
+heads in registers, and the first part also the new key, which it writes to the cache and attends to
 without reading it back.
 """
 
@@ -20,15 +20,12 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _rotated(
-    rows, in_range, norm, cos_sin, eps,
-    D: tl.constexpr, D_PAD: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr,
-    NORM: tl.constexpr,
+def _rotation(
+    cos_sin, D_PAD: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr
 ):  # fmt: skip
-    """Heads at the pointers `rows` [H, 1], normed and rotated: [H, D_PAD] float32, rounded to their
-    type after each. `cos_sin` points at the position's row."""
-    dtype = rows.dtype.element_ty
-    d = tl.arange(0, D_PAD)
+    """For every channel the one it is turned with, and what both are multiplied by: [1, D_PAD].
+    `cos_sin` points at the position's row."""
+    d = tl.arange(0, D_PAD)[None, :]
     if INTERLEAVED:
         other, angle, sign = d ^ 1, d // 2, tl.where(d % 2 == 0, -1.0, 1.0)
     else:
@@ -37,18 +34,23 @@ def _rotated(
         angle = tl.where(first, d, d - R // 2)
         sign = tl.where(first, -1.0, 1.0)
     turned = d < R
-    other = tl.where(turned, other, d)
-    cos = tl.load(cos_sin + angle, mask=turned, other=1.0)[None, :]
-    sin = (sign * tl.load(cos_sin + R // 2 + angle, mask=turned, other=0.0))[None, :]
-    mask = in_range & (d < D)[None, :]
-    x = tl.load(rows + d[None, :], mask=mask, other=0.0).to(tl.float32)
-    y = tl.load(rows + other[None, :], mask=mask, other=0.0).to(tl.float32)
+    cos = tl.load(cos_sin + angle, mask=turned, other=1.0)
+    sin = sign * tl.load(cos_sin + R // 2 + angle, mask=turned, other=0.0)
+    return tl.where(turned, other, d), cos, sin
+
+
+@triton.jit
+def _rotated(
+    x, y, weight_x, weight_y, cos, sin, eps, D: tl.constexpr, NORM: tl.constexpr
+):  # fmt: skip
+    """Heads x [H, D_PAD], and each channel's other one y, normed and rotated: float32, but rounded
+    to x's type after each."""
+    dtype: tl.constexpr = x.dtype
+    x, y = x.to(tl.float32), y.to(tl.float32)
     if NORM:
         factor = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
-        weight = tl.load(norm + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
-        other_weight = tl.load(norm + other, mask=d < D, other=0.0).to(tl.float32)[None, :]
-        x = (x * factor * weight).to(dtype).to(tl.float32)
-        y = (y * factor * other_weight).to(dtype).to(tl.float32)
+        x = (x * factor * weight_x.to(tl.float32)).to(dtype).to(tl.float32)
+        y = (y * factor * weight_y.to(tl.float32)).to(dtype).to(tl.float32)
     return (x * cos + y * sin).to(dtype).to(tl.float32)
 
 
@@ -77,13 +79,14 @@ def _tile(
     q, k, v, seen, m, den, acc, factor, cap,
     CAPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One step of the running softmax: q [G, D], k and v [N, D], seen [N]."""
+    """One step of the running softmax: q [G, D], k and v [N, D], seen [N]. The denominator stays a
+    sum per column until the end: adding up columns takes all threads."""
     s = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
     s = tl.where(seen[None, :], _scores(s, factor, cap, CAPPED), float("-inf"))
     new_m = tl.maximum(m, tl.max(s, 1))
     alpha = tl.exp2(m - new_m)
     p = tl.exp2(s - new_m[:, None])
-    den = den * alpha + tl.sum(p, 1)
+    den = den * alpha[:, None] + p
     acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * alpha[:, None], input_precision=PRECISION)
     return new_m, den, acc
 
@@ -109,11 +112,11 @@ def _store_out(
 def _merge(
     out, partials, parts, base, total, head, sinks, v_scale,
     G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, SINKS: tl.constexpr,
+    STEP: tl.constexpr,
 ):  # fmt: skip
-    """Combine the first `parts` partial results of a sequence and KV head, in their order."""
+    """Combine the first `parts` partial results of a sequence and KV head in their order, STEP
+    at a time: their loads overlap."""
     ROWS: tl.constexpr = triton.next_power_of_2(G)
-    # As many parts at a time as fit a few registers of each thread: their loads overlap.
-    STEP: tl.constexpr = max(1, min(16, 4096 // (ROWS * D_PAD)))
     g, d = tl.arange(0, ROWS), tl.arange(0, D_PAD)
     m = tl.full((ROWS,), float("-inf"), tl.float32)
     den = tl.zeros((ROWS,), tl.float32)
@@ -139,6 +142,12 @@ def _merge(
 
 
 @triton.jit
+def _num_parts(num_keys, most, min_part):
+    """Into how many parts the keys are dealt out."""
+    return tl.minimum(tl.maximum(tl.cdiv(num_keys, min_part), 1), most)
+
+
+@triton.jit
 def decode_kernel(
     out, q, k_cache, v_cache, block_table, seq_lens, sinks, partials, counters,
     positions, slots, cos_sin, q_norm, k_norm,
@@ -147,63 +156,75 @@ def decode_kernel(
     HK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, R: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr,
     FUSED: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
-    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
-    STAGES: tl.constexpr, MERGE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
+    MERGE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """AHEAD: the next tile of keys and values is read into registers while one is worked on, and
-    the first one before the kernel waits for the one before it: that only writes the query and the
-    new key (`begin`). Otherwise Triton pipelines the loop in STAGES."""
-    head, seq, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    if PDL and not AHEAD:
-        begin(PDL)
-    length = tl.load(seq_lens + seq)
-    end = length - 1 if FUSED else length  # keys in the cache
-    low = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else 0
-    parts = 1
-    if SPLIT:
-        tiles = tl.cdiv(tl.cdiv(end - low, tl.num_programs(2)), BLOCK_N)
-        size = tl.maximum(tiles * BLOCK_N, min_part)
-        parts = tl.maximum(tl.cdiv(end - low, size), 1)
-        low += part * size
-        end = tl.minimum(end, low + size)
-    if (length == 0) | (part >= parts):
-        # The first part waits all the same: the next kernel relies on this one for those before.
-        if AHEAD and part == 0:
-            begin(PDL)
-        return
-    last = part == parts - 1
+    """AHEAD: the next tile of keys and values is read into registers while one is worked on.
+    Otherwise Triton pipelines the loop in STAGES.
 
+    All that the kernel before this one cannot have written is read before waiting for it: lengths,
+    block table, positions, slots, cached keys. The step's first launches write those, so between
+    them and this kernel there must be one launch that is not a dependent one.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    head, seq, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = max(16, triton.next_power_of_2(G))
     g, d, offsets = tl.arange(0, GROUP), tl.arange(0, D_PAD), tl.arange(0, BLOCK_N)
     in_d = (d < D)[None, :]
-    kv_type: tl.constexpr = k_cache.dtype.element_ty
     table = block_table + seq.to(tl.int64) * table_row
-    k_base = k_cache + head * cache_head + d[None, :]
-    v_base = v_cache + head * cache_head + d[None, :]
-
-    if AHEAD:
-        n = low + offsets
-        page = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
-        at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
-        k = tl.load(k_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
-        v = tl.load(v_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
-        n += BLOCK_N
-        page = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
+    length = tl.load(seq_lens + seq)
+    low = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else 0
+    first = low + part * BLOCK_N
+    n = first + offsets
+    # Whether they hold keys is not known yet: the length is on its way, too.
+    page = tl.load(table + n // BLOCK_SIZE, mask=n // BLOCK_SIZE < table_row, other=0)
     if FUSED:
         angles = cos_sin + tl.load(positions + seq) * R
         slot = tl.load(slots + seq)
+    end = length - 1 if FUSED else length  # keys in the cache
+    parts = _num_parts(end - low, tl.num_programs(2), min_part) if SPLIT else 1
+    if (length == 0) | (part >= parts):
+        # The first part waits all the same: the next kernel relies on this one for those before.
+        if PDL and part == 0:
+            tl.extra.cuda.gdc_wait()
+        return
+    step = parts * BLOCK_N
+
+    kv_type: tl.constexpr = k_cache.dtype.element_ty
+    k_base = k_cache + head * cache_head + d[None, :]
+    v_base = v_cache + head * cache_head + d[None, :]
     if AHEAD:
-        begin(PDL)
+        at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
+        k = tl.load(k_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
+        v = tl.load(v_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
+        n += step
+        page = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
+    weight_q, other_q, weight_k, other_k = 1.0, 1.0, 1.0, 1.0
+    if FUSED:
+        other, cos, sin = _rotation(angles, D_PAD, R, INTERLEAVED)
+        if NORM:
+            weight_q = tl.load(q_norm + d[None, :], mask=in_d, other=0.0)
+            other_q = tl.load(q_norm + other, mask=in_d, other=0.0)
+            weight_k = tl.load(k_norm + d[None, :], mask=in_d, other=0.0)
+            other_k = tl.load(k_norm + other, mask=in_d, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
 
     mask_heads = g < G
-    rows = q + seq.to(tl.int64) * q_row + (head * G + g)[:, None] * D
+    mask_q = mask_heads[:, None] & in_d
+    source = q + seq.to(tl.int64) * q_row
+    rows = source + (head * G + g)[:, None] * D
+    query = tl.load(rows + d[None, :], mask=mask_q, other=0.0)
     if FUSED:
-        query = _rotated(
-            rows, mask_heads[:, None], q_norm, angles, eps, D, D_PAD, R, INTERLEAVED, NORM
-        )
-    else:
-        query = tl.load(rows + d[None, :], mask=mask_heads[:, None] & in_d, other=0.0)
-        query = query.to(tl.float32)
+        query_y = tl.load(rows + other, mask=mask_q, other=0.0)
+        source += (HK * G + head) * D
+        owned = in_d & (part == 0)
+        key = tl.load(source + d[None, :], mask=owned, other=0.0)
+        key_y = tl.load(source + other, mask=owned, other=0.0)
+        value = tl.load(source + HK * D + d[None, :], mask=owned, other=0.0)
+        query = _rotated(query, query_y, weight_q, other_q, cos, sin, eps, D, NORM)
+    query = query.to(tl.float32)
     factor = tl.full((GROUP,), 1.0, tl.float32) * (scale * k_scale)
     if not CAPPED:
         factor *= LOG2_E
@@ -218,39 +239,34 @@ def decode_kernel(
     factor = factor[:, None]
 
     m = tl.full((GROUP,), float("-inf"), tl.float32)
-    den = tl.zeros((GROUP,), tl.float32)
+    den = tl.zeros((GROUP, BLOCK_N), tl.float32)
     acc = tl.zeros((GROUP, D_PAD), tl.float32)
     if FUSED:  # noqa: SIM102 (`and` would look into the body)
-        if last:
-            one = tl.zeros((1, 1), tl.int64)
-            source = q + seq.to(tl.int64) * q_row + (HK * G + head) * D
-            key = _rotated(
-                source + one, one == 0, k_norm, angles, eps, D, D_PAD, R, INTERLEAVED, NORM
-            )
-            value = tl.load(source + HK * D + one + d[None, :], mask=in_d, other=0.0)
-            key = to_cache(key, k_scale, kv_type)
-            value = to_cache(value, v_scale, kv_type)
+        if part == 0:
+            turned_key = _rotated(key, key_y, weight_k, other_k, cos, sin, eps, D, NORM)
+            new_k = to_cache(turned_key, k_scale, kv_type)
+            new_v = to_cache(value, v_scale, kv_type)
             place = slot // BLOCK_SIZE * cache_block + slot % BLOCK_SIZE * cache_slot
-            tl.store(k_base + place, key, mask=in_d & (slot >= 0))
-            tl.store(v_base + place, value, mask=in_d & (slot >= 0))
-            s = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1)[:, None]
+            tl.store(k_base + place, new_k, mask=in_d & (slot >= 0))
+            tl.store(v_base + place, new_v, mask=in_d & (slot >= 0))
+            s = tl.sum(query.to(tl.float32) * new_k.to(tl.float32), 1)[:, None]
             m = tl.max(_scores(s, factor, cap, CAPPED), 1)
-            den = tl.full((GROUP,), 1.0, tl.float32)
-            acc += value.to(tl.float32)
+            den += tl.where(offsets == 0, 1.0, 0.0)[None, :]
+            acc += new_v.to(tl.float32)
 
     if AHEAD:
-        for start in tl.range(low, end, BLOCK_N, num_stages=1):
-            n = start + BLOCK_N + offsets
+        for start in tl.range(first, end, step, num_stages=1):
+            n = start + step + offsets
             at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
             next_k = tl.load(k_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
             next_v = tl.load(v_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
-            n += BLOCK_N
+            n += step
             page = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
             seen = start + offsets < end
             m, den, acc = _tile(query, k, v, seen, m, den, acc, factor, cap, CAPPED, PRECISION)
             k, v = next_k, next_v
     else:
-        for start in tl.range(low, end, BLOCK_N, num_stages=STAGES):
+        for start in tl.range(first, end, step, num_stages=STAGES):
             n = start + offsets
             seen = n < end
             page = tl.load(table + n // BLOCK_SIZE, mask=seen, other=0)
@@ -261,30 +277,34 @@ def decode_kernel(
 
     out += seq.to(tl.int64) * out_row
     heads = head * G + g
+    total = tl.sum(den, 1)
     if not SPLIT or parts == 1:
-        _store_out(out, m, den, acc, sinks, v_scale, heads, mask_heads, D, SINKS)
+        _store_out(out, m, total, acc, sinks, v_scale, heads, mask_heads, D, SINKS)
     else:
         base = (seq * HK + head) * tl.num_programs(2)
-        total = tl.num_programs(1) * HK * tl.num_programs(2)
+        all_parts = tl.num_programs(1) * HK * tl.num_programs(2)
         row = (base + part).to(tl.int64) * G + g
-        sums = partials + total.to(tl.int64) * (G * D)
+        sums = partials + all_parts.to(tl.int64) * (G * D)
         tl.store(sums + row * 2, m, mask=mask_heads)
-        tl.store(sums + row * 2 + 1, den, mask=mask_heads)
-        tl.store(partials + row[:, None] * D + d[None, :], acc, mask=mask_heads[:, None] & in_d)
+        tl.store(sums + row * 2 + 1, total, mask=mask_heads)
+        tl.store(partials + row[:, None] * D + d[None, :], acc, mask=mask_q)
         if MERGE:
             tl.debug_barrier()  # all threads have written before one of them says so
             counter = counters + seq * HK + head
             if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
                 tl.store(counter, 0)  # ready for the next launch
-                _merge(out, partials, parts, base, total, head, sinks, v_scale, G, D, D_PAD, SINKS)
+                _merge(
+                    out, partials, parts, base, all_parts, head, sinks, v_scale, G, D, D_PAD,
+                    SINKS, STEP,
+                )  # fmt: skip
 
 
 @triton.jit
 def merge_kernel(
     out, seq_lens, sinks, partials, v_scale, out_row, most_parts, min_part,
     HK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    WINDOW: tl.constexpr, SINKS: tl.constexpr, FUSED: tl.constexpr,
-    BLOCK_N: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr, SINKS: tl.constexpr, FUSED: tl.constexpr, STEP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """The merging of the parts in a launch of its own: program (h, s)."""
     head, seq = tl.program_id(0), tl.program_id(1)
@@ -292,10 +312,9 @@ def merge_kernel(
     length = tl.load(seq_lens + seq)
     end = length - 1 if FUSED else length
     low = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else 0
-    tiles = tl.cdiv(tl.cdiv(end - low, most_parts), BLOCK_N)
-    parts = tl.cdiv(end - low, tl.maximum(tiles * BLOCK_N, min_part))
+    parts = _num_parts(end - low, most_parts, min_part)
     if parts > 1:
         base = (seq * HK + head) * most_parts
         total = tl.num_programs(1) * HK * most_parts
         out += seq.to(tl.int64) * out_row
-        _merge(out, partials, parts, base, total, head, sinks, v_scale, G, D, D_PAD, SINKS)
+        _merge(out, partials, parts, base, total, head, sinks, v_scale, G, D, D_PAD, SINKS, STEP)

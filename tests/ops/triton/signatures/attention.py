@@ -42,7 +42,7 @@ def _decode(
             "HK": 8, "G": group, "D": dim, "D_PAD": dim_pad, "R": dim if fused else 0,
             "BLOCK_SIZE": 16, "WINDOW": 128 if extras else 0, "CAPPED": extras, "SINKS": extras,
             "FUSED": fused, "INTERLEAVED": extras, "NORM": fused, "BLOCK_N": block_n,
-            "SPLIT": split, "AHEAD": ahead, "STAGES": 1 if ahead else 3, "MERGE": True,
+            "SPLIT": split, "AHEAD": ahead, "STAGES": 1 if ahead else 3, "MERGE": True, "STEP": 4,
             "PRECISION": "ieee" if dtype == "fp32" else "tf32", "PDL": pdl,
         },
         {"num_warps": warps},
