@@ -7,6 +7,7 @@ preemption, and a step costs in proportion to the history, not to the vocabulary
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -58,12 +59,17 @@ def apply_edits(logits: Tensor, edits: LogitEdits) -> None:
         flat.index_fill_(0, edits.banned_places, float("-inf"))
 
 
+Apply = Callable[[Tensor, Tensor, Tensor, PenaltyInputs], None]
+
+
 class Penalties:
     """Applies penalties in place; owns the counters, which are zero between calls."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
-        self._counts = torch.empty(0, dtype=torch.float32, device=device)
+        self._apply = _apply_in_torch if device.type == "cpu" else _device_way()
+        kind = torch.float32 if self._apply is _apply_in_torch else torch.int32
+        self._counts = torch.empty(0, dtype=kind, device=device)
 
     def apply(self, logits: Tensor, token_pool: Tensor, inputs: PenaltyInputs) -> None:
         """logits [L, V] float32 contiguous, token_pool [R, W] int32.
@@ -74,27 +80,44 @@ class Penalties:
         rows = len(inputs.indices)
         step = max(1, min(_MAX_ROWS, _MAX_HISTORY // inputs.max_length))
         if self._counts.numel() < min(rows, step) * self._vocab_size:
-            self._counts = logits.new_zeros(min(rows, step) * self._vocab_size)
+            self._counts = self._counts.new_zeros(min(rows, step) * self._vocab_size)
         for start in range(0, rows, step):
-            self._apply(logits, token_pool, inputs.part(start, start + step))
+            self._apply(logits, self._counts, token_pool, inputs.part(start, start + step))
 
-    def _apply(self, logits: Tensor, token_pool: Tensor, inputs: PenaltyInputs) -> None:
-        history = token_pool[:, : inputs.max_length].index_select(0, inputs.pool_rows).long()
-        position = torch.arange(inputs.max_length, device=logits.device)
-        valid = position < inputs.lengths[:, None]
-        # What lies beyond a row's end is read as its first token, which is in the history anyway.
-        history = torch.where(valid, history, history[:, :1])
-        is_output = valid & (position >= inputs.num_prompt[:, None])
-        local = torch.arange(len(history), device=logits.device)[:, None]
-        counters = (local * self._vocab_size + history).view(-1)
-        self._counts.index_add_(0, counters, is_output.view(-1).float())
-        counts = self._counts[counters].view_as(history)
-        self._counts.index_fill_(0, counters, 0.0)
-        places = (inputs.indices[:, None] * self._vocab_size + history).view(-1)
-        flat = logits.view(-1)
-        values = flat[places].view_as(history)
-        repetition = inputs.repetition[:, None]
-        values = torch.where(values > 0, values / repetition, values * repetition)
-        values -= inputs.frequency[:, None] * counts
-        values -= inputs.presence[:, None] * (counts > 0)
-        flat.index_copy_(0, places, values.view(-1))  # equal places get equal values
+
+def _device_way() -> Apply:
+    """Kernels where there are some."""
+    try:
+        from atom.ops.triton import penalties
+    except ImportError:
+        return _apply_in_torch
+
+    def apply(logits: Tensor, counts: Tensor, token_pool: Tensor, inputs: PenaltyInputs) -> None:
+        penalties.apply(logits, counts, token_pool, *inputs)
+
+    return apply
+
+
+def _apply_in_torch(
+    logits: Tensor, counters: Tensor, token_pool: Tensor, inputs: PenaltyInputs
+) -> None:
+    vocab = logits.shape[1]
+    history = token_pool[:, : inputs.max_length].index_select(0, inputs.pool_rows).long()
+    position = torch.arange(inputs.max_length, device=logits.device)
+    valid = position < inputs.lengths[:, None]
+    # What lies beyond a row's end is read as its first token, which is in the history anyway.
+    history = torch.where(valid, history, history[:, :1])
+    is_output = valid & (position >= inputs.num_prompt[:, None])
+    local = torch.arange(len(history), device=logits.device)[:, None]
+    where = (local * vocab + history).view(-1)
+    counters.index_add_(0, where, is_output.view(-1).float())
+    counts = counters[where].view_as(history)
+    counters.index_fill_(0, where, 0.0)
+    places = (inputs.indices[:, None] * vocab + history).view(-1)
+    flat = logits.view(-1)
+    values = flat[places].view_as(history)
+    repetition = inputs.repetition[:, None]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    values -= inputs.frequency[:, None] * counts
+    values -= inputs.presence[:, None] * (counts > 0)
+    flat.index_copy_(0, places, values.view(-1))  # equal places get equal values

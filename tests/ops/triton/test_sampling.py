@@ -11,10 +11,11 @@ from runner.sampling import chi_square_z, kept_tokens, naive_draw
 from torch import Tensor
 
 from atom.engine.runner import draw, host_sampling, randomness
+from atom.engine.runner.penalties import Penalties, PenaltyInputs
 from atom.engine.runner.sampling_rows import _kind
 from atom.engine.sampling_params import SamplingParams
 from atom.ops.sampling_row import FLOORED, ROW, SEARCHED, WORDS
-from atom.ops.triton import logprobs, sampling
+from atom.ops.triton import logprobs, penalties, sampling
 
 GREEDY = SamplingParams(temperature=0.0)
 KINDS = [
@@ -206,3 +207,31 @@ def test_logprobs(num_top: int, vocab: int, device: str, on_gpu: bool) -> None:
             assert top_ids[i].tolist() == want.top_ids.tolist()
             np.testing.assert_allclose(float(values[i]), want.logprob, atol=2e-5)
             np.testing.assert_allclose(top_values[i].numpy(), want.top_logprobs, atol=2e-5)
+
+
+def test_penalties(device: str, on_gpu: bool) -> None:
+    vocab, width = (50000, 5000) if on_gpu else (60, 90)
+    rows, count = 9, 6
+    pool = torch.randint(0, vocab // 3, (rows, width), dtype=torch.int32)
+    pool[4] = 7  # one token all over
+    lengths = torch.tensor([width, 1, 17, width // 2, 40, 30])
+    inputs = PenaltyInputs(
+        indices=torch.tensor([0, 7, 3, 2, 5, 1]),
+        pool_rows=torch.tensor([8, 0, 4, 1, 2, 4]),
+        lengths=lengths,
+        num_prompt=torch.tensor([5, 1, 0, width // 2, 3, 29]),
+        repetition=torch.tensor([1.3, 0.7, 1.0, 1.1, 2.0, 1.0]),
+        frequency=torch.tensor([0.5, 1.0, 0.1, 0.0, -1.0, 0.7]),
+        presence=torch.tensor([0.0, 1.0, 0.3, 2.0, -1.0, 0.2]),
+        max_length=width,
+    )
+    logits = torch.randn(count + 2, vocab)
+    want = logits.clone()
+    Penalties(vocab, torch.device("cpu")).apply(want, pool, inputs)
+    counts = torch.zeros(count * vocab, dtype=torch.int32, device=device)
+    placed = [x.to(device) if isinstance(x, Tensor) else x for x in inputs]
+    for _ in range(2):
+        got = logits.to(device, copy=True)
+        penalties.apply(got, counts, pool.to(device), *placed)
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-6, atol=1e-6)
+        assert not bool(counts.any())

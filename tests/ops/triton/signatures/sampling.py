@@ -1,18 +1,21 @@
-"""The sampler's kernels, for a vocabulary of 128256."""
+"""The sampler's kernels, log-probabilities and penalties, for a vocabulary of 128256."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from atom.ops.triton import logprobs, penalties
 from atom.ops.triton import sampling_kernels as kernels
 
 TYPES = {
     **dict.fromkeys(("logits", "least", "pivots", "partials", "found", "floors", "sums"), "*fp32"),
-    **dict.fromkeys(("settings", "counts"), "*i32"),
-    "keys": "*i64",
-    "out": "*i64",
+    **dict.fromkeys(("stats", "logprobs", "top_logprobs"), "*fp32"),
+    **dict.fromkeys(("repetition", "frequency", "presence"), "*fp32"),
+    **dict.fromkeys(("settings", "counts", "ranks", "top_ids", "pool"), "*i32"),
+    **dict.fromkeys(("keys", "out", "rows", "token_ids", "bests"), "*i64"),
+    **dict.fromkeys(("indices", "pool_rows", "lengths", "num_prompt"), "*i64"),
     "state": "*fp64",
-    **dict.fromkeys(("stride", "size", "num_rows", "num_chunks"), "i32"),
+    **dict.fromkeys(("stride", "size", "num_rows", "num_chunks", "num_top", "pool_stride"), "i32"),
 }
 CONSTANTS = {
     "CHUNK": 4096,
@@ -20,6 +23,9 @@ CONSTANTS = {
     "PIVOTS": 16,
     "CAPACITY": 512,
     "FILTERS": True,
+    "HAS_ROWS": True,
+    "TOP": 8,
+    "BLOCK": 1024,
     "PDL": True,
 }
 
@@ -43,4 +49,9 @@ SIGNATURES = [
     _row(kernels.threshold_kernel, 16),
     _row(kernels.mass_kernel, 4),
     _row(kernels.draw_kernel, 8),
+    _row(logprobs.chunk_logprobs_kernel, 8),
+    _row(logprobs.chunk_logprobs_kernel, 8, TOP=0),
+    _row(logprobs.join_logprobs_kernel, 4),
+    _row(penalties.count_kernel, 4),
+    _row(penalties.apply_kernel, 4),
 ]
