@@ -111,8 +111,7 @@ def launches(case: Case, part: str, block_m: int, tile: Tile | PairTile) -> Laun
     """One of the two products, cut up as `tile` says; `block_m` 0: pair by pair."""
     k, wide = case.problem.top_k, case.problem.wide
     if isinstance(tile, PairTile):
-        chosen = zip(case.routes, case.logits, strict=True)
-        choices = [Choice(ids, weights, logits, True) for (weights, ids), logits in chosen]
+        choices = [Choice(k, logits=logits, renormalize=True) for logits in case.logits]
         if part == "gate_up":
             return [(lambda c=c: moe_pairs.gate_up(case.x, case.w13, c, tile)) for c in choices]
         hidden = torch.randn(case.pairs, wide, device="cuda", dtype=torch.bfloat16)
@@ -124,6 +123,28 @@ def launches(case: Case, part: str, block_m: int, tile: Tile | PairTile) -> Laun
     hidden = torch.randn(rows, wide, device="cuda", dtype=torch.bfloat16)
     return [
         (lambda o=o, w=weights: moe_grouped.down(hidden, case.w2, o, w, tile))
+        for o, (weights, _) in zip(orders, case.routes, strict=True)
+    ]
+
+
+def both(case: Case, block_m: int, first: Tile | PairTile, second: Tile | PairTile) -> Launches:
+    """The two products after each other."""
+    k = case.problem.top_k
+    if isinstance(first, PairTile) and isinstance(second, PairTile):
+        config = PairConfig(first, second)
+        choices = [Choice(k, logits=logits, renormalize=True) for logits in case.logits]
+        return [
+            (lambda c=c: moe_pairs.experts_by_pair(case.x, case.w13, case.w2, c, config))
+            for c in choices
+        ]
+
+    def run(order: moe_routing.Order, weights: Tensor) -> object:
+        hidden = moe_grouped.gate_up(case.x, case.w13, order, k, first)
+        return moe_grouped.down(hidden, case.w2, order, weights, second)
+
+    orders = case.orders(block_m)
+    return [
+        (lambda o=o, w=weights: run(o, w))
         for o, (weights, _) in zip(orders, case.routes, strict=True)
     ]
 

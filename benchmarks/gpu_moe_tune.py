@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from gpu_moe import Case, launches, make_weights, timed
+from gpu_moe import Case, both, launches, make_weights, timed
 
 from atom.ops.triton import moe_config
 from atom.ops.triton.linear_config import slug
 from atom.ops.triton.moe_config import GroupedConfig, PairConfig, PairTile, Problem, Tile
+from atom.ops.triton.support import next_power_of_2
 
 CONFIGS = Path(moe_config.__file__).parent / "configs"
 
@@ -33,16 +34,43 @@ class Candidate(NamedTuple):
         return Tile(*self.tile) if self.block_m else PairTile(*self.tile)
 
 
-def pair_tiles(columns: int) -> Iterator[PairTile]:
-    for block_n in (2, 4, 8, 16):
-        for block_k in (128, 256, 512, 1024, 2048):
-            if columns % block_k or not 1024 <= block_n * block_k <= 8192:
+def gate_up_pair_tiles(columns: int) -> Iterator[PairTile]:
+    for block_n, block_k, warps, stages in (
+        (8, 256, 4, 1),
+        (8, 256, 4, 3),
+        (8, 256, 4, 4),
+        (8, 256, 4, 6),
+        (8, 256, 2, 4),
+        (4, 256, 2, 6),
+        (4, 512, 4, 1),
+        (4, 512, 4, 3),
+        (4, 512, 4, 4),
+        (8, 512, 8, 3),
+        (8, 512, 4, 3),
+        (16, 256, 4, 3),
+        (16, 256, 8, 4),
+        (8, 128, 4, 6),
+    ):
+        if columns % block_k == 0:
+            yield PairTile(block_n, block_k, warps, stages)
+
+
+def down_pair_tiles(columns: int, top_k: int) -> Iterator[PairTile]:
+    for block_n in (1, 2, 4, 8, 16):
+        for block_k in (128, 256, 512, 1024):
+            size = block_n * block_k * next_power_of_2(top_k)  # of a step
+            steps = columns // block_k
+            if columns % block_k or not 2048 <= size <= 16384:
                 continue
-            if block_n * block_k in (2048, 4096):
-                yield PairTile(block_n, block_k, 4, 1)
-                yield PairTile(block_n, block_k, 8, 1)
-                if columns > block_k:
-                    yield PairTile(block_n, block_k, 4, 3)
+            for warps in (2, 4, 8):
+                if not 8 <= size // (32 * warps) <= 64:
+                    continue
+                for early in {0, min(steps, 2), min(steps, 3), min(steps, 4)}:
+                    if early * size // (32 * warps) > 128:
+                        continue
+                    stages = (3,) if early == 0 else (1,) if early == steps else (2, 3)
+                    for count in stages:
+                        yield PairTile(block_n, block_k, warps, count, early)
 
 
 def small_tiles(block_m: int, halves: int) -> Iterator[Tile]:
@@ -71,13 +99,11 @@ def large_tiles(halves: int) -> Iterator[Tile]:
     for rows, block_k, warps, stages in (
         (256, 64, 8, 3),
         (256, 64, 8, 4),
-        (256, 32, 8, 5),
         (128, 64, 4, 3),
-        (128, 64, 4, 4),
-        (128, 64, 8, 4),
-        (128, 128, 8, 3),
+        (128, 64, 8, 3),
+        (256, 128, 8, 2),
     ):
-        for group in (8,):
+        for group in (8, 16) if stages == 3 else (8,):
             yield Tile(rows // halves, block_k, group, warps, stages)
 
 
@@ -93,7 +119,12 @@ def candidates(problem: Problem, tokens: int) -> list[Candidate]:
     pairs = tokens * problem.top_k
     for part, halves, columns in (("gate_up", 2, problem.hidden), ("down", 1, problem.wide)):
         if pairs <= 64:
-            out += [Candidate(part, 0, astuple(tile)) for tile in pair_tiles(columns)]
+            tiles = (
+                gate_up_pair_tiles(columns)
+                if halves == 2
+                else down_pair_tiles(columns, problem.top_k)
+            )
+            out += [Candidate(part, 0, astuple(tile)) for tile in tiles]
         for block_m in block_sizes(problem, tokens) if pairs >= 32 else ():
             tiles = large_tiles(halves) if block_m == 128 else small_tiles(block_m, halves)
             out += [Candidate(part, block_m, astuple(tile)) for tile in tiles]
@@ -127,40 +158,44 @@ def compile_all(problem: Problem, buckets: list[int], workers: int) -> None:
         process.join()
 
 
-def measure(case: Case, candidate: Candidate) -> float:
+def measure(case: Case, candidate: Candidate, before: Candidate | None = None) -> float:
+    """Seconds of a product, or of the two after each other, which overlap."""
     try:
-        runs = launches(case, *candidate[:2], candidate.decoded())
+        tile = candidate.decoded()
+        if before is None:
+            runs = launches(case, *candidate[:2], tile)
+        else:
+            runs = both(case, candidate.block_m, before.decoded(), tile)
         return timed(runs[:8], 3)
     except Exception as error:  # too much shared memory: not a candidate on this card
         print(f"{candidate}: {str(error).splitlines()[-1][:100]}", flush=True)
         return float("inf")
 
 
+def show(part: str, block_m: int, entries: list[tuple[float, Candidate]]) -> None:
+    top = "  ".join(f"{s * 1e6:.1f} {c.tile}" for s, c in sorted(entries)[:5])
+    print(f"   {part:8} m={block_m:<4} {top}", flush=True)
+
+
 def best(case: Case) -> moe_config.Config:
     """The fastest choice for the case."""
-    found: dict[tuple[str, int], list[tuple[float, Candidate]]] = {}
+    found: dict[tuple[str, int], list[Candidate]] = {}
     for candidate in candidates(case.problem, case.tokens):
-        entry = (measure(case, candidate), candidate)
-        found.setdefault((candidate.part, candidate.block_m), []).append(entry)
-    totals: dict[int, float] = {}
+        found.setdefault((candidate.part, candidate.block_m), []).append(candidate)
+    totals: dict[int, tuple[float, Candidate, Candidate]] = {}
     for block_m in {key[1] for key in found}:
-        products = sum(min(found[part, block_m])[0] for part in ("gate_up", "down"))
+        first = [(measure(case, c), c) for c in found["gate_up", block_m]]
+        show("gate_up", block_m, first)
+        leader = min(first)[1]
+        second = [(measure(case, c, leader), c) for c in found["down", block_m]]
+        show("both", block_m, second)
         # Sorting and combining cost launches of their own.
-        totals[block_m] = products + (6e-6 if block_m else 0)
-    block_m = min(totals, key=lambda size: totals[size])
-    first, second = (min(found[part, block_m])[1].decoded() for part in ("gate_up", "down"))
-    for (part, size), entries in sorted(found.items(), key=lambda item: item[0]):
-        top = "  ".join(f"{s * 1e6:.1f} {c.tile}" for s, c in sorted(entries)[:4])
-        print(f"   {part:8} m={size:<4} {top}", flush=True)
-    matrices = case.floor(2) * 1e6, case.floor(1) * 1e6
-    print(f"T={case.tokens} -> m={block_m}; floors {matrices[0]:.1f} + {matrices[1]:.1f} us")
-    if block_m:
-        assert isinstance(first, Tile)
-        assert isinstance(second, Tile)
-        return GroupedConfig(block_m, first, second)
-    assert isinstance(first, PairTile)
-    assert isinstance(second, PairTile)
-    return PairConfig(first, second)
+        totals[block_m] = (min(second)[0] + (6e-6 if block_m else 0), leader, min(second)[1])
+    block_m = min(totals, key=lambda size: totals[size][0])
+    seconds, up, down = totals[block_m]
+    print(f"T={case.tokens} -> m={block_m} {seconds * 1e6:.1f}; floor {case.floor(3) * 1e6:.1f} us")
+    tiles: Any = up.decoded(), down.decoded()
+    return GroupedConfig(block_m, *tiles) if block_m else PairConfig(*tiles)
 
 
 def tune(problem: Problem, buckets: list[int], workers: int) -> None:

@@ -86,7 +86,7 @@ def fused_experts(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, ids: Tens
         return torch.empty_like(x)
     config = config_for(x, w2, ids.shape[1])
     if isinstance(config, PairConfig):
-        return experts_by_pair(x, w13, w2, Choice(ids, weights, None, False), config)
+        return experts_by_pair(x, w13, w2, Choice(ids.shape[1], ids, weights), config)
     return experts_grouped(x, w13, w2, weights, ids, config)
 
 
@@ -108,10 +108,7 @@ def sparse_moe(
     config = config_for(x, w2, top_k)
     if isinstance(config, PairConfig):
         routed = norm_and_route(x, residual, norm_weight, eps, router)
-        shape = (x.shape[0], top_k)
-        ids = torch.empty(shape, dtype=torch.int32, device=x.device)
-        weights = torch.empty(shape, dtype=torch.float32, device=x.device)
-        choice = Choice(ids, weights, routed.logits, renormalize)
+        choice = Choice(top_k, logits=routed.logits, renormalize=renormalize)
         return experts_by_pair(routed.normed, w13, w2, choice, config), routed.residual
     if residual is None:
         normed, total = rms_norm(x, norm_weight, eps), x.clone()

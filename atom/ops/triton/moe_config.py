@@ -33,12 +33,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class PairTile:
-    """A matrix-vector product: rows of the weight, and columns read at a time."""
+    """A matrix-vector product: rows of the weight, and columns read at a time; of the second
+    product, how many times such columns are read before the first one has ended."""
 
     block_n: int
     block_k: int
     num_warps: int = 4
     num_stages: int = 1
+    early: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,8 @@ def by_rule(problem: Problem, num_tokens: int, itemsize: int = 2) -> Config:
     pairs = num_tokens * problem.top_k
     if pairs <= 32:
         return PairConfig(
-            PairTile(block_n=4, block_k=2 * _block_k(problem.hidden)),
-            PairTile(block_n=8, block_k=_block_k(problem.wide)),
+            PairTile(block_n=8, block_k=min(256, _block_k(problem.hidden)), num_stages=3),
+            PairTile(block_n=2, block_k=min(256, _block_k(problem.wide)), num_stages=3, early=4),
         )
     rows = pairs / problem.num_experts
     k = 64 * 2 // itemsize  # bytes of a tile of weights stay the same

@@ -41,12 +41,13 @@ def norm_router_kernel(
     K,
     E,
     HAS_RESIDUAL: tl.constexpr,
+    SHARE: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Some experts' logits of one token. Each program norms the whole row for itself, and writes
-    its part of it."""
+    SHARE columns of it."""
     experts = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     token = tl.program_id(1).to(tl.int64)
     cols = tl.arange(0, BLOCK_K)
@@ -63,9 +64,7 @@ def norm_router_kernel(
     wide = row.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(wide * wide, axis=0) / K + eps)
     out = (wide * inverse * scale).to(row.dtype)
-    share = tl.cdiv(K, tl.num_programs(0))
-    start = tl.program_id(0) * share
-    own = (cols >= start) & (cols < start + share) & inside
+    own = (cols // SHARE == tl.program_id(0)) & inside
     tl.store(normed + token * K + cols, out, mask=own)
     tl.store(total + token * K + cols, row, mask=own)
     scores = tl.sum(matrix.to(tl.float32) * out.to(tl.float32)[None, :], axis=1)
@@ -82,7 +81,8 @@ def norm_and_route(
     block_k = next_power_of_2(size)
     block_e = max(1, min(4, 8192 // block_k))
     options = pdl_options(x.device)
-    norm_router_kernel[(triton.cdiv(experts, block_e), num_tokens)](
+    programs = triton.cdiv(experts, block_e)
+    norm_router_kernel[(programs, num_tokens)](
         x,
         x if residual is None else residual,
         norm_weight,
@@ -96,6 +96,7 @@ def norm_and_route(
         size,
         experts,
         HAS_RESIDUAL=residual is not None,
+        SHARE=triton.cdiv(triton.cdiv(size, programs), 8) * 8,
         BLOCK_E=block_e,
         BLOCK_K=block_k,
         PDL=bool(options),
@@ -111,7 +112,6 @@ def pair_gate_up_kernel(
     w13,
     logits,
     ids,
-    weights,
     hidden,
     x_stride,
     K,
@@ -128,26 +128,22 @@ def pair_gate_up_kernel(
 ):
     """hidden [pairs, N] = silu(gate) * up, of one pair and BLOCK_N columns.
 
-    FROM_LOGITS: the pair's expert is the one of its rank among the token's logits; the first
-    program of the pair also writes it down, with its softmax. Else `ids` says it, -1: none.
+    FROM_LOGITS: the pair's expert is the one of its rank among the token's logits. Else `ids` says
+    it, -1: none.
     """
     pair = tl.program_id(0)
     token = (pair // TOP_K).to(tl.int64)
     rows = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.arange(0, BLOCK_K)
-    begin(PDL)
+    if PDL:  # in this order: see pair_down_kernel
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     if FROM_LOGITS:
         experts = tl.arange(0, BLOCK_E)
-        scores = tl.load(logits + token * E + experts, mask=experts < E, other=float("-inf"))
-        rest = scores
+        rest = tl.load(logits + token * E + experts, mask=experts < E, other=float("-inf"))
         for _ in range(pair % TOP_K):
             rest = tl.where(experts == tl.argmax(rest, axis=0), float("-inf"), rest)
         expert = tl.minimum(tl.argmax(rest, axis=0), E - 1)
-        if tl.program_id(1) == 0:
-            largest = tl.max(scores, axis=0)
-            share = tl.exp(tl.max(rest, axis=0) - largest) / tl.sum(tl.exp(scores - largest))
-            tl.store(weights + pair, share)
-            tl.store(ids + pair, expert)
     else:
         expert = tl.load(ids + pair)
     known = (rows < N) & (expert >= 0)
@@ -177,72 +173,106 @@ def pair_gate_up_kernel(
 def pair_down_kernel(
     hidden,
     w2,
+    logits,
     ids,
     weights,
     out,
     K,
     N,
+    E,
     TOP_K: tl.constexpr,
+    FROM_LOGITS: tl.constexpr,
     RENORMALIZE: tl.constexpr,
+    BLOCK_E: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr,
+    EARLY: tl.constexpr,
     STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """out [T, N] of one token and BLOCK_N columns: the weighted sum over its experts."""
+    """out [T, N] of one token and BLOCK_N columns: the weighted sum over its experts.
+
+    Before it waits for the hidden values it finds the experts and begins to read their weights,
+    EARLY tiles of them. It may: the kernel before lets it start only after having waited for the
+    one that chose.
+    """
     token = tl.program_id(0).to(tl.int64)
-    rows = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols = tl.arange(0, BLOCK_K)
-    begin(PDL)
-    total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
-    for j in tl.static_range(TOP_K):
-        expert = tl.load(ids + token * TOP_K + j)
-        weight = tl.where(expert >= 0, tl.load(weights + token * TOP_K + j), 0.0)
-        known = (rows < N) & (expert >= 0)
-        tile = w2 + tl.maximum(expert, 0).to(tl.int64) * (N * K)
-        tile = tile + rows[:, None] * K + cols[None, :]
-        source = hidden + (token * TOP_K + j) * K + cols
-        for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-            if EVEN:
-                mask = known[:, None]
-                value = tl.load(source + start)
-            else:
-                inside = cols < K - start
-                mask = known[:, None] & inside[None, :]
-                value = tl.load(source + start, mask=inside, other=0.0)
-            value = (value.to(tl.float32) * weight)[None, :]
-            total += tl.load(tile + start, mask=mask, other=0.0).to(tl.float32) * value
-    result = tl.sum(total, axis=1)
-    if RENORMALIZE:
-        choices = tl.arange(0, BLOCK_J)
+    choices = tl.arange(0, BLOCK_J)
+    if FROM_LOGITS:
+        experts = tl.arange(0, BLOCK_E)
+        rest = tl.load(logits + token * E + experts, mask=experts < E, other=float("-inf"))
+        largest = tl.max(rest, axis=0)
+        total = tl.sum(tl.exp(rest - largest), axis=0)
+        chosen = tl.full((BLOCK_J,), -1, tl.int32)
+        shares = tl.zeros((BLOCK_J,), dtype=tl.float32)
+        for j in tl.static_range(TOP_K):
+            value, best = tl.max(rest, axis=0, return_indices=True)
+            chosen = tl.where(choices == j, tl.minimum(best, E - 1), chosen)
+            shares = tl.where(choices == j, tl.exp(value - largest) / total, shares)
+            rest = tl.where(experts == best, float("-inf"), rest)
+        if RENORMALIZE:
+            shares = shares / tl.sum(shares, axis=0)
+    else:
+        chosen = tl.load(ids + token * TOP_K + choices, mask=choices < TOP_K, other=-1)
         shares = tl.load(weights + token * TOP_K + choices, mask=choices < TOP_K, other=0.0)
-        result = result / tl.sum(shares, axis=0)
-    tl.store(out + token * N + rows, result.to(out.dtype.element_ty), mask=rows < N)
+        shares = tl.where(chosen >= 0, shares, 0.0)
+    # Rows of the tile: (choice, column of the result).
+    ROWS: tl.constexpr = BLOCK_J * BLOCK_N
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = tl.reshape(tl.broadcast_to(columns[None, :], (BLOCK_J, BLOCK_N)), (ROWS,))
+    choice = tl.reshape(tl.broadcast_to(choices[:, None], (BLOCK_J, BLOCK_N)), (ROWS,))
+    expert = tl.reshape(tl.broadcast_to(chosen[:, None], (BLOCK_J, BLOCK_N)), (ROWS,))
+    known = (column < N) & (expert >= 0)
+    cols = tl.arange(0, BLOCK_K)
+    tile = w2 + tl.maximum(expert, 0).to(tl.int64)[:, None] * (N * K)
+    tile = tile + column[:, None] * K + cols[None, :]
+    source = hidden + (token * TOP_K + choice)[:, None] * K + cols[None, :]
+    early = ()
+    for step in tl.static_range(EARLY):
+        inside = known[:, None] if EVEN else known[:, None] & (cols < K - step * BLOCK_K)[None, :]
+        early = early + (tl.load(tile + step * BLOCK_K, mask=inside, other=0.0),)  # noqa: RUF005
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    sums = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
+    for step in tl.static_range(EARLY):
+        inside = known[:, None] if EVEN else known[:, None] & (cols < K - step * BLOCK_K)[None, :]
+        value = tl.load(source + step * BLOCK_K, mask=inside, other=0.0)
+        sums += early[step].to(tl.float32) * value.to(tl.float32)
+    for start in tl.range(EARLY * BLOCK_K, K, BLOCK_K, num_stages=STAGES):
+        inside = known[:, None] if EVEN else known[:, None] & (cols < K - start)[None, :]
+        value = tl.load(source + start, mask=inside, other=0.0)
+        matrix = tl.load(tile + start, mask=inside, other=0.0)
+        sums += matrix.to(tl.float32) * value.to(tl.float32)
+    products = tl.reshape(tl.sum(sums, axis=1), (BLOCK_J, BLOCK_N))
+    result = tl.sum(products * shares[:, None], axis=0)
+    tl.store(out + token * N + columns, result.to(out.dtype.element_ty), mask=columns < N)
 
 
 class Choice(NamedTuple):
-    """The experts of the tokens [T, k]; with `logits`, to be filled in by the first product."""
+    """The experts of the tokens: their ids and weights [T, k], or the logits [T, E] float32 that
+    say them."""
 
-    ids: Tensor
-    weights: Tensor
-    logits: Tensor | None
-    renormalize: bool
+    top_k: int
+    ids: Tensor | None = None
+    weights: Tensor | None = None
+    logits: Tensor | None = None
+    renormalize: bool = False  # of the weights that logits say
 
 
 def gate_up(x: Tensor, w13: Tensor, choice: Choice, tile: PairTile) -> Tensor:
     """x [T, K] -> [pairs, I]."""
-    (num_tokens, size), top_k = x.shape, choice.ids.shape[1]
+    (num_tokens, size), top_k = x.shape, choice.top_k
     experts, wide, pairs = w13.shape[0], w13.shape[1] // 2, num_tokens * top_k
     hidden = torch.empty(pairs, wide, dtype=x.dtype, device=x.device)
     options = pdl_options(x.device)
     pair_gate_up_kernel[(pairs, triton.cdiv(wide, tile.block_n))](
         x,
         w13,
-        choice.weights if choice.logits is None else choice.logits,
+        choice.logits,
         choice.ids,
-        choice.weights,
         hidden,
         x.stride(0),
         size,
@@ -263,24 +293,30 @@ def gate_up(x: Tensor, w13: Tensor, choice: Choice, tile: PairTile) -> Tensor:
 
 
 def down(hidden: Tensor, w2: Tensor, choice: Choice, tile: PairTile) -> Tensor:
-    """hidden [pairs, I] -> [T, K], summed over a token's pairs."""
-    (num_tokens, top_k), (_, size, wide) = choice.ids.shape, w2.shape
+    """hidden [pairs, I] -> [T, K], summed over a token's pairs. Launched right after `gate_up`."""
+    top_k, (experts, size, wide) = choice.top_k, w2.shape
+    num_tokens = hidden.shape[0] // top_k
     out = torch.empty(num_tokens, size, dtype=hidden.dtype, device=hidden.device)
     options = pdl_options(hidden.device)
     pair_down_kernel[(num_tokens, triton.cdiv(size, tile.block_n))](
         hidden,
         w2,
+        choice.logits,
         choice.ids,
         choice.weights,
         out,
         wide,
         size,
+        experts,
         TOP_K=top_k,
+        FROM_LOGITS=choice.logits is not None,
         RENORMALIZE=choice.renormalize,
+        BLOCK_E=next_power_of_2(experts),
         BLOCK_J=next_power_of_2(top_k),
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,
         EVEN=wide % tile.block_k == 0,
+        EARLY=min(tile.early, triton.cdiv(wide, tile.block_k)),
         STAGES=tile.num_stages,
         PDL=bool(options),
         num_warps=tile.num_warps,

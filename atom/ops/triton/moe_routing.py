@@ -18,7 +18,7 @@ from atom.ops.triton.launch import begin, pdl_options
 from atom.ops.triton.support import next_power_of_2
 
 SMALL = 4096  # pairs that one launch sorts: each program reads them all
-_CHUNK = 256  # pairs of a program, where there are more
+_CHUNK = 1024  # pairs of a program, where there are more
 
 
 class Order(NamedTuple):
@@ -268,18 +268,32 @@ def place_kernel(
 
 
 @triton.jit
-def scatter_kernel(ids, starts, places, num_pairs, E, CHUNK: tl.constexpr, PDL: tl.constexpr):
-    """A chunk's pairs into their rows: start of (chunk, expert) and equals before in the chunk."""
+def scatter_kernel(
+    ids,
+    starts,
+    places,
+    num_pairs,
+    E,
+    CHUNK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """A chunk's pairs into their rows, BLOCK_P at a time: where the expert's share begins, and the
+    pairs of the same expert before."""
     chunk = tl.program_id(0)
-    here = tl.arange(0, CHUNK)
-    pairs = chunk * CHUNK + here
+    here = tl.arange(0, BLOCK_P)
+    bins = tl.arange(0, BLOCK_E)
     begin(PDL)
-    chosen = tl.load(ids + pairs, mask=pairs < num_pairs, other=-1)
-    others = tl.load(ids + pairs, mask=pairs < num_pairs, other=-1)
-    before = (chosen[:, None] == others[None, :]) & (here[:, None] > here[None, :])
-    at = tl.sum(before.to(tl.int32), axis=1)
-    start = tl.load(starts + chunk * E + chosen, mask=chosen >= 0, other=0)
-    tl.store(places + start + at, pairs, mask=chosen >= 0)
+    rows = tl.load(starts + chunk * E + bins, mask=bins < E, other=0)
+    for start in range(0, CHUNK, BLOCK_P):
+        pairs = chunk * CHUNK + start + here
+        chosen = tl.load(ids + pairs, mask=pairs < num_pairs, other=-1)
+        bin_of = tl.maximum(chosen, 0)
+        before = (chosen[:, None] == chosen[None, :]) & (here[:, None] > here[None, :])
+        row = tl.gather(rows, bin_of, axis=0) + tl.sum(before.to(tl.int32), axis=1)
+        tl.store(places + row, pairs, mask=chosen >= 0)
+        rows += tl.histogram(bin_of, BLOCK_E, mask=chosen >= 0)
 
 
 def max_blocks_of(num_pairs: int, num_experts: int, block_m: int) -> int:
@@ -350,6 +364,8 @@ def _sort_large(ids: Tensor, order: Order, num_experts: int) -> None:
         order.num_pairs,
         num_experts,
         CHUNK=_CHUNK,
-        num_warps=8,
+        BLOCK_P=64,
+        BLOCK_E=bins,
+        num_warps=4,
         **common,
     )

@@ -17,7 +17,7 @@ from atom.ops.triton import moe, moe_config, moe_grouped, moe_pairs, moe_routing
 from atom.ops.triton.moe_config import GroupedConfig, PairConfig, PairTile, Tile
 from atom.ops.triton.moe_pairs import Choice
 
-PAIR = PairConfig(PairTile(4, 32), PairTile(8, 16))
+PAIR = PairConfig(PairTile(4, 32), PairTile(8, 16, early=1))
 SMALL = GroupedConfig(16, Tile(32, 32, 1, 4, 3), Tile(32, 16, 1, 4, 3))
 WIDE = GroupedConfig(64, Tile(64, 64, 4, 4, 3), Tile(64, 64, 4, 4, 3))
 
@@ -93,7 +93,7 @@ def make_experts(
 def by_config(config: moe_config.Config, arguments: tuple[Tensor, ...]) -> Tensor:
     x, w13, w2, weights, ids = arguments
     if isinstance(config, PairConfig):
-        choice = Choice(ids, weights, None, False)
+        choice = Choice(ids.shape[1], ids, weights)
         return moe_pairs.experts_by_pair(x, w13, w2, choice, config)
     return moe_grouped.experts_grouped(x, w13, w2, weights, ids, config)
 

@@ -101,7 +101,7 @@ SIGNATURES: list[Row] = [
     (
         moe_routing.count_kernel,
         _kinds("", "", "ids counts", "num_pairs E"),
-        {"CHUNK": 128, "BLOCK_E": 128, "PDL": True},
+        {"CHUNK": 1024, "BLOCK_E": 128, "PDL": True},
         PDL,
     ),
     (
@@ -113,7 +113,7 @@ SIGNATURES: list[Row] = [
     (
         moe_routing.scatter_kernel,
         _kinds("", "", "ids starts places", "num_pairs E"),
-        {"CHUNK": 128, "PDL": True},
+        {"CHUNK": 1024, "BLOCK_P": 64, "BLOCK_E": 128, "PDL": True},
         PDL,
     ),
     gate_up(16, 64, 64, 4, 4),
