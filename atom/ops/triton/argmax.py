@@ -11,7 +11,9 @@ from atom.ops.triton import support
 from atom.ops.triton.launch import begin, pdl_options
 
 _BLOCK = 2048  # entries that a program looks at together
+_WARPS = 4
 _MAX_PARTS = 128
+_PROGRAMS = 8  # wanted on each multiprocessor
 
 
 @triton.jit
@@ -69,7 +71,7 @@ def argmax_join_kernel(best_keys, out, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 
 def parts_of(num_rows: int, size: int, device: torch.device) -> int:
     """Programs per row: enough to fill the GPU, each with a block of work."""
-    wanted = -(-8 * support.num_sms(device.index or 0) // num_rows)
+    wanted = -(-_PROGRAMS * support.num_sms(device.index or 0) // num_rows)
     return int(max(1, min(wanted, _MAX_PARTS, -(-size // _BLOCK))))
 
 
@@ -100,7 +102,7 @@ def argmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
         PARTS=parts,
         BLOCK=_BLOCK,
         PDL=bool(pdl),
-        num_warps=4,
+        num_warps=_WARPS,
         **pdl,
     )
     if parts > 1:

@@ -22,6 +22,7 @@ from atom.ops.triton.launch import pdl_options
 __all__ = ["argmax", "sample"]
 
 _CHUNK = 4096
+_WARPS = 4  # of a program that has a chunk
 _PIVOTS = 16
 _LISTED = 16384  # logits of a row that one program holds in registers
 
@@ -48,13 +49,13 @@ def sample(logits: Tensor, params: Tensor, *, filters: bool, search: bool) -> Te
     grid, stride = (num_rows, num_chunks), logits.stride(0)
     kernels.chunk_stats_kernel[grid](
         logits, params, keys, sums, least, stride, size, num_chunks,
-        CHUNK=_CHUNK, PDL=pdl, num_warps=4, **options,
+        CHUNK=_CHUNK, PDL=pdl, num_warps=_WARPS, **options,
     )  # fmt: skip
     if filters:
         _find_floors(logits, params, keys, least, floors, search)
         kernels.mass_kernel[grid](
             logits, params, keys, floors, sums, stride, size, num_chunks,
-            CHUNK=_CHUNK, CHUNKS=chunks, PDL=pdl, num_warps=4, **options,
+            CHUNK=_CHUNK, CHUNKS=chunks, PDL=pdl, num_warps=_WARPS, **options,
         )  # fmt: skip
     kernels.draw_kernel[(num_rows,)](
         logits, params, keys, sums, floors, out, stride, size, num_chunks,
@@ -84,12 +85,12 @@ def _find_floors(
             kernels.narrow_kernel[(num_rows, num_chunks)](
                 logits, params, keys, least, state, pivots, partials, stride, size, num_rows,
                 num_chunks, CHUNK=_CHUNK, CHUNKS=chunks, PIVOTS=_PIVOTS, ROUND=number, PDL=pdl,
-                num_warps=4, **options,
+                num_warps=_WARPS, **options,
             )  # fmt: skip
         kernels.collect_kernel[(num_rows, num_chunks)](
             logits, params, state, pivots, partials, found, counts, stride, size, num_rows,
             num_chunks, CHUNK=_CHUNK, CHUNKS=chunks, PIVOTS=_PIVOTS, CAPACITY=capacity, PDL=pdl,
-            num_warps=4, **options,
+            num_warps=_WARPS, **options,
         )  # fmt: skip
     kernels.threshold_kernel[(num_rows,)](
         logits, params, keys, state, found, counts, floors, stride, size, num_rows, num_chunks,
