@@ -7,6 +7,7 @@ binary search on the device: the grid depends on counts that the host knows, and
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -190,6 +191,13 @@ def _for_hopper(q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, soft_c
     )
 
 
+@functools.cache
+def _schedule(device: torch.device) -> Tensor:
+    """Counters that the blocks take their tiles from; every launch leaves them at zero, and launches
+    follow one another on one stream."""
+    return torch.zeros(2, dtype=torch.int32, device=device)
+
+
 def _launch_hopper(
     q: Tensor,
     k_cache: Tensor,
@@ -206,8 +214,8 @@ def _launch_hopper(
     block_q = 128 // shape.group_pad
     tiles = (meta.num_tokens // block_q + meta.num_seqs) * heads
     varlen_hopper_kernel[(min(support.num_sms(q.device.index or 0), tiles),)](
-        out, q, k_cache, v_cache, meta.block_table, meta.cu_seqlens_q, meta.seq_lens,
-        meta.seq_lens if sinks is None else sinks, meta.num_seqs, tiles, scale * LOG2_E, v_scale,
+        out, _schedule(q.device), q, k_cache, v_cache, meta.block_table, meta.cu_seqlens_q,
+        meta.seq_lens, meta.seq_lens if sinks is None else sinks, meta.num_seqs, tiles, scale * LOG2_E, v_scale,
         out.stride(0), out.stride(1), q.stride(0), q.stride(1), *k_cache.stride()[:3],
         meta.block_table.stride(0),
         HEADS=heads, GROUP=shape.group, GROUP_PAD=shape.group_pad, D=shape.dim,

@@ -1,9 +1,9 @@
 """The attention of `varlen_attention` for Hopper, in Gluon: who loads and who computes is explicit.
 
-One block per multiprocessor stays for all its tiles. Four warps gather keys and values from the
-pages into shared memory; two groups of four take half of the tile's rows each. A group multiplies
-the next block's scores while the product with this block's values still runs, and both groups keep
-the tensor cores busy during each other's softmax.
+One block per multiprocessor takes tile after tile from a counter. Four warps gather queries, and
+keys and values from the pages, into shared memory; two groups of four take half of the tile's rows
+each. A group multiplies the next block's scores while the product with this block's values still
+runs, and the groups take turns: one has the tensor cores while the other is in its softmax.
 """
 
 from __future__ import annotations
@@ -51,10 +51,28 @@ def _find_tile(cu_seqlens, seq_lens, tile, num_seqs, BLOCK_Q: gl.constexpr, WIND
 
 
 @gluon.jit
+def _publish(tiles, tile_full, slot, head, first, lowest, end, begin, blocks):
+    """Tell those who compute about the next tile."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    fields = (head, first, lowest, end, begin, blocks)
+    for i in gl.static_range(6):
+        value = gl.full([1], 0, gl.int32, layout) + fields[i]
+        tiles.index(slot * 6 + i).store(value)
+    mbarrier.arrive(tile_full.index(slot), count=1)
+
+
+@gluon.jit
+def _field(tiles, slot, i: gl.constexpr):
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    return gl.max(tiles.index(slot * 6 + i).load(layout), 0)
+
+
+@gluon.jit
 def _load(
-    q, k_cache, v_cache, block_table, cu_seqlens, seq_lens, num_seqs, num_tiles,
+    schedule, q, k_cache, v_cache, block_table, cu_seqlens, seq_lens, num_seqs, num_tiles,
     q_token, q_head, cache_block, cache_slot, cache_head, table_row,
-    q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
+    tiles, q_smem, k_smem, v_smem,
+    tile_full, tile_empty, q_full, k_full, k_empty, v_full, v_empty,
     HEADS: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr, D: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, BLOCK_Q: gl.constexpr,
     BLOCK_N: gl.constexpr, WINDOW: gl.constexpr, STAGES: gl.constexpr,
@@ -65,29 +83,33 @@ def _load(
     q_row = gl.arange(0, 64, gl.SliceLayout(1, layout))
     d = gl.arange(0, D, gl.SliceLayout(0, layout))
     done, turn = 0, 0  # blocks and tiles so far
-    for work in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
+    work = gl.program_id(0)
+    while work < num_tiles:
         head = work % HEADS
         seq, first, lowest, end, begin, blocks = _find_tile(
             cu_seqlens, seq_lens, work // HEADS, num_seqs, BLOCK_Q, WINDOW, BLOCK_N
         )
-        table = block_table + seq.to(gl.int64) * table_row
-        k_base, v_base = k_cache + head * cache_head, v_cache + head * cache_head
-        key = (begin + blocks - 1) * BLOCK_N + row
-        page = gl.load(table + key // BLOCK_SIZE, mask=(key < end) & (blocks > 0), other=0)
         if blocks > 0:
-            mbarrier.wait(q_empty.index(turn % 2), (turn // 2) & 1 ^ 1)
+            slot = turn % 2
+            mbarrier.wait(tile_empty.index(slot), (turn // 2) & 1 ^ 1)
+            _publish(tiles, tile_full, slot, head, first, lowest, end, begin, blocks)
             for part in gl.static_range(2):
                 token = (64 * part + q_row) // GROUP_PAD
                 member = (64 * part + q_row) % GROUP_PAD
                 alive = (lowest + token < end) & (member < GROUP)
                 q_at = (first + token).to(gl.int64) * q_token + (head * GROUP + member) * q_head
                 async_copy.async_copy_global_to_shared(
-                    q_smem.index(turn % 2 * 2 + part),
+                    q_smem.index(slot * 2 + part),
                     q + (q_at[:, None] + d[None, :]),
                     mask=alive[:, None],
                 )
-            async_copy.mbarrier_arrive(q_full.index(turn % 2), increment_count=False)
+            async_copy.mbarrier_arrive(q_full.index(slot), increment_count=False)
             turn += 1
+        work = gl.num_programs(0) + gl.atomic_add(schedule, 1, sem="relaxed")
+        table = block_table + seq.to(gl.int64) * table_row
+        k_base, v_base = k_cache + head * cache_head, v_cache + head * cache_head
+        key = (begin + blocks - 1) * BLOCK_N + row
+        page = gl.load(table + key // BLOCK_SIZE, mask=(key < end) & (blocks > 0), other=0)
         for _ in range(blocks):
             stage, parity = done % STAGES, (done // STAGES) & 1 ^ 1
             at = page.to(gl.int64) * cache_block + (key % BLOCK_SIZE) * cache_slot
@@ -106,6 +128,12 @@ def _load(
             )
             async_copy.mbarrier_arrive(v_full.index(stage), increment_count=False)
             done += 1
+    mbarrier.wait(tile_empty.index(turn % 2), (turn // 2) & 1 ^ 1)
+    _publish(tiles, tile_full, turn % 2, 0, 0, 0, 0, 0, 0)  # no blocks: the end
+    # The last to finish leaves the counters as it found them.
+    if gl.atomic_add(schedule + 1, 1, sem="acq_rel") == gl.num_programs(0) - 1:
+        gl.store(schedule, 0)
+        gl.store(schedule + 1, 0)
 
 
 @gluon.jit
@@ -142,12 +170,11 @@ def _computed(total):
 
 @gluon.jit
 def _compute(
-    out, cu_seqlens, seq_lens, sinks, num_seqs, num_tiles, scale_log2, v_scale,
-    out_token, out_head,
-    q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-    part: gl.constexpr, HEADS: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr,
-    D: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_N: gl.constexpr, WINDOW: gl.constexpr,
-    SINKS: gl.constexpr, STAGES: gl.constexpr,
+    out, sinks, scale_log2, v_scale, out_token, out_head,
+    tiles, q_smem, k_smem, v_smem,
+    tile_full, tile_empty, q_full, k_full, k_empty, v_full, v_empty, turns,
+    part: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr, D: gl.constexpr,
+    BLOCK_N: gl.constexpr, WINDOW: gl.constexpr, SINKS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Rows 64 * part .. of every tile."""
     dtype: gl.constexpr = out.dtype.element_ty
@@ -160,92 +187,100 @@ def _compute(
     io_d = gl.arange(0, D, gl.SliceLayout(0, io_layout))
     io_token, io_member = io_row // GROUP_PAD, io_row % GROUP_PAD
     row = 64 * part + gl.arange(0, 64, rows)
-    done, turn = 0, 0
-    for work in range(gl.program_id(0), num_tiles, gl.num_programs(0)):
-        head = work % HEADS
-        _seq, first, lowest, end, begin, blocks = _find_tile(
-            cu_seqlens, seq_lens, work // HEADS, num_seqs, BLOCK_Q, WINDOW, BLOCK_N
-        )
-        if blocks > 0:
-            query = gl.minimum(lowest + row // GROUP_PAD, end - 1)
-            if SINKS:
-                member = row % GROUP_PAD
-                top = gl.load(sinks + head * GROUP + member, mask=member < GROUP, other=0.0)
-                top = top * LOG2_E
-                total = gl.full([64], 1.0, gl.float32, rows)
-            else:
-                top = gl.full([64], float("-inf"), gl.float32, rows)
-                total = gl.full([64], 0.0, gl.float32, rows)
-            acc = gl.zeros([64, D], gl.float32, o_layout)
-            zero = gl.zeros([64, BLOCK_N], gl.float32, s_layout)
+    done, turn, rounds = 0, 0, 0
+    mbarrier.wait(tile_full.index(0), 0)
+    blocks = _field(tiles, 0, 5)
+    while blocks > 0:
+        slot = turn % 2
+        head, first = _field(tiles, slot, 0), _field(tiles, slot, 1)
+        lowest, end = _field(tiles, slot, 2), _field(tiles, slot, 3)
+        begin = _field(tiles, slot, 4)
+        query = gl.minimum(lowest + row // GROUP_PAD, end - 1)
+        if SINKS:
+            member = row % GROUP_PAD
+            top = gl.load(sinks + head * GROUP + member, mask=member < GROUP, other=0.0)
+            top = top * LOG2_E
+            total = gl.full([64], 1.0, gl.float32, rows)
+        else:
+            top = gl.full([64], float("-inf"), gl.float32, rows)
+            total = gl.full([64], 0.0, gl.float32, rows)
+        acc = gl.zeros([64, D], gl.float32, o_layout)
+        zero = gl.zeros([64, BLOCK_N], gl.float32, s_layout)
 
-            at = (begin + blocks - 1) * BLOCK_N
+        at = (begin + blocks - 1) * BLOCK_N
+        stage, parity = done % STAGES, (done // STAGES) & 1
+        queries = q_smem.index(slot * 2 + part)
+        mbarrier.wait(q_full.index(slot), (turn // 2) & 1)
+        mbarrier.wait(k_full.index(stage), parity)
+        fence_async_shared()
+        s = warpgroup_mma(queries, k_smem.index(stage).permute((1, 0)), zero, use_acc=False,
+                          is_async=True)  # fmt: skip
+        s = warpgroup_mma_wait(0, deps=(s,))
+        mbarrier.arrive(k_empty.index(stage), count=1)
+        p, _, top, total = _softmax(
+            s, top, total, at, query, lowest, end, scale_log2, WINDOW, BLOCK_N, s_layout
+        )
+        weights = gl.convert_layout(p.to(dtype), p_layout)
+        for _ in range(blocks - 1):
+            before, before_parity = done % STAGES, (done // STAGES) & 1
+            done += 1
+            at -= BLOCK_N
             stage, parity = done % STAGES, (done // STAGES) & 1
-            queries = q_smem.index(turn % 2 * 2 + part)
-            mbarrier.wait(q_full.index(turn % 2), (turn // 2) & 1)
+            mbarrier.wait(v_full.index(before), before_parity)
             mbarrier.wait(k_full.index(stage), parity)
             fence_async_shared()
-            s = warpgroup_mma(queries, k_smem.index(stage).permute((1, 0)), zero, use_acc=False,
-                              is_async=True)  # fmt: skip
-            s = warpgroup_mma_wait(0, deps=(s,))
+            mbarrier.wait(turns.index(part), (rounds & 1) ^ (1 - part))
+            s_next = warpgroup_mma(
+                queries, k_smem.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
+            )
+            acc_next = warpgroup_mma(weights, v_smem.index(before), acc, is_async=True)
+            mbarrier.arrive(turns.index(1 - part), count=1)
+            rounds += 1
+            s = warpgroup_mma_wait(1, deps=(s_next,))
             mbarrier.arrive(k_empty.index(stage), count=1)
-            p, _, top, total = _softmax(
+            p, alpha, top, total = _softmax(
                 s, top, total, at, query, lowest, end, scale_log2, WINDOW, BLOCK_N, s_layout
             )
+            total = _computed(total)
+            acc = warpgroup_mma_wait(0, deps=(acc_next,))
+            mbarrier.arrive(v_empty.index(before), count=1)
+            acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))[:, None]
             weights = gl.convert_layout(p.to(dtype), p_layout)
-            for _ in range(blocks - 1):
-                before, before_parity = done % STAGES, (done // STAGES) & 1
-                done += 1
-                at -= BLOCK_N
-                stage, parity = done % STAGES, (done // STAGES) & 1
-                mbarrier.wait(v_full.index(before), before_parity)
-                mbarrier.wait(k_full.index(stage), parity)
-                fence_async_shared()
-                s_next = warpgroup_mma(
-                    queries, k_smem.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
-                )
-                acc_next = warpgroup_mma(weights, v_smem.index(before), acc, is_async=True)
-                s = warpgroup_mma_wait(1, deps=(s_next,))
-                mbarrier.arrive(k_empty.index(stage), count=1)
-                p, alpha, top, total = _softmax(
-                    s, top, total, at, query, lowest, end, scale_log2, WINDOW, BLOCK_N, s_layout
-                )
-                total = _computed(total)
-                acc = warpgroup_mma_wait(0, deps=(acc_next,))
-                mbarrier.arrive(v_empty.index(before), count=1)
-                acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))[:, None]
-                weights = gl.convert_layout(p.to(dtype), p_layout)
-            mbarrier.arrive(q_empty.index(turn % 2), count=1)
-            turn += 1
-            stage, parity = done % STAGES, (done // STAGES) & 1
-            done += 1
-            mbarrier.wait(v_full.index(stage), parity)
-            fence_async_shared()
-            acc_last = warpgroup_mma(weights, v_smem.index(stage), acc, is_async=True)
-            acc = warpgroup_mma_wait(0, deps=(acc_last,))
-            mbarrier.arrive(v_empty.index(stage), count=1)
-            alive = (lowest + io_token < end) & (io_member < GROUP)
-            out_at = (first + io_token).to(gl.int64) * out_token
-            out_at += (head * GROUP + io_member) * out_head
-            factor = gl.where(total > 0, v_scale / total, 0.0)
-            acc = acc * gl.convert_layout(factor, gl.SliceLayout(1, o_layout))[:, None]
-            gl.store(
-                out + (out_at[:, None] + io_d[None, :]),
-                gl.convert_layout(acc.to(dtype), io_layout),
-                mask=alive[:, None],
-            )
+        mbarrier.arrive(tile_empty.index(slot), count=1)
+        turn += 1
+        stage, parity = done % STAGES, (done // STAGES) & 1
+        done += 1
+        mbarrier.wait(v_full.index(stage), parity)
+        fence_async_shared()
+        acc_last = warpgroup_mma(weights, v_smem.index(stage), acc, is_async=True)
+        acc = warpgroup_mma_wait(0, deps=(acc_last,))
+        mbarrier.arrive(v_empty.index(stage), count=1)
+        alive = (lowest + io_token < end) & (io_member < GROUP)
+        out_at = (first + io_token).to(gl.int64) * out_token
+        out_at += (head * GROUP + io_member) * out_head
+        factor = gl.where(total > 0, v_scale / total, 0.0)
+        acc = acc * gl.convert_layout(factor, gl.SliceLayout(1, o_layout))[:, None]
+        gl.store(
+            out + (out_at[:, None] + io_d[None, :]),
+            gl.convert_layout(acc.to(dtype), io_layout),
+            mask=alive[:, None],
+        )
+        mbarrier.wait(tile_full.index(turn % 2), (turn // 2) & 1)
+        blocks = _field(tiles, turn % 2, 5)
 
 
 @gluon.jit
 def varlen_hopper_kernel(
-    out, q, k_cache, v_cache, block_table, cu_seqlens, seq_lens, sinks,
+    out, schedule, q, k_cache, v_cache, block_table, cu_seqlens, seq_lens, sinks,
     num_seqs, num_tiles, scale_log2, v_scale,
     out_token, out_head, q_token, q_head, cache_block, cache_slot, cache_head, table_row,
     HEADS: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr, D: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_N: gl.constexpr, WINDOW: gl.constexpr,
     SINKS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """`num_tiles` counts (query tile, KV head) pairs. BLOCK_Q * GROUP_PAD is 128."""
+    """`num_tiles` counts (query tile, KV head) pairs; BLOCK_Q * GROUP_PAD is 128. `schedule` [2]
+    int32: tiles handed out after each block's first, and blocks that are done; zero before and
+    after."""
     dtype: gl.constexpr = q.dtype.element_ty
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, D], dtype)
     q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, D], dtype)
@@ -253,15 +288,21 @@ def varlen_hopper_kernel(
     v_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, D], layout)
     q_smem = gl.allocate_shared_memory(dtype, [4, 64, D], q_layout)  # two tiles, two halves
     barrier: gl.constexpr = mbarrier.MBarrierLayout()
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    tiles = gl.allocate_shared_memory(gl.int32, [12, 1], plain)  # two tiles, six fields
+    tile_full = gl.allocate_shared_memory(gl.int64, [2, 1], barrier)
+    tile_empty = gl.allocate_shared_memory(gl.int64, [2, 1], barrier)
     q_full = gl.allocate_shared_memory(gl.int64, [2, 1], barrier)
-    q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], barrier)
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], barrier)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     for i in gl.static_range(2):
+        mbarrier.init(tile_full.index(i), count=1)
+        mbarrier.init(tile_empty.index(i), count=2)
         mbarrier.init(q_full.index(i), count=128)
-        mbarrier.init(q_empty.index(i), count=2)
+        mbarrier.init(turns.index(i), count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_full.index(i), count=128)
         mbarrier.init(v_full.index(i), count=128)
@@ -271,21 +312,22 @@ def varlen_hopper_kernel(
     gl.warp_specialize(
         [
             (_compute, (
-                out, cu_seqlens, seq_lens, sinks, num_seqs, num_tiles, scale_log2, v_scale,
-                out_token, out_head,
-                q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                0, HEADS, GROUP, GROUP_PAD, D, BLOCK_Q, BLOCK_N, WINDOW, SINKS, STAGES,
+                out, sinks, scale_log2, v_scale, out_token, out_head,
+                tiles, q_smem, k_smem, v_smem,
+                tile_full, tile_empty, q_full, k_full, k_empty, v_full, v_empty, turns,
+                0, GROUP, GROUP_PAD, D, BLOCK_N, WINDOW, SINKS, STAGES,
             )),
             (_compute, (
-                out, cu_seqlens, seq_lens, sinks, num_seqs, num_tiles, scale_log2, v_scale,
-                out_token, out_head,
-                q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                1, HEADS, GROUP, GROUP_PAD, D, BLOCK_Q, BLOCK_N, WINDOW, SINKS, STAGES,
+                out, sinks, scale_log2, v_scale, out_token, out_head,
+                tiles, q_smem, k_smem, v_smem,
+                tile_full, tile_empty, q_full, k_full, k_empty, v_full, v_empty, turns,
+                1, GROUP, GROUP_PAD, D, BLOCK_N, WINDOW, SINKS, STAGES,
             )),
             (_load, (
-                q, k_cache, v_cache, block_table, cu_seqlens, seq_lens, num_seqs, num_tiles,
-                q_token, q_head, cache_block, cache_slot, cache_head, table_row,
-                q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
+                schedule, q, k_cache, v_cache, block_table, cu_seqlens, seq_lens, num_seqs,
+                num_tiles, q_token, q_head, cache_block, cache_slot, cache_head, table_row,
+                tiles, q_smem, k_smem, v_smem,
+                tile_full, tile_empty, q_full, k_full, k_empty, v_full, v_empty,
                 HEADS, GROUP, GROUP_PAD, D, BLOCK_SIZE, BLOCK_Q, BLOCK_N, WINDOW, STAGES,
             )),
         ],

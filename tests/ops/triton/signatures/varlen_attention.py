@@ -56,6 +56,7 @@ def _hopper(dim: int, group: int, keys: int, stages: int, window: int = 0) -> Ro
             **dict.fromkeys(("out", "q", "k_cache", "v_cache"), "*bf16"),
             **dict.fromkeys(("block_table", "cu_seqlens", "seq_lens"), "*i32"),
             "sinks": "*fp32",
+            "schedule": "*i32",
             **dict.fromkeys(integers, "i32"),
             **dict.fromkeys(("scale_log2", "v_scale"), "fp32"),
         },
