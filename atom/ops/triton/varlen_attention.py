@@ -193,7 +193,7 @@ def _for_hopper(q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, soft_c
 
 @functools.cache
 def _schedule(device: torch.device) -> Tensor:
-    """Counters that the blocks take their tiles from; every launch leaves them at zero, and launches
+    """Counters that blocks take their tiles from; every launch leaves them at zero, and launches
     follow one another on one stream."""
     return torch.zeros(2, dtype=torch.int32, device=device)
 
@@ -215,7 +215,8 @@ def _launch_hopper(
     tiles = (meta.num_tokens // block_q + meta.num_seqs) * heads
     varlen_hopper_kernel[(min(support.num_sms(q.device.index or 0), tiles),)](
         out, _schedule(q.device), q, k_cache, v_cache, meta.block_table, meta.cu_seqlens_q,
-        meta.seq_lens, meta.seq_lens if sinks is None else sinks, meta.num_seqs, tiles, scale * LOG2_E, v_scale,
+        meta.seq_lens, meta.seq_lens if sinks is None else sinks, meta.num_seqs, tiles,
+        scale * LOG2_E, v_scale,
         out.stride(0), out.stride(1), q.stride(0), q.stride(1), *k_cache.stride()[:3],
         meta.block_table.stride(0),
         HEADS=heads, GROUP=shape.group, GROUP_PAD=shape.group_pad, D=shape.dim,
