@@ -197,34 +197,30 @@ def _candidates_of_one(n: int, k: int, both: int) -> Iterator[Config]:
 
 def _candidates_of_few(problem: Problem, tokens: int, both: int) -> Iterator[Config]:
     k, n = problem.k, problem.n
-    plain = problem.kind == L
-    block_m = max(8, tokens)
-    for block_n, block_k, split, fused, reach in itertools.product(
+    for (swap, block_m), block_n, block_k, split, tma in itertools.product(
+        ((True, max(16, tokens)), (False, max(64, tokens))),
         (16, 32, 64, 128),
         (64, 128, 256),
         (1, 2, 4, 7, 8),
-        (False,) if plain or tokens > 16 else (False, True),
-        (0, 256, 512),
+        (False, True),
     ):
-        swap = block_n >= 64 or block_m == 8
         programs = -(-n // block_n) * split
         few = programs < min(90, n // 16)
-        if few or (split > 1 and (programs > 300 or fused or problem.kind == G)):
+        if few or (split > 1 and (programs > 300 or problem.kind == G)):
             continue
-        if k % (split * block_k) or k // split < 4 * block_k or (reach and reach < block_k):
+        if k % (split * block_k) or k // split < 3 * block_k or (swap and block_n < 64):
             continue
         if n < 1000 and block_n > 16:
             continue
         stage = block_k * 2 * (block_n * both + block_m)
         at_once = min(4, -(-programs // 132))  # programs of a multiprocessor, if all are to run
-        depths = {min(6, 224_000 // c // stage) for c in (at_once, max(1, at_once - 1))}
+        depths = {min(6, 222_000 // c // stage) for c in (at_once, max(1, at_once - 1))}
         # Little shared memory lets the next kernel's programs in, to fetch theirs ahead.
-        for stages in sorted(depths | ({3} if reach else set())):
-            ahead = 0 if not reach else -(-(stages * block_k) // reach) * reach
-            if stages < 3 or (stages - 1) * stage < 14_000 or ahead + reach > k // split:
+        for stages in sorted(depths | {min(4, 110_000 // stage)}):
+            if stages < 3 or (stages - 1) * stage < 14_000:
                 continue
             warps = 8 if block_n * both * block_m >= 128 * 64 else 4
-            yield Skinny(block_m, block_n, block_k, warps, stages, split, swap, ahead, reach, fused)
+            yield Skinny(block_m, block_n, block_k, warps, stages, split, swap, tma)
 
 
 def _compile_share(jobs: list[tuple[Problem, int, Config | None]]) -> None:
@@ -309,17 +305,9 @@ def _variants(config: Config | None, k: int) -> list[Config | None]:
     if isinstance(config, Columns):
         most = 1 << (k.bit_length() - 1)
         return [replace(config, prefetch=elements) for elements in (most // 4, most)]
-    others = [
-        replace(config, num_warps=12 - config.num_warps),
-        replace(config, num_stages=max(3, config.num_stages - 1)),
-    ]
-    if config.block_n < 64 and config.block_m > 8:
-        others.append(replace(config, swap=not config.swap))
-    if config.ahead:
-        further = config.ahead + 2 * config.span
-        if further + config.span <= k // config.split:
-            others.append(replace(config, ahead=further))
-    return list(others)
+    others = [replace(config, num_warps=12 - config.num_warps)]
+    share = k // config.split
+    return others + [replace(config, prefetch=p) for p in (256, 512, 1024) if p <= share]
 
 
 def _write(table: dict[str, dict[str, Any]], folder: Path) -> None:

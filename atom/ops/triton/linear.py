@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from atom.ops import registry
 from atom.ops.contracts import GGUFWeight
@@ -22,7 +22,7 @@ from atom.ops.registry import OpQuery, register
 from atom.ops.triton import linear_kernels as kernels
 from atom.ops.triton import support
 from atom.ops.triton.elementwise import add_rms_norm_apart
-from atom.ops.triton.linear_config import BUCKETS, Config, Problem, Rows, Skinny, choose
+from atom.ops.triton.linear_config import BUCKETS, Columns, Config, Problem, Rows, Skinny, choose
 
 MOST_TOKENS = BUCKETS[-1]
 _NO_NORM = (None, None, 0.0)
@@ -69,6 +69,8 @@ class Launcher:
         self.pdl = support.supports_pdl(index)
         self.options: dict[str, Any] = {"launch_pdl": True} if self.pdl else {}
         self.scratch = _scratch(device)
+        self.gated = problem.kind == "gated"
+        self.width = support.next_power_of_2(problem.k)
         sizes = range(MOST_TOKENS + 1)
         bucket = [next(i for i, m in enumerate(BUCKETS) if m >= tokens) for tokens in sizes]
         self.by_tokens = [configs[i] for i in bucket]  # [0] is not used
@@ -79,69 +81,58 @@ class Launcher:
     def config(self, tokens: int) -> Config | None:
         return self.by_tokens[tokens] if 0 < tokens <= MOST_TOKENS else None
 
-    def run(
+    def one(
         self,
-        config: Config,
+        config: Rows | Columns,
         x: Tensor,
         norm: Norm,
         weight: Tensor,
         bias: Tensor | None,
         out: Tensor,
     ) -> Tensor | None:
-        """Writes `out` [M, N]; returns the new residual, if there is a residual to be added."""
+        """One token, with the norm before. Returns the new residual, if one was added to."""
         residual, gamma, eps = norm
         new = None if residual is None else x.new_empty(x.shape)
+        n, k = self.problem.n, self.problem.k
+        operands = (x, residual, gamma, weight, bias, out, new, n, k, eps)
         flags = {
             "ADD": residual is not None,
             "NORM": gamma is not None,
-            "GATED": self.problem.kind == "gated",
+            "GATED": self.gated,
             "BIAS": bias is not None,
             "PDL": self.pdl,
         }
-        n, k = self.problem.n, self.problem.k
-        if isinstance(config, Skinny):
-            self._skinny(config, x, residual, gamma, eps, weight, bias, out, new, flags)
-        elif isinstance(config, Rows):
-            tiles = -(-n // config.block_n)
+        tiles = -(-n // config.block_n)
+        if isinstance(config, Rows):
             grid = min(tiles, config.waves * self.sms) if config.waves else tiles
             kernels.gemv_rows[(grid,)](
-                x, residual, gamma, weight, bias, out, new, n, k, eps,
-                BLOCK_N=config.block_n, BLOCK_K=support.next_power_of_2(k),
-                PREFETCH=config.prefetch, num_warps=config.num_warps, **flags, **self.options,
+                *operands, BLOCK_N=config.block_n, BLOCK_K=self.width, PREFETCH=config.prefetch,
+                num_warps=config.num_warps, **flags, **self.options,
             )  # fmt: skip
         else:
-            kernels.gemv_columns[(-(-n // config.block_n),)](
-                x, residual, gamma, weight, bias, out, new, n, k, eps,
-                BLOCK_N=config.block_n, BLOCK_K=config.block_k, STAGES=config.stages,
+            kernels.gemv_columns[(tiles,)](
+                *operands, BLOCK_N=config.block_n, BLOCK_K=config.block_k, STAGES=config.stages,
                 PREFETCH=config.prefetch, num_warps=config.num_warps, **flags, **self.options,
             )  # fmt: skip
         return new
 
-    def _skinny(
-        self,
-        config: Skinny,
-        x: Tensor,
-        residual: Tensor | None,
-        gamma: Tensor | None,
-        eps: float,
-        weight: Tensor,
-        bias: Tensor | None,
-        out: Tensor,
-        new: Tensor | None,
-        flags: dict[str, bool],
+    def few(
+        self, config: Skinny, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor
     ) -> None:
-        n, k = self.problem.n, self.problem.k
+        """A few tokens, normed before if at all."""
         split = config.split
         partial, arrivals = (
             (self.scratch.partial, self.scratch.arrivals) if split > 1 else (None, None)
         )
-        kernels.skinny[(-(-n // config.block_n), split)](
-            x, residual, gamma, weight, bias, out, new, partial, arrivals, len(x), n, k,
-            x.stride(0), 0 if residual is None else residual.stride(0), eps,
-            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, SPLIT=split,
-            SWAP=config.swap, AHEAD=config.ahead, SPAN=config.span,
-            WAYS=config.ways, num_warps=config.num_warps,
-            num_stages=config.num_stages, **flags, **self.options,
+        tiles = None
+        if config.tma:
+            tiles = TensorDescriptor.from_tensor(weight, [config.block_n, config.block_k])
+        kernels.skinny[(-(-self.problem.n // config.block_n), split)](
+            x, weight, tiles, bias, out, partial, arrivals, len(x), self.problem.n, self.problem.k,
+            x.stride(0), BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+            SPLIT=split, SWAP=config.swap, TMA=config.tma, PREFETCH=config.prefetch,
+            GATED=self.gated, BIAS=bias is not None, PDL=self.pdl, num_warps=config.num_warps,
+            num_stages=config.num_stages, **self.options,
         )  # fmt: skip
 
 
@@ -151,12 +142,7 @@ class Products:
     def __init__(self, rows: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
         def launcher(kind: str, n: int) -> Launcher:
             problem = Problem(kind, n, k)
-            configs = choose(problem, _card(device))
-            if dtype == torch.float16:  # residual * norm weight, unscaled, may overflow it
-                configs = tuple(
-                    replace(c, fuse_norm=False) if isinstance(c, Skinny) else c for c in configs
-                )
-            return Launcher(problem, device, configs)
+            return Launcher(problem, device, choose(problem, _card(device)))
 
         def op(name: str) -> Callable[..., Any]:
             # Under the interpreter, too, the kernels are this backend's.
@@ -178,38 +164,37 @@ class Products:
         if config is None:
             return _library_linear(x, weight, bias, dtype)
         out = x.new_empty((len(x), self.rows), dtype=dtype)
-        self.plain.run(config, x, _NO_NORM, weight, bias, out)
+        if isinstance(config, Skinny):
+            self.plain.few(config, x, weight, bias, out)
+        else:
+            self.plain.one(config, x, _NO_NORM, weight, bias, out)
         return out
 
     def norm_linear(
         self, x: Tensor, norm: Norm, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        config = self.normed.config(len(x))
-        if config is None or (isinstance(config, Skinny) and not config.fuse_norm):
-            normed, new = self._norm(x, norm)
-            if config is None:
-                return self.linear(normed, weight, bias), new
-            out = x.new_empty((len(x), self.rows))
-            self.normed.run(config, normed, _NO_NORM, weight, bias, out)
-            return out, new
-        out = x.new_empty((len(x), self.rows))
-        added = self.normed.run(config, x, norm, weight, bias, out)
-        return out, x if added is None else added
+        return self._after_norm(self.normed, x, norm, weight, bias)
 
     def norm_gated(
         self, x: Tensor, norm: Norm, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         assert self.gated is not None, "a gated weight has as many gate rows as up rows"
-        config = self.gated.config(len(x))
-        if config is None or (isinstance(config, Skinny) and not config.fuse_norm):
+        return self._after_norm(self.gated, x, norm, weight, bias)
+
+    def _after_norm(
+        self, launcher: Launcher, x: Tensor, norm: Norm, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        config = launcher.config(len(x))
+        if config is None:
             normed, new = self._norm(x, norm)
-            if config is None:
-                return self.silu_and_mul(F.linear(normed, weight, bias)), new
-            out = x.new_empty((len(x), self.rows // 2))
-            self.gated.run(config, normed, _NO_NORM, weight, bias, out)
+            y = F.linear(normed, weight, bias)
+            return self.silu_and_mul(y) if launcher.gated else y, new
+        out = x.new_empty((len(x), launcher.problem.n))
+        if isinstance(config, Skinny):
+            normed, new = self._norm(x, norm)
+            launcher.few(config, normed, weight, bias, out)
             return out, new
-        out = x.new_empty((len(x), self.rows // 2))
-        added = self.gated.run(config, x, norm, weight, bias, out)
+        added = launcher.one(config, x, norm, weight, bias, out)
         return out, x if added is None else added
 
     def _norm(self, x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ import torch
 from atom.ops.triton import support
 
 # Token counts that have a choice of their own; others take the next one up.
-BUCKETS = (1, 8, 16, 32, 64, 128)
+BUCKETS = (1, 16, 32, 64, 128)
 KINDS = ("linear", "norm", "gated")
 
 
@@ -44,7 +44,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Skinny:
-    """`linear_kernels.skinny`; without `fuse_norm` a kernel of its own takes the norm before."""
+    """`linear_kernels.skinny`; a kernel of its own takes the norm before."""
 
     block_m: int
     block_n: int
@@ -53,14 +53,8 @@ class Skinny:
     num_stages: int
     split: int = 1
     swap: bool = False
-    ahead: int = 0  # elements of each row on their way to the L2 cache
-    span: int = 0  # so many are asked for at a time
-    fuse_norm: bool = True
-
-    @property
-    def ways(self) -> int:
-        """Requests per row such that each thread makes one."""
-        return max(1, self.num_warps * 32 // self.block_n) if self.ahead else 1
+    tma: bool = False
+    prefetch: int = 0
 
 
 Config = Rows | Columns | Skinny

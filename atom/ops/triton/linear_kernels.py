@@ -1,9 +1,8 @@
 """Kernels of `linear` for few tokens, where the time is that of reading the weight once.
 
-All take the RMS norm before the product along: with r = x + residual they sum W[n, k] g[k] r[k] and
-r[k]^2 in one pass and scale the sums at the end. A gated product owns gate row n and up row n + N
-and writes silu(gate) * up. Under `PDL` a program fetches weights, which nobody writes, while the
-kernel before it still runs; everything else waits for that kernel.
+Those for one token take the RMS norm before the product along. A gated product owns gate row n and
+up row n + N and writes silu(gate) * up. Under `PDL` a program fetches weights, which nobody writes,
+while the kernel before it still runs; everything else waits for that kernel.
 """
 
 from __future__ import annotations
@@ -31,22 +30,6 @@ def _prefetch_rows(weight, first, N, K: tl.constexpr, ROWS: tl.constexpr, COLS: 
     rows = tl.minimum(first + tl.arange(0, ROWS), N - 1).to(tl.int64)
     lines = tl.minimum(tl.arange(0, COLS // 64) * 64, K - 1)
     _prefetch(weight + rows[:, None] * K + lines[None, :])
-
-
-@triton.jit
-def _prefetch_span(address, SPAN: tl.constexpr, WAYS: tl.constexpr):
-    """Bring `SPAN` elements from each of `address` on into the L2 cache, in `WAYS` requests each:
-    every thread of the program makes one, threads without an address of their own repeat others."""
-    PART: tl.constexpr = SPAN // WAYS
-    parts = address[:, None] + tl.arange(0, WAYS)[None, :] * PART
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [parts.to(tl.int64), tl.full(parts.shape, PART * 2, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit
@@ -205,35 +188,28 @@ def gemv_columns(
 @triton.jit(do_not_specialize=["M"])
 def skinny(
     x,  # [M, K], rows `stride_x` apart
-    residual,  # [M, K], rows `stride_r` apart
-    gamma,  # [K]
     weight,  # [N, K]; gated: [2N, K]
+    tiles,  # a tensor descriptor of `weight` in blocks [BLOCK_N, BLOCK_K], if TMA
     bias,  # [N]; gated: [2N]
     out,  # [M, N]
-    new_residual,  # [M, K]
     partial,  # [SPLIT, M, N] float32, if SPLIT > 1
     arrivals,  # [tiles of N] int32, zero between launches, if SPLIT > 1
     M,
     N,
     K: tl.constexpr,
     stride_x,
-    stride_r,
-    eps,
     BLOCK_M: tl.constexpr,  # at least M
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,  # divides K / SPLIT
     SPLIT: tl.constexpr,
     SWAP: tl.constexpr,  # the weight is the product's left operand
-    AHEAD: tl.constexpr,  # elements of each row that are on their way to the L2 cache; 0: none
-    SPAN: tl.constexpr,  # elements fetched ahead at a time
-    WAYS: tl.constexpr,  # requests that fetch them, a power of two
-    ADD: tl.constexpr,
-    NORM: tl.constexpr,
+    TMA: tl.constexpr,
+    PREFETCH: tl.constexpr,  # elements of each row, a power of two; 0: none
     GATED: tl.constexpr,
     BIAS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A few tokens on the matrix units; the weight streams through once.
+    """A few tokens on the matrix units; the weight streams through once. The norm is done.
 
     Split along K, the last program to arrive at a tile adds the parts, always in the same order.
     """
@@ -242,54 +218,40 @@ def skinny(
     first = pid * BLOCK_N
     rows = first + tl.arange(0, BLOCK_N)
     tokens = tl.arange(0, BLOCK_M)
-    cols = part * (K // SPLIT) + tl.arange(0, BLOCK_K)
+    start = part * (K // SPLIT)
+    cols = start + tl.arange(0, BLOCK_K)
     valid = rows < N
     valid_m = tokens < M
-    tile = weight + rows.to(tl.int64)[:, None] * K + cols[None, :]
     up = weight + N.to(tl.int64) * K
-    tile_up = up + rows.to(tl.int64)[:, None] * K + cols[None, :]
-    # Long spans of few rows at a time keep the memory at its full speed, short ones do not.
-    start = weight + tl.minimum(rows, N - 1).to(tl.int64) * K + part * (K // SPLIT)
-    start_up = start + N.to(tl.int64) * K
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        if AHEAD > 0:
-            _prefetch_span(start, AHEAD, WAYS)
+        if PREFETCH > 0:
+            _prefetch_rows(weight + start, first, N, K, BLOCK_N, PREFETCH)
             if GATED:
-                _prefetch_span(start_up, AHEAD, WAYS)
+                _prefetch_rows(up + start, first, N, K, BLOCK_N, PREFETCH)
         tl.extra.cuda.gdc_wait()
     x_tile = x + tokens.to(tl.int64)[:, None] * stride_x + cols[None, :]
-    if ADD:
-        r_tile = residual + tokens.to(tl.int64)[:, None] * stride_r + cols[None, :]
+    if not TMA:
+        w_tile = weight + rows.to(tl.int64)[:, None] * K + cols[None, :]
+        u_tile = up + rows.to(tl.int64)[:, None] * K + cols[None, :]
     if SWAP:
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         acc_up = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     else:
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         acc_up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    squares = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
     for k in range(0, K // SPLIT, BLOCK_K):
-        if PDL and AHEAD > 0:  # noqa: SIM102, one is settled at compile time
-            if k % SPAN == 0:
-                later = tl.minimum(k + AHEAD, K // SPLIT - SPAN)
-                _prefetch_span(start + later, SPAN, WAYS)
-                if GATED:
-                    _prefetch_span(start_up + later, SPAN, WAYS)
-        w = tl.load(tile + k, mask=valid[:, None], other=0.0, eviction_policy="evict_first")
-        if GATED:
-            u = tl.load(tile_up + k, mask=valid[:, None], other=0.0, eviction_policy="evict_first")
+        if TMA:
+            w = tiles.load([first, start + k])
+            if GATED:
+                u = tiles.load([N + first, start + k])
+        else:
+            w = tl.load(w_tile + k, mask=valid[:, None], other=0.0, eviction_policy="evict_first")
+            if GATED:
+                u = tl.load(
+                    u_tile + k, mask=valid[:, None], other=0.0, eviction_policy="evict_first"
+                )
         a = tl.load(x_tile + k, mask=valid_m[:, None], other=0.0)
-        if ADD:
-            r = tl.load(r_tile + k, mask=valid_m[:, None], other=0.0)
-            a = (a.to(tl.float32) + r.to(tl.float32)).to(x.dtype.element_ty)
-            if pid == 0:
-                at = tokens.to(tl.int64)[:, None] * K + cols[None, :] + k
-                tl.store(new_residual + at, a, mask=valid_m[:, None])
-        if NORM:
-            wide = a.to(tl.float32)
-            squares += wide * wide
-            g = tl.load(gamma + k + cols).to(tl.float32)
-            a = (wide * g[None, :]).to(x.dtype.element_ty)
         if SWAP:
             acc = tl.dot(w, tl.trans(a), acc)
             if GATED:
@@ -303,11 +265,13 @@ def skinny(
         acc_up = tl.trans(acc_up)
     mask = valid_m[:, None] & valid[None, :]
     place = tokens[:, None] * N + rows[None, :]
+    last = True
     if SPLIT > 1:
         tl.store(partial + part * M * N + place, acc, mask=mask)
         tl.debug_barrier()  # every thread's stores come before the arrival
-        arrived = tl.atomic_add(arrivals + pid, 1, sem="acq_rel")
-        if arrived == SPLIT - 1:
+        last = tl.atomic_add(arrivals + pid, 1, sem="acq_rel") == SPLIT - 1
+    if last:
+        if SPLIT > 1:
             acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for i in tl.static_range(SPLIT):
                 # Past the first-level cache, which other programs' stores do not reach.
@@ -315,14 +279,6 @@ def skinny(
                     partial + i * M * N + place, mask=mask, other=0.0, cache_modifier=".cg"
                 )
             tl.store(arrivals + pid, 0)
-            if BIAS:
-                acc += tl.load(bias + rows, mask=valid, other=0.0).to(tl.float32)[None, :]
-            tl.store(out + place, acc.to(out.dtype.element_ty), mask=mask)
-    else:
-        if NORM:
-            scale = tl.rsqrt(tl.sum(squares, 1) / K + eps)
-            acc *= scale[:, None]
-            acc_up *= scale[:, None]
         if BIAS:
             acc += tl.load(bias + rows, mask=valid, other=0.0).to(tl.float32)[None, :]
         if GATED:

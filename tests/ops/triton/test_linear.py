@@ -23,12 +23,14 @@ ONE_TOKEN = [
     config.Columns(block_n=2, block_k=128, num_warps=2),
 ]
 FEW_TOKENS = [
-    config.Skinny(16, 16, 64, 4, 3, ahead=128, span=64),
+    config.Skinny(16, 16, 64, 4, 3, prefetch=64),
     config.Skinny(16, 64, 64, 4, 3, swap=True),
+    config.Skinny(64, 16, 64, 4, 3, tma=True),
+    config.Skinny(8, 64, 64, 4, 3, swap=True, tma=True, prefetch=64),
 ]
 SPLIT = [
     config.Skinny(16, 16, 64, 4, 3, split=3),
-    config.Skinny(16, 64, 64, 4, 3, split=3, swap=True, ahead=64, span=64),
+    config.Skinny(16, 64, 64, 4, 3, split=3, swap=True, tma=True),
 ]
 
 
@@ -108,13 +110,10 @@ def test_one_token(chosen: Any, n: int, k: int, device: str, on_gpu: bool) -> No
     check(Case(1, n, k, device), chosen, bias=n % 3 == 0)
 
 
-@pytest.mark.parametrize("fuse_norm", [True, False])
 @pytest.mark.parametrize("chosen", FEW_TOKENS, ids=str)
-def test_few_tokens(chosen: Any, fuse_norm: bool, device: str, on_gpu: bool) -> None:
-    from dataclasses import replace
-
+def test_few_tokens(chosen: Any, device: str, on_gpu: bool) -> None:
     n, k = (3 * 512 + 32, 2048) if on_gpu else (44, 128)
-    check(Case(5, n, k, device), replace(chosen, fuse_norm=fuse_norm), bias=fuse_norm)
+    check(Case(5, n, k, device), chosen, bias=chosen.tma)
 
 
 @pytest.mark.parametrize("chosen", SPLIT, ids=str)

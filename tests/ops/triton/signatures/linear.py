@@ -13,34 +13,31 @@ _PLAIN = {"ADD": False, "NORM": False, "GATED": False, "BIAS": True, "PDL": True
 _GATED = {"ADD": True, "NORM": True, "GATED": True, "BIAS": False, "PDL": True}
 
 
-def _row(kernel: Any, sizes: dict[str, Any], flags: dict[str, bool], **options: int) -> Row:
-    constants = {**sizes, **flags}
-    signature = dict.fromkeys(_TENSORS, "*bf16")
-    signature |= {"N": "i32", "eps": "fp32"}
-    if kernel is kernels.skinny:
-        signature |= {"partial": "*fp32", "arrivals": "*i32"}
-        signature |= dict.fromkeys(("M", "stride_x", "stride_r"), "i32")
-    return kernel, signature, constants, dict(options)
+def _one(kernel: Any, sizes: dict[str, Any], flags: dict[str, bool], num_warps: int) -> Row:
+    signature = dict.fromkeys(_TENSORS, "*bf16") | {"N": "i32", "eps": "fp32"}
+    return kernel, signature, {**sizes, **flags}, {"num_warps": num_warps}
 
 
-def _skinny(swap: bool, split: int, flags: dict[str, bool], **options: int) -> Row:
-    sizes = {"BLOCK_M": 16, "BLOCK_N": 64 if swap else 32, "BLOCK_K": 64}
-    sizes |= {"AHEAD": 512, "SPAN": 256, "WAYS": 4}
-    return _row(
-        kernels.skinny, {"K": 4096, **sizes, "SPLIT": split, "SWAP": swap}, flags, **options
-    )
+def _few(block_m: int, block_n: int, *, swap: bool = False, split: int = 1, gated: bool) -> Row:
+    sizes = {"K": 4096, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": 64, "SPLIT": split}
+    flags = {"SWAP": swap, "TMA": False, "GATED": gated, "BIAS": not gated, "PDL": True}
+    signature = dict.fromkeys(("x", "weight", "bias", "out"), "*bf16")
+    signature |= {"partial": "*fp32", "arrivals": "*i32"}
+    signature |= dict.fromkeys(("M", "N", "stride_x"), "i32")
+    constants = {**sizes, **flags, "PREFETCH": 512, "tiles": None}
+    return kernels.skinny, signature, constants, {"num_warps": 4, "num_stages": 3}
 
 
 _ROWS = {"K": 2048, "BLOCK_N": 2, "BLOCK_K": 2048, "PREFETCH": 1}
 _COLUMNS = {"K": 14336, "BLOCK_N": 4, "BLOCK_K": 1024, "STAGES": 2, "PREFETCH": 1024}
 
 SIGNATURES: list[Row] = [
-    _row(kernels.gemv_rows, _ROWS, _PLAIN, num_warps=4),
-    _row(kernels.gemv_rows, _ROWS, _GATED, num_warps=4),
-    _row(kernels.gemv_columns, _COLUMNS, _PLAIN, num_warps=8),
-    _row(kernels.gemv_columns, _COLUMNS, _GATED, num_warps=8),
-    _skinny(False, 1, _GATED, num_warps=4, num_stages=3),
-    _skinny(True, 1, _GATED, num_warps=4, num_stages=3),
-    _skinny(False, 4, _PLAIN, num_warps=4, num_stages=3),
-    _skinny(True, 4, _PLAIN, num_warps=4, num_stages=3),
+    _one(kernels.gemv_rows, _ROWS, _PLAIN, 4),
+    _one(kernels.gemv_rows, _ROWS, _GATED, 4),
+    _one(kernels.gemv_columns, _COLUMNS, _PLAIN, 8),
+    _one(kernels.gemv_columns, _COLUMNS, _GATED, 8),
+    _few(16, 32, gated=False),
+    _few(64, 32, gated=True),
+    _few(16, 64, swap=True, gated=True),
+    _few(16, 64, swap=True, split=4, gated=False),
 ]
