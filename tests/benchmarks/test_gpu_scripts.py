@@ -14,6 +14,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import gpu_trace  # noqa: E402
+import greedy_agreement  # noqa: E402
 import h200_targets  # noqa: E402
 from roofline import Shape  # noqa: E402
 
@@ -152,3 +153,16 @@ def test_a_cell_that_fails_does_not_take_the_others_along(tmp_path: Path) -> Non
     assert cells["throughput"]["total_tok_s"] > 0
     assert "model  prefill" in text
     assert "FAILED" in text
+
+
+def test_agreement_of_two_texts() -> None:
+    ours = greedy_agreement.Answer([[1], [2]], [[5, 6, 7, 8], [5, 6, 7, 8]])
+    theirs = greedy_agreement.Answer([[1], [2]], [[5, 6, 9, 8], [5, 6, 7, 8]])
+    same = greedy_agreement.Verdict(1, -2.0)
+    other = greedy_agreement.Verdict(3, 0.25)
+    row = greedy_agreement.compare(ours, theirs, [[same, same, other, same], [same] * 4])
+    assert row["equal_texts"] == 1
+    assert row["tokens_before_parting"] == 6 / 8
+    assert row["first_parting"] == 2
+    assert row["same_choice"] == 7 / 8
+    assert row["gap_worst"] == 0.25
