@@ -50,6 +50,11 @@ class Answer(NamedTuple):
     tokens: list[list[int]]
 
 
+class Verdict(NamedTuple):
+    rank: int  # 1: this engine would have chosen it too
+    gap: float  # how far its log-probability is below the best
+
+
 class Engine:
     def __init__(self, model: str | None, variant: str) -> None:
         from atom.engine.llm import LLM
@@ -65,8 +70,8 @@ class Engine:
         results = self.llm.generate(prompts, sampling)
         return Answer(prompts, [result.outputs[0].token_ids for result in results])
 
-    def judge(self, answer: Answer) -> list[list[tuple[int, float]]]:
-        """For each token of `answer`: (its rank here, how far below the best it is)."""
+    def judge(self, answer: Answer) -> list[list[Verdict]]:
+        """One verdict for each token of `answer`, given the text before it."""
         from atom.engine.sampling_params import SamplingParams
 
         sampling = SamplingParams(temperature=0.0, max_tokens=0, prompt_logprobs=1)
@@ -76,7 +81,7 @@ class Engine:
         for prompt, result in zip(answer.prompts, results, strict=True):
             assert result.prompt_logprobs is not None
             records = [r for r in result.prompt_logprobs[len(prompt) :] if r is not None]
-            judged.append([(r.rank, r.logprobs[1] - r.logprobs[0]) for r in records])
+            judged.append([Verdict(r.rank, r.logprobs[1] - r.logprobs[0]) for r in records])
         return judged
 
     def close(self) -> None:
@@ -85,17 +90,15 @@ class Engine:
         gc.collect()
 
 
-def compare(
-    reference: Answer, other: Answer, judged: list[list[tuple[int, float]]]
-) -> dict[str, Any]:
+def compare(reference: Answer, other: Answer, judged: list[list[Verdict]]) -> dict[str, Any]:
     """The two measures of `other`, whose engine has judged the reference's tokens."""
     common = []
     for ours, theirs in zip(reference.tokens, other.tokens, strict=True):
         pairs = zip(ours, theirs, strict=True)
         common.append(next((i for i, (a, b) in enumerate(pairs) if a != b), len(ours)))
     length = len(reference.tokens[0])
-    ranks = [rank for each in judged for rank, _ in each]
-    gaps = sorted(gap for each in judged for rank, gap in each if rank != 1)
+    verdicts = [verdict for each in judged for verdict in each]
+    gaps = sorted(verdict.gap for verdict in verdicts if verdict.rank != 1)
     return {
         "prompts": len(common),
         "tokens_each": length,
@@ -103,7 +106,7 @@ def compare(
         "tokens_before_parting": sum(common) / (length * len(common)),
         "median_parting": statistics.median(common),
         "first_parting": min(common),
-        "same_choice": sum(rank == 1 for rank in ranks) / len(ranks),
+        "same_choice": sum(v.rank == 1 for v in verdicts) / len(verdicts),
         "gap_median": statistics.median(gaps) if gaps else 0.0,
         "gap_worst": gaps[-1] if gaps else 0.0,
     }

@@ -281,8 +281,8 @@ def _kernels(source: ModelSource, config: Config, device: str) -> tuple[Kernel, 
 
 def _keeps_stored(config: Config, source: ModelSource, device: str) -> bool:
     """Whether weights stay in the form they are stored in (as the loader decides)."""
-    if source.format == "gguf":
-        return config.model.dtype != "float32"
+    if source.format == "gguf":  # packed blocks are read by the CPU's kernels alone
+        return config.model.dtype != "float32" and device == "cpu"
     return config.model.dtype == "auto" and device == "cpu"
 
 
