@@ -39,6 +39,7 @@ class Program:
 
     def __init__(self, plan: Plan, model: Any, calls: Mapping[str, Call]) -> None:
         """`calls`: the plan's pieces by key. Raises `CannotCompile`."""
+        self.plan = plan
         self._model, self._calls = model, calls
         weights = [follow(model, tuple(path)) for path in plan.weights]
         # The values before the first step; behind those of the plan, what nobody reads, literals.
