@@ -195,15 +195,26 @@ class LLM:
     def _run(self, jobs: list[_Job], progress: bool) -> None:
         choices = {c.request.request_id: c for job in jobs for c in job.choices}
         try:
-            for choice in choices.values():
-                self._core.add(choice.request)
             with _progress(len(jobs), progress) as advance:
+                self._queue(choices, advance)
                 while choices:
                     self._step(choices, advance)
         finally:  # an error or an interrupt leaves nothing of this call behind
             self._core.abort(list(choices))
             while self._core.has_work:
                 self._core.step()
+
+    def _queue(self, choices: dict[str, _Choice], advance: Callable[[], None]) -> None:
+        """Add all of them. A device that works by itself gets the first step as soon as its prompts
+        are there, and the rest are hashed and queued meanwhile."""
+        alone = self._core.overlap
+        tokens, enough = 0, self._core.info.max_num_batched_tokens
+        for choice in list(choices.values()):
+            self._core.add(choice.request)
+            tokens += len(choice.request.prompt_token_ids)
+            if alone and tokens >= enough:
+                alone = False
+                self._step(choices, advance)
 
     def _step(self, choices: dict[str, _Choice], advance: Callable[[], None]) -> None:
         stopped = []

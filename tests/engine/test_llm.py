@@ -184,3 +184,24 @@ def test_progress_goes_to_stderr(llm: LLM, capsys: pytest.CaptureFixture[str]) -
 def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="max_num_seqs"):
         LLM(str(tiny_checkpoint("llama3")), max_num_seq=4)
+
+
+def test_the_device_starts_before_everything_is_queued(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[i, *range(1, 20)] for i in range(8)]
+    expected = [r.outputs[0].token_ids for r in llm.generate(prompts, GREEDY)]
+    path = str(tiny_checkpoint("llama3"))
+    settings: dict[str, Any] = {"dtype": "float32", "num_kvcache_blocks": 64, "num_threads": 1}
+    with LLM(path, overlap=True, max_num_batched_tokens=40, **settings) as other:
+        order: list[str] = []
+        add, step = other.core.add, other.core.step
+        monkeypatch.setattr(other.core, "add", lambda r: (order.append("add"), add(r)))
+        monkeypatch.setattr(other.core, "step", lambda: (order.append("step"), step())[1])
+        got = [r.outputs[0].token_ids for r in other.generate(prompts, GREEDY)]
+        assert got == expected
+        # A step's worth is two prompts; the other six are queued while it runs.
+        assert order[:10] == ["add", "add", "step", *["add"] * 6, "step"]
+        with pytest.raises(NeverFitError, match=r"prompts\[2\]"):
+            other.generate([[1], [2], [3] * 2000], GREEDY)
+        assert not other.core.has_work
