@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from atom.ops.triton import moe, moe_grouped, moe_pairs, moe_routing
+from atom.ops.triton import moe, moe_grouped, moe_order, moe_pairs, moe_routing
 from atom.ops.triton.elementwise import add_rms_norm_apart
 from atom.ops.triton.moe_config import GroupedConfig, PairConfig, PairTile, Problem, Tile
 from atom.ops.triton.moe_pairs import Choice
@@ -52,9 +52,9 @@ class Case:
         touched = [len(ids.unique()) for _, ids in self.routes]
         self.touched = statistics.mean(touched)
 
-    def orders(self, block_m: int) -> list[moe_routing.Order]:
+    def orders(self, block_m: int) -> list[moe_order.Order]:
         experts = self.problem.num_experts
-        return [moe_routing.sort_pairs(ids, experts, block_m) for _, ids in self.routes]
+        return [moe_order.sort_pairs(ids, experts, block_m) for _, ids in self.routes]
 
     @property
     def pairs(self) -> int:
@@ -138,7 +138,7 @@ def both(case: Case, block_m: int, first: Tile | PairTile, second: Tile | PairTi
             for c in choices
         ]
 
-    def run(order: moe_routing.Order, weights: Tensor) -> object:
+    def run(order: moe_order.Order, weights: Tensor) -> object:
         hidden = moe_grouped.gate_up(case.x, case.w13, order, k, first)
         return moe_grouped.down(hidden, case.w2, order, weights, second)
 
@@ -158,18 +158,25 @@ def parts(case: Case, config: PairConfig | GroupedConfig) -> dict[str, float]:
     }
     norm = (case.x, case.residual, case.norm, 1e-6)
     if isinstance(config, PairConfig):
-        route = [(lambda r=r: moe_pairs.norm_and_route(*norm, r)) for r in case.routers]
-        return {"norm+router": timed(route), **products}
+        score = [(lambda r=r: moe_routing.norm_and_score(*norm, r)) for r in case.routers]
+        return {**products, "norm+router": timed(score)}
     experts, k = case.problem.num_experts, case.problem.top_k
     ids = [chosen for _, chosen in case.routes]
     rows = torch.randn(case.pairs, case.problem.hidden, device="cuda", dtype=torch.bfloat16)
     others: dict[str, Launches] = {
-        "norm": [lambda: add_rms_norm_apart(case.x, case.residual, case.norm, 1e-6)] * case.count,
-        "router": [(lambda r=r: moe_routing.route_logits(case.x, r)) for r in case.routers],
-        "topk": [(lambda g=g: moe_routing.topk_softmax(g, k, True)) for g in case.logits],
-        "sort": [(lambda i=i: moe_routing.sort_pairs(i, experts, block_m)) for i in ids],
+        "sort": [(lambda i=i: moe_order.sort_pairs(i, experts, block_m)) for i in ids],
         "combine": [(lambda i=i: moe_grouped.combine(rows, i)) for i in ids],
     }
+    if case.tokens <= 512:
+        others["norm+route"] = [
+            (lambda r=r: moe_routing.norm_and_route(*norm, r, k, True)) for r in case.routers
+        ]
+    else:
+        others |= {
+            "norm": [lambda: add_rms_norm_apart(case.x, case.residual, case.norm, 1e-6)] * 2,
+            "router": [(lambda r=r: moe_routing.route_logits(case.x, r)) for r in case.routers],
+            "topk": [(lambda g=g: moe_routing.topk_softmax(g, k, True)) for g in case.logits],
+        }
     return {**products, **{part: timed(runs) for part, runs in others.items()}}
 
 

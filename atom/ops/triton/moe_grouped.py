@@ -1,6 +1,6 @@
 """Many tokens: the experts' products as one grouped matrix product, on the tensor cores.
 
-Rows are pairs in the order of `moe_routing.Order`. The first product gathers the tokens' rows and
+Rows are pairs in the order of `moe_order.Order`. The first product gathers the tokens' rows and
 leaves silu(gate) * up in that order; the second weights each row and puts it where its pair
 belongs; `combine_kernel` sums a token's rows. Nothing is added with atomics.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from atom.ops.triton.launch import begin, pdl_options
 from atom.ops.triton.moe_config import GroupedConfig, Tile
-from atom.ops.triton.moe_routing import Order, sort_pairs
+from atom.ops.triton.moe_order import Order, sort_pairs
 from atom.ops.triton.support import next_power_of_2
 
 

@@ -1,6 +1,6 @@
 """Few tokens: every pair of token and expert by itself, as matrix-vector products.
 
-Three launches. The router's kernel normalises too; the first product finds its expert in the logits
+Two launches after `moe_routing.norm_and_score`. The first product finds its expert in the logits
 itself, which is cheaper than a launch for it; the second one sums over a token's experts.
 """
 
@@ -13,97 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atom.ops.triton.launch import begin, pdl_options
+from atom.ops.triton.launch import pdl_options
 from atom.ops.triton.moe_config import PairConfig, PairTile
 from atom.ops.triton.support import next_power_of_2
-
-
-class Routed(NamedTuple):
-    """What the first kernel makes of x and the residual: all [T, ...]."""
-
-    normed: Tensor  # [T, K]
-    residual: Tensor  # [T, K]
-    logits: Tensor  # [T, E] float32
-
-
-@triton.jit
-def norm_router_kernel(
-    x,
-    residual,
-    norm_weight,
-    router,
-    normed,
-    total,
-    logits,
-    eps,
-    x_stride,
-    residual_stride,
-    K,
-    E,
-    HAS_RESIDUAL: tl.constexpr,
-    SHARE: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Some experts' logits of one token. Each program norms the whole row for itself, and writes
-    SHARE columns of it."""
-    experts = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
-    token = tl.program_id(1).to(tl.int64)
-    cols = tl.arange(0, BLOCK_K)
-    inside = cols < K
-    scale = tl.load(norm_weight + cols, mask=inside, other=0.0).to(tl.float32)
-    wanted = experts < E
-    tile = router + experts[:, None] * K + cols[None, :]
-    matrix = tl.load(tile, mask=wanted[:, None] & inside[None, :], other=0.0)
-    begin(PDL)
-    row = tl.load(x + token * x_stride + cols, mask=inside, other=0.0)
-    if HAS_RESIDUAL:
-        before = tl.load(residual + token * residual_stride + cols, mask=inside, other=0.0)
-        row = (row.to(tl.float32) + before.to(tl.float32)).to(row.dtype)
-    wide = row.to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(wide * wide, axis=0) / K + eps)
-    out = (wide * inverse * scale).to(row.dtype)
-    own = (cols // SHARE == tl.program_id(0)) & inside
-    tl.store(normed + token * K + cols, out, mask=own)
-    tl.store(total + token * K + cols, row, mask=own)
-    scores = tl.sum(matrix.to(tl.float32) * out.to(tl.float32)[None, :], axis=1)
-    tl.store(logits + token * E + experts, scores, mask=wanted)
-
-
-def norm_and_route(
-    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, router: Tensor
-) -> Routed:
-    """x, residual [T, K]; norm_weight [K]; router [E, K]."""
-    (num_tokens, size), experts = x.shape, router.shape[0]
-    normed, total = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
-    logits = torch.empty(num_tokens, experts, dtype=torch.float32, device=x.device)
-    block_k = next_power_of_2(size)
-    block_e = max(1, min(4, 8192 // block_k))
-    options = pdl_options(x.device)
-    programs = triton.cdiv(experts, block_e)
-    norm_router_kernel[(programs, num_tokens)](
-        x,
-        x if residual is None else residual,
-        norm_weight,
-        router,
-        normed,
-        total,
-        logits,
-        eps,
-        x.stride(0),
-        0 if residual is None else residual.stride(0),
-        size,
-        experts,
-        HAS_RESIDUAL=residual is not None,
-        SHARE=triton.cdiv(triton.cdiv(size, programs), 8) * 8,
-        BLOCK_E=block_e,
-        BLOCK_K=block_k,
-        PDL=bool(options),
-        num_warps=4,
-        **options,
-    )
-    return Routed(normed, total, logits)
 
 
 @triton.jit

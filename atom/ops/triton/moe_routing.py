@@ -1,8 +1,7 @@
-"""From router logits to the order in which the experts take their tokens.
+"""Which experts a token goes to: norm, router, softmax and choice.
 
-A pair is one token with one of its k choices: number `t * k + j`. `sort_pairs` lines the pairs up
-by expert, each expert's share filled up to whole blocks of rows, without atomics: the order within
-an expert is that of the pairs.
+Three forms by the number of tokens: few (`norm_and_score`: the consumers choose for themselves),
+some (`norm_and_route`: two launches), many (a norm, then `route_logits` and `topk_softmax`).
 """
 
 from __future__ import annotations
@@ -17,24 +16,8 @@ from torch import Tensor
 from atom.ops.triton.launch import begin, pdl_options
 from atom.ops.triton.support import next_power_of_2
 
-SMALL = 4096  # pairs that one launch sorts: each program reads them all
-_CHUNK = 1024  # pairs of a program, where there are more
 
-
-class Order(NamedTuple):
-    """Pairs by expert, in blocks of `block_m` rows of one expert each.
-
-    `places` [max_blocks * block_m] int32: the pair in each row, or `num_pairs` in rows that only
-    fill a block up. `experts` [max_blocks] int32. Only the first `num_blocks` [1] int32 blocks are
-    valid; the host knows no more than `max_blocks`.
-    """
-
-    places: Tensor
-    experts: Tensor
-    num_blocks: Tensor
-    num_pairs: int
-    block_m: int
-    max_blocks: int
+_PART = 512  # columns of the hidden size that one program of the router sums over
 
 
 @triton.jit
@@ -101,6 +84,34 @@ def route_logits(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @triton.jit
+def choose(
+    scores,
+    TOP_K: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
+    """scores [R, BLOCK_E] -> the TOP_K largest of each row, of equals the first, and their softmax:
+    [R, BLOCK_J] each, the rest 0."""
+    experts = tl.arange(0, BLOCK_E)[None, :]
+    choices = tl.arange(0, BLOCK_J)[None, :]
+    rest = scores
+    largest = tl.max(rest, axis=1)
+    total = tl.sum(tl.exp(rest - largest[:, None]), axis=1)
+    shares = tl.zeros((scores.shape[0], BLOCK_J), dtype=tl.float32)
+    chosen = tl.zeros((scores.shape[0], BLOCK_J), dtype=tl.int32)
+    for j in tl.static_range(TOP_K):
+        value, best = tl.max(rest, axis=1, return_indices=True)
+        share = tl.exp(value - largest) / total
+        shares = tl.where(choices == j, share[:, None], shares)
+        chosen = tl.where(choices == j, best[:, None], chosen)
+        rest = tl.where(experts == best[:, None], float("-inf"), rest)
+    if RENORMALIZE:
+        shares = shares / tl.sum(shares, axis=1)[:, None]
+    return chosen, shares
+
+
+@triton.jit
 def topk_kernel(
     logits,
     weights,
@@ -125,21 +136,7 @@ def topk_kernel(
     places = logits + rows.to(tl.int64)[:, None] * logits_stride + experts[None, :]
     rest = tl.load(places, mask=mask, other=float("-inf")).to(tl.float32)
     rest = tl.where(known[:, None], rest, 0.0)
-    largest = tl.max(rest, axis=1)
-    total = tl.sum(tl.exp(rest - largest[:, None]), axis=1)
-    shares = tl.zeros((BLOCK_T, BLOCK_J), dtype=tl.float32)
-    chosen = tl.zeros((BLOCK_T, BLOCK_J), dtype=tl.int32)
-    kept = tl.zeros((BLOCK_T,), dtype=tl.float32)
-    for j in tl.static_range(TOP_K):
-        value, best = tl.max(rest, axis=1, return_indices=True)
-        share = tl.exp(value - largest) / total
-        kept += share
-        column = (choices == j)[None, :]
-        shares = tl.where(column, share[:, None], shares)
-        chosen = tl.where(column, best[:, None], chosen)
-        rest = tl.where(experts[None, :] == best[:, None], float("-inf"), rest)
-    if RENORMALIZE:
-        shares = shares / kept[:, None]
+    chosen, shares = choose(rest, TOP_K, RENORMALIZE, BLOCK_E, BLOCK_J)
     out = rows.to(tl.int64)[:, None] * TOP_K + choices[None, :]
     mask = known[:, None] & (choices < TOP_K)[None, :]
     tl.store(weights + out, shares, mask=mask)
@@ -173,199 +170,279 @@ def topk_softmax(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Ten
 
 
 @triton.jit
-def write_blocks(places, experts, expert, first, size, num_pairs, BLOCK_M: tl.constexpr):
-    """One expert's blocks, of which `size` rows hold pairs: whose they are, and what fills up."""
-    blocks = tl.cdiv(size, BLOCK_M)
-    row = size + tl.arange(0, BLOCK_M)
-    filling = places + first.to(tl.int64) * BLOCK_M + row
-    tl.store(filling, tl.zeros_like(row) + num_pairs, mask=row < blocks * BLOCK_M)
-    for block in range(0, blocks):
-        tl.store(experts + first + block, expert)
+def norm_router_kernel(
+    x,
+    residual,
+    norm_weight,
+    router,
+    total,
+    squares,
+    logits,
+    num_tokens,
+    x_stride,
+    residual_stride,
+    K,
+    E,
+    HAS_RESIDUAL: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PART: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """PART columns' part of the sums that logits are made of: the scale of a token's norm comes
+    out of its sum of squares, so it can be applied after the product.
+
+    squares [parts, T], logits [parts, T, E] float32. The first experts' programs write `total`.
+    """
+    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    experts = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    part = tl.program_id(2)
+    known, wanted = rows < num_tokens, experts < E
+    row = rows.to(tl.int64)
+    square = tl.zeros((BLOCK_T,), dtype=tl.float32)
+    scores = tl.zeros((BLOCK_T, BLOCK_E), dtype=tl.float32)
+    begin(PDL)
+    for step in range(0, PART, BLOCK_K):
+        cols = part * PART + step + tl.arange(0, BLOCK_K)
+        inside = cols < K
+        scale = tl.load(norm_weight + cols, mask=inside, other=0.0).to(tl.float32)
+        tile = router + experts[None, :] * K + cols[:, None]
+        matrix = tl.load(tile, mask=inside[:, None] & wanted[None, :], other=0.0)
+        mask = known[:, None] & inside[None, :]
+        values = tl.load(x + row[:, None] * x_stride + cols[None, :], mask=mask, other=0.0)
+        if HAS_RESIDUAL:
+            before = residual + row[:, None] * residual_stride + cols[None, :]
+            before = tl.load(before, mask=mask, other=0.0).to(tl.float32)
+            values = (values.to(tl.float32) + before).to(values.dtype)
+        if tl.program_id(1) == 0:
+            tl.store(total + row[:, None] * K + cols[None, :], values, mask=mask)
+        wide = values.to(tl.float32)
+        square += tl.sum(wide * wide, axis=1)
+        matrix = (matrix.to(tl.float32) * scale[:, None]).to(values.dtype)
+        scores = tl.dot(values, matrix, scores, input_precision=PRECISION)
+    if tl.program_id(1) == 0:
+        tl.store(squares + part * num_tokens + rows, square, mask=known)
+    out = logits + (part * num_tokens + row)[:, None] * E + experts[None, :]
+    tl.store(out, scores, mask=known[:, None] & wanted[None, :])
 
 
 @triton.jit
-def sort_kernel(
+def topk_norm_kernel(
+    squares,
+    logits,
+    total,
+    norm_weight,
+    normed,
+    weights,
     ids,
-    places,
-    experts,
-    count,
-    num_pairs,
-    BLOCK_M: tl.constexpr,
+    eps,
+    num_tokens,
+    K,
+    E,
+    PARTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_E: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Sorts all pairs, BLOCK_P at most: program e places those of expert e."""
-    expert = tl.program_id(0)
-    pairs = tl.arange(0, BLOCK_P)
-    bins = tl.arange(0, BLOCK_E)
+    """What `norm_router_kernel` left in parts, put together, of one token: the first program
+    chooses, the others write BLOCK_K columns of the normed row each."""
+    token = tl.program_id(0).to(tl.int64)
+    parts = tl.arange(0, BLOCK_P)
     begin(PDL)
-    chosen = tl.load(ids + pairs, mask=pairs < num_pairs, other=-1)
-    sizes = tl.histogram(tl.maximum(chosen, 0), BLOCK_E, mask=chosen >= 0)
-    blocks = (sizes + (BLOCK_M - 1)) // BLOCK_M
-    first = tl.sum(tl.where(bins < expert, blocks, 0))
-    size = tl.sum(tl.where(bins == expert, sizes, 0))
-    mine = chosen == expert
-    at = tl.cumsum(mine.to(tl.int32), axis=0) - 1
-    tl.store(places + first * BLOCK_M + at, pairs, mask=mine)
-    write_blocks(places, experts, expert, first, size, num_pairs, BLOCK_M)
-    if expert == 0:
-        tl.store(count, tl.sum(blocks))
-
-
-@triton.jit
-def count_kernel(
-    ids, counts, num_pairs, E, CHUNK: tl.constexpr, BLOCK_E: tl.constexpr, PDL: tl.constexpr
-):
-    """counts [chunks, E]: how many pairs of each chunk each expert has."""
-    chunk = tl.program_id(0)
-    pairs = chunk * CHUNK + tl.arange(0, CHUNK)
-    bins = tl.arange(0, BLOCK_E)
-    begin(PDL)
-    chosen = tl.load(ids + pairs, mask=pairs < num_pairs, other=-1)
-    sizes = tl.histogram(tl.maximum(chosen, 0), BLOCK_E, mask=chosen >= 0)
-    tl.store(counts + chunk * E + bins, sizes, mask=bins < E)
-
-
-@triton.jit
-def place_kernel(
-    counts,
-    starts,
-    places,
-    experts,
-    count,
-    num_pairs,
-    num_chunks,
-    E,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """starts [chunks, E]: the row at which each chunk's pairs of an expert begin; program e."""
-    expert = tl.program_id(0)
-    bins = tl.arange(0, BLOCK_E)
-    some = tl.arange(0, BLOCK_C)
-    begin(PDL)
-    sizes = tl.zeros((BLOCK_E,), dtype=tl.int32)
-    for chunk in range(0, num_chunks, BLOCK_C):
-        mask = (chunk + some < num_chunks)[:, None] & (bins < E)[None, :]
-        rows = counts + (chunk + some)[:, None] * E + bins[None, :]
-        sizes += tl.sum(tl.load(rows, mask=mask, other=0), axis=0)
-    blocks = (sizes + (BLOCK_M - 1)) // BLOCK_M
-    first = tl.sum(tl.where(bins < expert, blocks, 0))
-    size = tl.sum(tl.where(bins == expert, sizes, 0))
-    row = first * BLOCK_M
-    for chunk in range(0, num_chunks, BLOCK_C):
-        mask = chunk + some < num_chunks
-        column = (chunk + some) * E + expert
-        own = tl.load(counts + column, mask=mask, other=0)
-        tl.store(starts + column, row + tl.cumsum(own, axis=0) - own, mask=mask)
-        row += tl.sum(own)
-    write_blocks(places, experts, expert, first, size, num_pairs, BLOCK_M)
-    if expert == 0:
-        tl.store(count, tl.sum(blocks))
-
-
-@triton.jit
-def scatter_kernel(
-    ids,
-    starts,
-    places,
-    num_pairs,
-    E,
-    CHUNK: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """A chunk's pairs into their rows, BLOCK_P at a time: where the expert's share begins, and the
-    pairs of the same expert before."""
-    chunk = tl.program_id(0)
-    here = tl.arange(0, BLOCK_P)
-    bins = tl.arange(0, BLOCK_E)
-    begin(PDL)
-    rows = tl.load(starts + chunk * E + bins, mask=bins < E, other=0)
-    for start in range(0, CHUNK, BLOCK_P):
-        pairs = chunk * CHUNK + start + here
-        chosen = tl.load(ids + pairs, mask=pairs < num_pairs, other=-1)
-        bin_of = tl.maximum(chosen, 0)
-        before = (chosen[:, None] == chosen[None, :]) & (here[:, None] > here[None, :])
-        row = tl.gather(rows, bin_of, axis=0) + tl.sum(before.to(tl.int32), axis=1)
-        tl.store(places + row, pairs, mask=chosen >= 0)
-        rows += tl.histogram(bin_of, BLOCK_E, mask=chosen >= 0)
-
-
-def max_blocks_of(num_pairs: int, num_experts: int, block_m: int) -> int:
-    """Blocks at most, however the pairs are shared out."""
-    touched = min(num_pairs, num_experts)
-    return touched + (num_pairs - touched) // block_m
-
-
-def sort_pairs(ids: Tensor, num_experts: int, block_m: int) -> Order:
-    """ids [T, k] int32, contiguous, -1 = elsewhere, which is left out."""
-    num_pairs, device = ids.numel(), ids.device
-    max_blocks = max_blocks_of(num_pairs, num_experts, block_m)
-    space = torch.empty(max_blocks * (block_m + 1) + 1, dtype=torch.int32, device=device)
-    places, experts = space[: max_blocks * block_m], space[max_blocks * block_m : -1]
-    order = Order(places, experts, space[-1:], num_pairs, block_m, max_blocks)
-    if num_pairs <= SMALL:
-        _sort_small(ids, order, num_experts)
+    here = parts < PARTS
+    square = tl.sum(tl.load(squares + parts * num_tokens + token, mask=here, other=0.0), axis=0)
+    inverse = tl.rsqrt(square / K + eps)
+    if tl.program_id(1) == 0:
+        experts = tl.arange(0, BLOCK_E)
+        choices = tl.arange(0, BLOCK_J)
+        scores = tl.zeros((BLOCK_E,), dtype=tl.float32)
+        for part in tl.static_range(PARTS):
+            places = logits + (part * num_tokens + token) * E + experts
+            scores += tl.load(places, mask=experts < E, other=0.0)
+        scores = tl.where(experts < E, scores * inverse, float("-inf"))
+        chosen, shares = choose(scores[None, :], TOP_K, RENORMALIZE, BLOCK_E, BLOCK_J)
+        out = token * TOP_K + choices[None, :]
+        tl.store(weights + out, shares, mask=choices[None, :] < TOP_K)
+        tl.store(ids + out, chosen, mask=choices[None, :] < TOP_K)
     else:
-        _sort_large(ids, order, num_experts)
-    return order
+        cols = (tl.program_id(1) - 1) * BLOCK_K + tl.arange(0, BLOCK_K)
+        inside = cols < K
+        scale = tl.load(norm_weight + cols, mask=inside, other=0.0).to(tl.float32)
+        row = tl.load(total + token * K + cols, mask=inside, other=0.0).to(tl.float32)
+        row = row * inverse * scale
+        tl.store(normed + token * K + cols, row.to(normed.dtype.element_ty), mask=inside)
 
 
-def _sort_small(ids: Tensor, order: Order, num_experts: int) -> None:
-    options = pdl_options(ids.device)
-    sort_kernel[(num_experts,)](
-        ids,
-        order.places,
-        order.experts,
-        order.num_blocks,
-        order.num_pairs,
-        BLOCK_M=order.block_m,
-        BLOCK_P=max(32, next_power_of_2(order.num_pairs)),
-        BLOCK_E=max(32, next_power_of_2(num_experts)),
-        PDL=bool(options),
-        num_warps=4 if order.num_pairs <= 1024 else 8,
+class Routed(NamedTuple):
+    """Tokens in front of their experts."""
+
+    normed: Tensor  # [T, K]
+    residual: Tensor  # [T, K]
+    weights: Tensor  # [T, k] float32
+    ids: Tensor  # [T, k] int32
+
+
+def norm_and_route(
+    x: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    eps: float,
+    router: Tensor,
+    top_k: int,
+    renormalize: bool,
+) -> Routed:
+    """x, residual [T, K]; norm_weight [K]; router [E, K]. Two launches."""
+    (num_tokens, size), experts, device = x.shape, router.shape[0], x.device
+    block_k = min(256 // x.element_size(), max(16, next_power_of_2(size)))
+    part = block_k * triton.cdiv(_PART, block_k)
+    parts = triton.cdiv(size, part)
+    sums = torch.empty(parts, num_tokens, experts + 1, dtype=torch.float32, device=device)
+    logits, squares = sums.flatten().split((parts * num_tokens * experts, parts * num_tokens))
+    normed, total = (torch.empty(x.shape, dtype=x.dtype, device=device) for _ in range(2))
+    weights = torch.empty(num_tokens, top_k, dtype=torch.float32, device=device)
+    ids = torch.empty(num_tokens, top_k, dtype=torch.int32, device=device)
+    options = pdl_options(device)
+    pdl = bool(options)
+    norm_router_kernel[(triton.cdiv(num_tokens, 16), triton.cdiv(experts, 16), parts)](
+        x,
+        x if residual is None else residual,
+        norm_weight,
+        router,
+        total,
+        squares,
+        logits,
+        num_tokens,
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        size,
+        experts,
+        HAS_RESIDUAL=residual is not None,
+        BLOCK_T=16,
+        BLOCK_E=16,
+        BLOCK_K=block_k,
+        PART=part,
+        PRECISION="ieee",
+        PDL=pdl,
+        num_warps=2,
+        num_stages=3,
         **options,
     )
-
-
-def _sort_large(ids: Tensor, order: Order, num_experts: int) -> None:
-    options = pdl_options(ids.device)
-    chunks = triton.cdiv(order.num_pairs, _CHUNK)
-    counts = torch.empty(2, chunks, num_experts, dtype=torch.int32, device=ids.device)
-    bins = max(32, next_power_of_2(num_experts))
-    common = {"PDL": bool(options), **options}
-    count_kernel[(chunks,)](
-        ids, counts[0], order.num_pairs, num_experts, CHUNK=_CHUNK, BLOCK_E=bins, **common
-    )
-    place_kernel[(num_experts,)](
-        counts[0],
-        counts[1],
-        order.places,
-        order.experts,
-        order.num_blocks,
-        order.num_pairs,
-        chunks,
-        num_experts,
-        BLOCK_M=order.block_m,
-        BLOCK_C=max(1, 8192 // bins),
-        BLOCK_E=bins,
-        num_warps=8,
-        **common,
-    )
-    scatter_kernel[(chunks,)](
+    block = min(512, next_power_of_2(size))
+    topk_norm_kernel[(num_tokens, 1 + triton.cdiv(size, block))](
+        squares,
+        logits,
+        total,
+        norm_weight,
+        normed,
+        weights,
         ids,
-        counts[1],
-        order.places,
-        order.num_pairs,
-        num_experts,
-        CHUNK=_CHUNK,
-        BLOCK_P=64,
-        BLOCK_E=bins,
-        num_warps=4,
-        **common,
+        eps,
+        num_tokens,
+        size,
+        experts,
+        PARTS=parts,
+        TOP_K=top_k,
+        RENORMALIZE=renormalize,
+        BLOCK_P=next_power_of_2(parts),
+        BLOCK_E=next_power_of_2(experts),
+        BLOCK_J=next_power_of_2(top_k),
+        BLOCK_K=block,
+        PDL=pdl,
+        num_warps=1,
+        **options,
     )
+    return Routed(normed, total, weights, ids)
+
+
+class Scored(NamedTuple):
+    """What the first kernel makes of x and the residual: all [T, ...]."""
+
+    normed: Tensor  # [T, K]
+    residual: Tensor  # [T, K]
+    logits: Tensor  # [T, E] float32
+
+
+@triton.jit
+def norm_score_kernel(
+    x,
+    residual,
+    norm_weight,
+    router,
+    normed,
+    total,
+    logits,
+    eps,
+    x_stride,
+    residual_stride,
+    K,
+    E,
+    HAS_RESIDUAL: tl.constexpr,
+    SHARE: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Some experts' logits of one token. Each program norms the whole row for itself, and writes
+    SHARE columns of it."""
+    experts = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
+    token = tl.program_id(1).to(tl.int64)
+    cols = tl.arange(0, BLOCK_K)
+    inside = cols < K
+    scale = tl.load(norm_weight + cols, mask=inside, other=0.0).to(tl.float32)
+    wanted = experts < E
+    tile = router + experts[:, None] * K + cols[None, :]
+    matrix = tl.load(tile, mask=wanted[:, None] & inside[None, :], other=0.0)
+    begin(PDL)
+    row = tl.load(x + token * x_stride + cols, mask=inside, other=0.0)
+    if HAS_RESIDUAL:
+        before = tl.load(residual + token * residual_stride + cols, mask=inside, other=0.0)
+        row = (row.to(tl.float32) + before.to(tl.float32)).to(row.dtype)
+    wide = row.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(wide * wide, axis=0) / K + eps)
+    out = (wide * inverse * scale).to(row.dtype)
+    own = (cols // SHARE == tl.program_id(0)) & inside
+    tl.store(normed + token * K + cols, out, mask=own)
+    tl.store(total + token * K + cols, row, mask=own)
+    scores = tl.sum(matrix.to(tl.float32) * out.to(tl.float32)[None, :], axis=1)
+    tl.store(logits + token * E + experts, scores, mask=wanted)
+
+
+def norm_and_score(
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, router: Tensor
+) -> Scored:
+    """x, residual [T, K]; norm_weight [K]; router [E, K]."""
+    (num_tokens, size), experts = x.shape, router.shape[0]
+    normed, total = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+    logits = torch.empty(num_tokens, experts, dtype=torch.float32, device=x.device)
+    block_k = next_power_of_2(size)
+    block_e = max(1, min(4, 8192 // block_k))
+    options = pdl_options(x.device)
+    programs = triton.cdiv(experts, block_e)
+    norm_score_kernel[(programs, num_tokens)](
+        x,
+        x if residual is None else residual,
+        norm_weight,
+        router,
+        normed,
+        total,
+        logits,
+        eps,
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        size,
+        experts,
+        HAS_RESIDUAL=residual is not None,
+        SHARE=triton.cdiv(triton.cdiv(size, programs), 8) * 8,
+        BLOCK_E=block_e,
+        BLOCK_K=block_k,
+        PDL=bool(options),
+        num_warps=4,
+        **options,
+    )
+    return Scored(normed, total, logits)

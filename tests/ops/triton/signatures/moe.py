@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atom.ops.triton import moe_grouped, moe_pairs, moe_routing
+from atom.ops.triton import moe_grouped, moe_order, moe_pairs, moe_routing
 
 Row = tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]
 
@@ -67,7 +67,7 @@ def pair_down(from_logits: bool, n: int, k: int, warps: int, stages: int, early:
 
 SIGNATURES: list[Row] = [
     (
-        moe_pairs.norm_router_kernel,
+        moe_routing.norm_score_kernel,
         {
             **_kinds("x residual norm_weight router normed total", "logits", "", "K E"),
             **{"x_stride": "i32", "residual_stride": "i32", "eps": "fp32"},
@@ -79,6 +79,26 @@ SIGNATURES: list[Row] = [
     pair_gate_up(False, 8, 256, 4, 1),
     pair_down(True, 2, 256, 4, 1, 3),
     pair_down(False, 2, 256, 4, 3, 0),
+    (
+        moe_routing.norm_router_kernel,
+        {
+            **_kinds("x residual norm_weight router total", "squares logits", "", "num_tokens K E"),
+            **{"x_stride": "i32", "residual_stride": "i32"},
+        },
+        {"HAS_RESIDUAL": True, "BLOCK_T": 16, "BLOCK_E": 16, "BLOCK_K": 128}
+        | {"PART": 512, "PRECISION": "ieee", "PDL": True},
+        {"num_warps": 2, "num_stages": 3, **PDL},
+    ),
+    (
+        moe_routing.topk_norm_kernel,
+        {
+            **_kinds("total norm_weight normed", "squares logits weights", "ids"),
+            **{"eps": "fp32", "num_tokens": "i32", "K": "i32", "E": "i32"},
+        },
+        {"PARTS": 4, "TOP_K": 8, "RENORMALIZE": True, "BLOCK_P": 4, "BLOCK_E": 128, "BLOCK_J": 8}
+        | {"BLOCK_K": 512, "PDL": True},
+        {"num_warps": 1, **PDL},
+    ),
     (
         moe_routing.router_kernel,
         _kinds("x weight", "logits", "", "num_tokens x_stride K E"),
@@ -93,25 +113,25 @@ SIGNATURES: list[Row] = [
         {"num_warps": 1, **PDL},
     ),
     (
-        moe_routing.sort_kernel,
+        moe_order.sort_kernel,
         _kinds("", "", "ids places experts count", "num_pairs"),
         {"BLOCK_M": 16, "BLOCK_P": 1024, "BLOCK_E": 128, "PDL": True},
         PDL,
     ),
     (
-        moe_routing.count_kernel,
+        moe_order.count_kernel,
         _kinds("", "", "ids counts", "num_pairs E"),
         {"CHUNK": 1024, "BLOCK_E": 128, "PDL": True},
         PDL,
     ),
     (
-        moe_routing.place_kernel,
+        moe_order.place_kernel,
         _kinds("", "", "counts starts places experts count", "num_pairs num_chunks E"),
         {"BLOCK_M": 128, "BLOCK_C": 64, "BLOCK_E": 128, "PDL": True},
         {"num_warps": 8, **PDL},
     ),
     (
-        moe_routing.scatter_kernel,
+        moe_order.scatter_kernel,
         _kinds("", "", "ids starts places", "num_pairs E"),
         {"CHUNK": 1024, "BLOCK_P": 64, "BLOCK_E": 128, "PDL": True},
         PDL,
