@@ -50,6 +50,17 @@ class Gap(NamedTuple):
     between_steps: bool
 
 
+class Kernel(NamedTuple):
+    """Per step. A kernel that is launched early waits for the one before while it runs already
+    (programmatic dependent launch): `own` counts from where the work before it ended, so that the
+    kernels' own times add up to `Report.busy`; `span` is what the trace says."""
+
+    name: str
+    calls: float
+    own: float  # microseconds
+    span: float
+
+
 @dataclass(frozen=True)
 class Report:
     """Of the steps of one trace; microseconds per step unless said otherwise."""
@@ -57,7 +68,7 @@ class Report:
     steps: int
     window: float  # from the first step's first kernel to the last one's last
     busy: float
-    kernels: list[tuple[str, float, float]]  # name, calls, microseconds; the most first
+    kernels: list[Kernel]  # the most first
     gaps: list[tuple[str, float, float]]  # "before -> after", count, microseconds
     idle_within: float
     idle_between: float
@@ -99,17 +110,20 @@ def summarise(pieces: list[Piece], marks: list[tuple[float, float]]) -> Report:
         raise SystemExit("the trace holds no work of a GPU")
     count = len({piece.step for piece in pieces})
     busy, end, last = 0.0, pieces[0].start, pieces[0]
+    by_name: dict[str, list[tuple[float, float]]] = defaultdict(list)
     gaps: list[Gap] = []
     for piece in pieces:
         if piece.start > end:
             gaps.append(Gap(piece.start - end, last.name, piece.name, piece.step != last.step))
+        own = max(0.0, piece.end - max(piece.start, end))
+        by_name[piece.name].append((own, piece.end - piece.start))
+        busy += own
         if piece.end > end:
-            busy += piece.end - max(piece.start, end)
             end, last = piece.end, piece
-    by_name: dict[str, list[float]] = defaultdict(list)
-    for piece in pieces:
-        by_name[piece.name].append(piece.end - piece.start)
-    kernels = [(n, len(t) / count, sum(t) / count) for n, t in by_name.items()]
+    kernels = [
+        Kernel(n, len(t) / count, sum(o for o, _ in t) / count, sum(s for _, s in t) / count)
+        for n, t in by_name.items()
+    ]
     by_place: dict[str, list[float]] = defaultdict(list)
     for gap in gaps:
         place = f"{short(gap.before)} -> {short(gap.after)}"
@@ -119,7 +133,7 @@ def summarise(pieces: list[Piece], marks: list[tuple[float, float]]) -> Report:
         steps=count,
         window=(end - pieces[0].start) / count,
         busy=busy / count,
-        kernels=sorted(kernels, key=lambda row: -row[2]),
+        kernels=sorted(kernels, key=lambda kernel: -kernel.own),
         gaps=sorted(places, key=lambda row: -row[2]),
         idle_within=sum(g.seconds for g in gaps if not g.between_steps) / count,
         idle_between=sum(g.seconds for g in gaps if g.between_steps) / count,
@@ -249,17 +263,16 @@ def show(report: Report, step_s: float, floor_s: float, top: int) -> None:
     print(f"idle within a step  {report.idle_within:10.1f} us traced")
     print(f"host in launch      {report.host:10.1f} us traced")
     print(f"floor               {1e6 * floor_s:10.1f} us; the step is {step / 1e6 / floor_s:.2f}x")
-    print(f"\n{'kernel':60}{'calls':>8}{'us/step':>10}{'us each':>9}{'share':>7}")
-    total = sum(spent for _, _, spent in report.kernels)
-    for name, calls, spent in report.kernels[:top]:
-        print(f"{short(name, 58):60}{calls:8.1f}{spent:10.1f}{spent / calls:9.2f}", end="")
-        print(f"{spent / total:7.1%}")
+    print(f"\n{'kernel':60}{'calls':>8}{'us/step':>10}{'us each':>9}{'share':>7}{'span':>9}")
+    for row in report.kernels[:top]:
+        print(f"{short(row.name, 58):60}{row.calls:8.1f}{row.own:10.1f}", end="")
+        print(f"{row.own / row.calls:9.2f}{row.own / report.busy:7.1%}", end="")
+        print(f"{row.span / row.calls:9.2f}")
     rest = report.kernels[top:]
     if rest:
-        more, spent = sum(row[1] for row in rest), sum(row[2] for row in rest)
-        print(f"{f'{len(rest)} more':60}{more:8.1f}{spent:10.1f}")
-    calls = sum(calls for _, calls, _ in report.kernels)
-    print(f"{'all':60}{calls:8.1f}{total:10.1f}")
+        calls, own = sum(row.calls for row in rest), sum(row.own for row in rest)
+        print(f"{f'{len(rest)} more':60}{calls:8.1f}{own:10.1f}")
+    print(f"{'all':60}{sum(row.calls for row in report.kernels):8.1f}{report.busy:10.1f}")
     print(f"\n{'gap':84}{'count':>7}{'us/step':>9}")
     for place, count, spent in report.gaps[: top // 2]:
         print(f"{place:84}{count:7.1f}{spent:9.1f}")

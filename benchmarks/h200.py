@@ -109,7 +109,7 @@ class Run:
         settings = dict(self._settings)
         if kv == "fp8":
             settings["kv_cache_dtype"] = "fp8"
-        cold = caches_are_empty()
+        caches = cache_state()
         child = Child(self.model, settings, todo, self._log)
         left = [cell for cell in todo if cell.kind != "start"]
         started = failed = False
@@ -117,7 +117,7 @@ class Run:
             match event.pop("event"):
                 case "start":
                     started = True
-                    self._started(event | {"cold": cold, "kv": kv}, todo)
+                    self._started(event | {"caches": caches, "kv": kv}, todo)
                 case "cell":
                     name = event.pop("name")
                     left = [cell for cell in left if cell.name != name]
@@ -134,7 +134,7 @@ class Run:
     def _started(self, event: dict[str, Any], todo: list[Cell]) -> None:
         self.starts.append(event)
         total = event["import_s"] + event["start_s"]
-        say(f"{self.model.name}: started in {total:.1f} s ({'cold' if event['cold'] else 'warm'})")
+        say(f"{self.model.name}: started in {total:.1f} s (caches {event['caches']})")
         for cell in todo:
             if cell.kind == "start":
                 self._done(cell.name, {"total_s": total})
@@ -171,13 +171,15 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def caches_are_empty() -> bool:
-    """Whether nothing compiled is on disk: neither Triton's kernels nor our own pieces."""
+def cache_state() -> str:
+    """What compiled code is on disk: Triton's kernels and our own pieces."""
     home = Path.home()
     ours = Path(os.environ.get("ATOM_CACHE_DIR") or home / ".cache" / "atom")
     triton = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
-    folders = [triton, *(p for p in ours.glob("*") if p.name != "models")]
-    return not any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
+    found = {"triton": triton.is_dir() and any(triton.iterdir())}
+    found["pieces"] = any(p.is_file() for p in (ours / "compiled").rglob("*"))
+    there = [name for name, is_there in found.items() if is_there]
+    return "warm" if len(there) == len(found) else f"only {there[0]}" if there else "cold"
 
 
 def machine() -> dict[str, Any]:

@@ -131,8 +131,7 @@ def starts(done: Sequence[Done]) -> None:
         for start in each:
             phases = ", ".join(f"{n} {s:.1f}" for n, s in start["phases_s"].items())
             total = start["import_s"] + start["start_s"]
-            state = "cold" if start["cold"] else "warm"
-            kv = start["kv_cache_dtype"]
+            state, kv = start["caches"], start["kv_cache_dtype"]
             table.append([name, kv, state, f"{total:.1f}", f"{start['import_s']:.1f}", phases])
     if table:
         show(["start-up, s", "KV", "caches", "total", "import", "phases"], table)

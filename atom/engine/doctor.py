@@ -297,7 +297,7 @@ def _ask(query: OpQuery) -> Kernel:
 
 def _caches() -> list[Cache]:
     found = []
-    for name in ("models", "kernels"):
+    for name in ("models", "kernels", "compiled"):
         path = cache_dir(name)
         files = [p for p in path.rglob("*") if p.is_file() and not p.name.endswith("lock")]
         size = sum(p.stat().st_size for p in files)

@@ -58,8 +58,9 @@ def test_busy_idle_and_gaps_of_a_trace() -> None:
     assert report.idle_within == 4 / 2
     assert report.host == 11
     assert report.window == report.busy + report.idle_between + report.idle_within
-    assert report.kernels[0] == ("void gemm<float, 3>(int)", 1.0, 30.0)
-    assert report.kernels[1] == ("attention", 1.0, 25.5)
+    assert report.kernels[0] == ("void gemm<float, 3>(int)", 1.0, 30.0, 30.0)
+    assert report.kernels[1] == ("attention", 1.0, 23.0, 25.5)  # not what it waited
+    assert sum(kernel.own for kernel in report.kernels) == report.busy
     assert report.gaps[0] == ("[next step] attention -> gemm", 0.5, 10.0)
     assert gpu_trace.short("void gemm<float, 3>(int)") == "gemm"
 

@@ -53,7 +53,7 @@ def test_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(kernels.values())
     assert found["machine"]["physical_cores"] >= 1
     assert found["devices"]["chosen"] == "cpu"
-    assert {c["name"] for c in found["caches"]} == {"models", "kernels"}
+    assert {c["name"] for c in found["caches"]} == {"models", "kernels", "compiled"}
     assert found["versions"]["atom"]
 
 
