@@ -53,15 +53,11 @@ class NoRecorder:
         return 0
 
 
-def make_graphs() -> DecodeGraphs:
-    kernels = StepKernels(
-        lambda *args, **kwargs: None,
-        lambda logits: torch.zeros(len(logits), dtype=torch.int64),
-        lambda *args: None,
-    )
+def make_graphs(batch: InputBatch) -> DecodeGraphs:
+    kernels = StepKernels(lambda *args, **kwargs: None, lambda *args: None, lambda *args: None)
     graphs = DecodeGraphs(
         SIZES,
-        InputBatch(SIZES[-1], 8192, 16, torch.device("cpu")),
+        batch,
         8192,
         forward=lambda ids, positions: ids,
         compute_logits=lambda hidden: hidden[:, None].float(),
@@ -74,7 +70,7 @@ def make_graphs() -> DecodeGraphs:
     return graphs
 
 
-def measure(graphs: DecodeGraphs, count: int, steps: int) -> list[float]:
+def measure(graphs: DecodeGraphs, batch: InputBatch, count: int, steps: int) -> list[float]:
     """Seconds of each step; a sixteenth of the sequences begins a block in each."""
     flags, seconds = np.zeros(SIZES[-1], np.int32), []
     for step in range(steps):
@@ -93,6 +89,7 @@ def measure(graphs: DecodeGraphs, count: int, steps: int) -> list[float]:
         started = time.perf_counter()
         with torch.inference_mode():
             size = graphs.size_for(plan)
+            assert not plan.new_blocks or batch.begins_blocks(plan)
             slot, _ = graphs.replay(plan, size)
             assert not np.bitwise_or.reduce(flags[plan.rows])
             graphs.ring.deliver(slot, size, count)
@@ -106,10 +103,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    graphs = make_graphs()
+    batch = InputBatch(SIZES[-1], 8192, 16, torch.device("cpu"))
+    graphs = make_graphs(batch)
     print(f"{'sequences':>10}{'median us':>12}{'p10 us':>10}{'p90 us':>10}")
     for count in args.sizes:
-        seconds = measure(graphs, count, args.steps)
+        seconds = measure(graphs, batch, count, args.steps)
         low, high = seconds[len(seconds) // 10], seconds[len(seconds) * 9 // 10]
         row = (1e6 * statistics.median(seconds), 1e6 * low, 1e6 * high)
         print(f"{count:10}" + "{:12.1f}{:10.1f}{:10.1f}".format(*row))

@@ -122,8 +122,13 @@ def prepare_decode(
     slot_mapping: Tensor,
     seq_lens: Tensor,
     step_table: Tensor,
+    new_blocks: Tensor,
 ) -> None:
     """Entries of the step's table that hold no block become nonsense, for nobody may read them."""
+    for row, at, block in zip(rows.tolist(), computed.tolist(), new_blocks.tolist(), strict=True):
+        if block >= 0:
+            assert row >= 0
+            block_table[row, at // block_size] = block
     step_table.fill_(1 << 30)
     for s, (row, at) in enumerate(zip(rows.tolist(), computed.tolist(), strict=True)):
         input_ids[s], positions[s], slot_mapping[s], seq_lens[s] = 0, 0, -1, 0
@@ -135,13 +140,26 @@ def prepare_decode(
             seq_lens[s] = at + 1
 
 
+def finish_decode(
+    logits: Tensor,
+    rows: Tensor,
+    computed: Tensor,
+    token_pool: Tensor,
+    slot: Tensor,
+    landing: Tensor,
+) -> None:
+    tokens = logits.argmax(-1)
+    put_tokens(tokens, rows, computed, token_pool)
+    landing[int(slot[0]), : len(tokens)] = tokens
+
+
 def put_tokens(tokens: Tensor, rows: Tensor, computed: Tensor, token_pool: Tensor) -> None:
     for token, row, at in zip(tokens.tolist(), rows.tolist(), computed.tolist(), strict=True):
         if row >= 0:
             token_pool[row, at + 1] = token
 
 
-KERNELS = StepKernels(prepare_decode, lambda logits: logits.argmax(-1), put_tokens)
+KERNELS = StepKernels(prepare_decode, finish_decode, put_tokens)
 
 
 def with_graphs(config: Config, patch: pytest.MonkeyPatch) -> ModelRunner:

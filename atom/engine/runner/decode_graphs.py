@@ -1,4 +1,4 @@
-"""Decode steps as one graph each: block-table edits, inputs, forward, logits, argmax, tokens.
+"""Decode steps as one graph each: new blocks, inputs, forward, logits, argmax, tokens.
 
 The host writes one packet (`decode_slots`) and replays the graph of the next captured size; what
 lies between is padding: row -1, slot -1, length 0. Static buffers are sized from the largest size
@@ -19,7 +19,6 @@ from atom.engine.plan import StepPlan
 from atom.engine.runner.capture import Graph, Recorder
 from atom.engine.runner.decode_slots import (
     DevicePacket,
-    HostPacket,
     Slot,
     SlotRing,
     device_packet,
@@ -47,6 +46,7 @@ class PrepareDecode(Protocol):
         slot_mapping: Tensor,
         seq_lens: Tensor,
         step_table: Tensor,
+        new_blocks: Tensor,
     ) -> None: ...
 
 
@@ -54,16 +54,16 @@ class StepKernels(NamedTuple):
     """What stands before and after the model in a decode graph."""
 
     prepare_decode: PrepareDecode
-    argmax: Callable[[Tensor], Tensor]  # logits [S, V] -> [S] int64
+    # logits, rows, computed, pool, slot, landing: the argmax to pool and landing
+    finish_decode: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
     put_tokens: Callable[[Tensor, Tensor, Tensor, Tensor], None]  # tokens, rows, computed, pool
 
 
 def device_kernels() -> StepKernels:
     """Those of a GPU."""
-    from atom.ops.triton.sampling import argmax
-    from atom.ops.triton.step_inputs import prepare_decode, put_tokens
+    from atom.ops.triton.step_inputs import finish_decode, prepare_decode, put_tokens
 
-    return StepKernels(prepare_decode, argmax, put_tokens)
+    return StepKernels(prepare_decode, finish_decode, put_tokens)
 
 
 class _Captured(NamedTuple):
@@ -74,6 +74,8 @@ class _Captured(NamedTuple):
 
 class DecodeGraphs:
     """Steps in which every sequence computes one token and samples the next."""
+
+    kind = "decode"
 
     def __init__(
         self,
@@ -123,7 +125,9 @@ class DecodeGraphs:
         """Record the graph of `size`, within the recorder's session."""
         packet = device_packet(self.ring.packet, size)
         slot = self.ring.take()
-        self._pad(slot.views[size].host, 0, 0)
+        host = slot.views[size].host
+        host.slot[0], host.computed[:] = slot.index, 0
+        host.rows[:] = host.new_blocks[:] = -1
         self.ring.send(slot, size)
         self._body(size, packet)  # compiles kernels, and lets libraries allocate what they keep
         graph, logits = self._recorder.record(lambda: self._body(size, packet))
@@ -142,7 +146,6 @@ class DecodeGraphs:
             seq_lens=self._seq_lens[:size],
         )
         ids, positions = self._input_ids[:size], self._positions[:size]
-        batch.flat_table.index_copy_(0, packet.places, packet.values)
         kernels.prepare_decode(
             packet.rows,
             packet.computed,
@@ -154,13 +157,19 @@ class DecodeGraphs:
             slot_mapping=meta.slot_mapping,
             seq_lens=meta.seq_lens,
             step_table=meta.block_table,
+            new_blocks=packet.new_blocks,
         )
         with set_forward_context(ForwardContext(meta)):
             hidden = self._forward(ids, positions)
         logits = self._compute_logits(hidden)
-        tokens = kernels.argmax(logits)
-        kernels.put_tokens(tokens, packet.rows, packet.computed, batch.token_pool)
-        self.ring.tokens[:, :size].index_copy_(0, packet.slot, tokens.view(1, size))
+        kernels.finish_decode(
+            logits,
+            packet.rows,
+            packet.computed,
+            batch.token_pool,
+            packet.slot,
+            self.ring.tokens,
+        )
         return logits
 
     # -- a step ---------------------------------------------------------------------------------
@@ -168,18 +177,21 @@ class DecodeGraphs:
     def replay(self, plan: StepPlan, size: int) -> tuple[Slot, Tensor]:
         """Enqueue `plan` by the graph of `size`; returns (slot, logits [S, V]).
 
-        The argmax of every row is on its way into the token pool. The plan's new rows and tokens
-        must be on theirs already; its new blocks travel with the packet, unless they are more than
-        `size`: then the caller has seen to them too, and `plan.new_blocks` is empty.
+        The argmax of every row is on its way into the token pool. New rows must be in the tables
+        already, and new blocks, too, unless each is the one that its row begins: see
+        `InputBatch.begins_blocks`.
         """
         captured = self._captured[size]
         slot = self.ring.take()
         host, count = slot.views[size].host, len(plan.rows)
         host.slot[0] = slot.index
-        edits = self._batch.edit_blocks(plan.new_blocks, host.places, host.values)
         host.rows[:count] = plan.rows
+        host.rows[count:] = -1
         host.computed[:count] = plan.num_computed
-        self._pad(host, edits, count)
+        host.computed[count:] = 0
+        host.new_blocks[:] = -1
+        if plan.new_blocks:
+            self._batch.begin_blocks(plan, host.new_blocks)
         self.ring.send(slot, size)
         captured.graph.replay()
         return slot, captured.logits[:count]
@@ -190,9 +202,3 @@ class DecodeGraphs:
         self._kernels.put_tokens(
             tokens, packet.rows[:count], packet.computed[:count], self._batch.token_pool
         )
-
-    def _pad(self, host: HostPacket, edits: int, count: int) -> None:
-        """No sequence from entry `count` on, no edit from `edits` on."""
-        host.places[edits:] = self._batch.spare_place
-        host.rows[count:] = -1
-        host.computed[count:] = 0

@@ -32,29 +32,27 @@ class HostPacket(NamedTuple):
     """One step of `size` sequences, as the host writes it."""
 
     slot: NDArray[np.int64]  # [1] row of `SlotRing.tokens`
-    places: NDArray[np.int64]  # [size] flat places in the block table that change
-    values: NDArray[np.int32]  # [size] what they become
     rows: NDArray[np.int32]  # [size] batch rows; -1: padding
     computed: NDArray[np.int32]  # [size] tokens whose KV exists
+    new_blocks: NDArray[np.int32]  # [size] the block that begins with this step's token; -1: none
 
 
 class DevicePacket(NamedTuple):
     """The same, as the graph reads it."""
 
     slot: Tensor
-    places: Tensor
-    values: Tensor
     rows: Tensor
     computed: Tensor
+    new_blocks: Tensor
 
 
-_FIELDS = ((np.int64, torch.int64),) * 2 + ((np.int32, torch.int32),) * 3
+_FIELDS = ((np.int64, torch.int64),) + ((np.int32, torch.int32),) * 3
 
 
 def _ranges(size: int) -> list[tuple[int, int]]:
     """First byte and end of each field."""
     ranges, at = [], 0
-    for count, (dtype, _) in zip((1, size, size, size, size), _FIELDS, strict=True):
+    for count, (dtype, _) in zip((1, size, size, size), _FIELDS, strict=True):
         end = at + count * np.dtype(dtype).itemsize
         ranges.append((at, end))
         at = -(-end // _ALIGN) * _ALIGN

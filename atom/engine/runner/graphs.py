@@ -85,7 +85,9 @@ class Graphs:
         with self._recorder.session():
             for kind in self._kinds:
                 for size in reversed(kind.sizes):
+                    at = time.monotonic()
                     kind.capture(size)
+                    log.debug("captured %s %d in %.3f s", kind.kind, size, time.monotonic() - at)
                     count += 1
         taken = max(0, self._recorder.used_bytes() - before)
         static = sum(kind.static_bytes for kind in self._kinds)

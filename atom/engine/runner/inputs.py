@@ -58,9 +58,8 @@ class InputBatch:
     """Tables of `max_num_seqs` rows, on the device, with a host copy where the host needs one.
 
     `token_pool` [R, max_model_len + 1] int32 is on the device only (on CPU that is the host).
-    `block_table` [R + 1, max_blocks] int32 is on the host, where slots are computed from it, and on
-    the device as `device_table`. Its last row is nobody's: graphs, which edit a fixed number of
-    places, send what they have too many to `spare_place`.
+    `block_table` [R, max_blocks] int32 is on the host, where slots are computed from it, and on the
+    device as `device_table`.
     """
 
     def __init__(
@@ -71,9 +70,9 @@ class InputBatch:
         self.width = max_model_len + 1
         self.max_blocks = -(-self.width // block_size)
         self.num_prompt = np.zeros(max_num_seqs, np.int64)
-        self.block_table = np.zeros((max_num_seqs + 1, self.max_blocks), np.int32)
-        self.spare_place = max_num_seqs * self.max_blocks
+        self.block_table = np.zeros((max_num_seqs, self.max_blocks), np.int32)
         self._iota = np.arange(max_num_seqs + 1, dtype=np.int32)
+        self._entries = np.zeros(max_num_seqs, np.int32)  # row -> entry of a plan
         self.token_pool = torch.zeros((max_num_seqs, self.width), dtype=torch.int32, device=device)
         self._pool_flat = self.token_pool.view(-1)
         self.device_table = torch.from_numpy(self.block_table)
@@ -82,7 +81,6 @@ class InputBatch:
             self._host_pool = self.token_pool.numpy()
         else:
             self.device_table = self.device_table.to(device)
-        self.flat_table = self.device_table.view(-1)
 
     @property
     def nbytes(self) -> int:
@@ -139,19 +137,28 @@ class InputBatch:
             edits=edits,
         )
 
-    def edit_blocks(
-        self, new_blocks: list[RowBlocks], places: Ints, values: NDArray[np.int32]
-    ) -> int:
-        """Write blocks into the host's table, and (place, value) of each into the arrays; returns
-        how many. The device's table is the caller's affair."""
-        at = 0
-        for row, start, ids in new_blocks:
-            place, end = row * self.max_blocks + start, at + len(ids)
-            self.block_table[row, start : start + len(ids)] = ids
-            places[at:end] = range(place, place + len(ids))
-            values[at:end] = ids
-            at = end
-        return at
+    def begins_blocks(self, plan: StepPlan) -> bool:
+        """Whether each of the plan's new blocks is a single one, and begins with the token that its
+        row computes in this step: so it is in decode steps, but for rows that have just entered."""
+        if plan.new_rows or len(plan.new_blocks) > len(plan.rows):
+            return False
+        self._entries[plan.rows] = self._iota[: len(plan.rows)]
+        for row, start, ids in plan.new_blocks:
+            entry = self._entries[row]
+            if (
+                len(ids) != 1
+                or entry >= len(plan.rows)
+                or plan.rows[entry] != row
+                or plan.num_computed[entry] // self.block_size != start
+            ):
+                return False
+        return True
+
+    def begin_blocks(self, plan: StepPlan, new_blocks: NDArray[np.int32]) -> None:
+        """`begins_blocks` was true: edit the host's table, and enter each block in `new_blocks` at
+        the place that its row has in the plan. The device's table is the caller's affair."""
+        for row, start, ids in plan.new_blocks:
+            self.block_table[row, start] = new_blocks[self._entries[row]] = ids[0]
 
     def stage_edits(
         self, new_rows: list[NewRow], new_blocks: list[RowBlocks], upload: Upload
@@ -174,7 +181,7 @@ class InputBatch:
             edits.append(_scatter_of(self._pool_flat, runs, upload))
         if new_blocks:
             runs = [(row * self.max_blocks + start, ids) for row, start, ids in new_blocks]
-            edits.append(_scatter_of(self.flat_table, runs, upload))
+            edits.append(_scatter_of(self.device_table.view(-1), runs, upload))
         return edits
 
     def gather(self, staged: StagedStep) -> StepInputs:

@@ -241,7 +241,7 @@ class ModelRunner:
         decode = made.decode
         assert decode is not None
         made.counts[f"decode {size}"] += 1
-        if plan.new_rows or sum(len(b.block_ids) for b in plan.new_blocks) > size:
+        if plan.new_rows or (plan.new_blocks and not self._batch.begins_blocks(plan)):
             self._edit(plan)
             plan = plan._replace(new_rows=[], new_blocks=[])
         slot, logits = decode.replay(plan, size)

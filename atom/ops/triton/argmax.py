@@ -61,12 +61,18 @@ def argmax_part_kernel(
 
 
 @triton.jit
+def best_key(best_keys, row, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """The token that the keys of `row`'s parts say is best."""
+    part = tl.arange(0, BLOCK)
+    keys = tl.load(best_keys + row * PARTS + part, mask=part < PARTS, other=-0x8000000000000000)
+    return 0x7FFFFFFF - (tl.max(keys, axis=0) & 0x7FFFFFFF)
+
+
+@triton.jit
 def argmax_join_kernel(best_keys, out, PARTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     begin(PDL)
     row = tl.program_id(0)
-    part = tl.arange(0, BLOCK)
-    keys = tl.load(best_keys + row * PARTS + part, mask=part < PARTS, other=-0x8000000000000000)
-    tl.store(out + row, 0x7FFFFFFF - (tl.max(keys, axis=0) & 0x7FFFFFFF))
+    tl.store(out + row, best_key(best_keys, row, PARTS, BLOCK))
 
 
 def parts_of(num_rows: int, size: int, device: torch.device) -> int:
@@ -80,11 +86,25 @@ def argmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
 
     The first of equals. NaN is not chosen while there is a number; a row of NaN gives 0.
     """
-    num_rows, size = logits.shape
+    num_rows = len(logits)
     if out is None:
         out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows == 0:
         return out
+    keys, parts = best_of_parts(logits, out)
+    if parts > 1:
+        pdl = pdl_options(logits.device)
+        block = support.next_power_of_2(parts)
+        argmax_join_kernel[(num_rows,)](
+            keys, out, PARTS=parts, BLOCK=block, PDL=bool(pdl), num_warps=1, **pdl
+        )
+    return out
+
+
+def best_of_parts(logits: Tensor, out: Tensor) -> tuple[Tensor, int]:
+    """The first half of `argmax`: (keys [S, parts] int64 for `best_key`, parts). With one part the
+    keys are `out` [S] int64, the tokens themselves."""
+    num_rows, size = logits.shape
     parts = parts_of(num_rows, size, logits.device)
     part_size = -(-size // (parts * _BLOCK)) * _BLOCK
     parts = -(-size // part_size)
@@ -105,9 +125,4 @@ def argmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
         num_warps=_WARPS,
         **pdl,
     )
-    if parts > 1:
-        block = support.next_power_of_2(parts)
-        argmax_join_kernel[(num_rows,)](
-            keys, out, PARTS=parts, BLOCK=block, PDL=bool(pdl), num_warps=1, **pdl
-        )
-    return out
+    return keys, parts

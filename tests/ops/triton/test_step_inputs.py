@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atom.ops.triton.sampling import argmax
-from atom.ops.triton.step_inputs import prepare_decode, put_tokens
+from atom.ops.triton.step_inputs import finish_decode, prepare_decode, put_tokens
 
 UNTOUCHED = -77
 
@@ -50,6 +50,46 @@ def test_prepare_decode(count: int, block_size: int, columns: int, device: str) 
             copied = math.ceil((position + 1) / block_size)
             assert torch.equal(got["step_table"][s, :copied].cpu(), table[row, :copied])
         assert bool((got["step_table"][s, copied:] == UNTOUCHED).all())
+
+
+@pytest.mark.parametrize(("block_size", "columns"), [(1, 40), (16, 5), (4, 1100)])
+def test_blocks_that_begin(block_size: int, columns: int, device: str) -> None:
+    """As if the table had been edited before; and it has been, after."""
+    width = columns * block_size
+    pool = torch.randint(0, 1 << 30, (9, width), dtype=torch.int32, device=device)
+    table = torch.randint(0, 1 << 26, (9, columns), dtype=torch.int32)
+    rows = torch.tensor([4, -1, 7, 0, 2], dtype=torch.int32)
+    computed = torch.tensor([width - 1, 3, 0, width // 2, 5 % width], dtype=torch.int32)
+    new_blocks = torch.tensor([11, 12, 0, -1, 14], dtype=torch.int32)
+    edited, device_table = table.clone(), table.to(device)
+    for s in (0, 2, 4):
+        edited[rows[s], computed[s] // block_size] = new_blocks[s]
+    rows, computed = rows.to(device), computed.to(device)
+    want, got = outputs(5, columns, device), outputs(5, columns, device)
+    prepare_decode(rows, computed, pool, edited.to(device), block_size, **want)
+    new_blocks = new_blocks.to(device)
+    prepare_decode(rows, computed, pool, device_table, block_size, **got, new_blocks=new_blocks)
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor), name
+    assert torch.equal(device_table.cpu(), edited)
+
+
+@pytest.mark.parametrize(("count", "vocab"), [(1, 9000), (3, 40), (300, 10)])
+def test_finish_decode(count: int, vocab: int, device: str) -> None:
+    """argmax, put_tokens, and a copy in the row that is asked for."""
+    logits = torch.randn(count, vocab, device=device)
+    rows = torch.randperm(400)[:count].to(torch.int32)
+    rows[1:2] = -1
+    rows = rows.to(device)
+    computed = torch.randint(0, 11, (count,), dtype=torch.int32, device=device)
+    pool = torch.randint(0, 99, (400, 12), dtype=torch.int32, device=device)
+    landing = torch.full((3, count + 2), UNTOUCHED, device=device)
+    want, filled, tokens = pool.clone(), landing.clone(), argmax(logits)
+    put_tokens(tokens, rows, computed, want)
+    filled[2, :count] = tokens
+    finish_decode(logits, rows, computed, pool, torch.tensor([2], device=device), landing)
+    assert torch.equal(pool, want)
+    assert torch.equal(landing, filled)
 
 
 @pytest.mark.parametrize("count", [1, 5, 300])

@@ -60,13 +60,24 @@ SIGNATURES: list[Row] = [
     (
         step_inputs.prepare_decode_kernel,
         {
-            **dict.fromkeys(("rows", "computed", "token_pool", "block_table"), "*i32"),
+            **dict.fromkeys(("rows", "computed", "new_blocks"), "*i32"),
+            **dict.fromkeys(("token_pool", "block_table"), "*i32"),
             **dict.fromkeys(("pool_stride", "table_stride", "block_size", "step_stride"), "i32"),
             **dict.fromkeys(("input_ids", "positions", "slot_mapping"), "*i64"),
             **dict.fromkeys(("seq_lens", "step_table"), "*i32"),
         },
-        {"BLOCK": 1024, "PDL": True},
+        {"EDITS": True, "BLOCK": 1024, "PDL": True},
         {"num_warps": 4},
+    ),
+    (
+        step_inputs.finish_decode_kernel,
+        {
+            **dict.fromkeys(("best_keys", "slot", "landing"), "*i64"),
+            **dict.fromkeys(("rows", "computed", "token_pool"), "*i32"),
+            **dict.fromkeys(("pool_stride", "landing_stride"), "i32"),
+        },
+        {"PARTS": 63, "BLOCK": 64, "PDL": True},
+        {"num_warps": 1},
     ),
     (
         step_inputs.put_tokens_kernel,
