@@ -144,3 +144,42 @@ def test_a_step_copies_what_the_scheduler_may_edit_later() -> None:
     assert inputs.positions.tolist() == [0, 1, 2]
     assert inputs.attention.seq_lens.tolist() == [3]
     assert staged.sample_rows.tolist() == [2]
+
+
+def decode_plan(rows: list[int], computed: list[int], blocks: list[RowBlocks]) -> StepPlan:
+    return StepPlan(
+        step=1,
+        new_rows=[],
+        new_blocks=blocks,
+        free_rows=[],
+        rows=np.array(rows, np.int32),
+        num_computed=np.array(computed, np.int32),
+        num_scheduled=np.ones(len(rows), np.int32),
+        samples=np.ones(len(rows), np.bool_),
+    )
+
+
+def test_blocks_that_begin_with_the_token_of_a_decode_step() -> None:
+    batch = InputBatch(ROWS, LENGTH, 16, CPU)
+    plan = decode_plan([5, 0, 2], [32, 7, 16], [RowBlocks(2, 1, [40]), RowBlocks(5, 2, [41])])
+    assert batch.begins_blocks(plan)
+    entered = np.full(4, -1, np.int32)
+    batch.begin_blocks(plan, entered)
+    assert entered.tolist() == [41, -1, 40, -1]
+    assert batch.block_table[5, 2] == 41
+    assert batch.block_table[2, 1] == 40
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [RowBlocks(3, 0, [4])],  # of a row that has no part in the step
+        [RowBlocks(5, 1, [4])],  # not where the step's token goes
+        [RowBlocks(5, 2, [4, 5])],
+        [RowBlocks(5, 2, [4]), RowBlocks(0, 1, [5]), RowBlocks(3, 0, [6])],
+    ],
+)
+def test_other_new_blocks_are_not_taken_for_such(blocks: list[RowBlocks]) -> None:
+    batch = InputBatch(ROWS, LENGTH, 16, CPU)
+    assert batch.begins_blocks(decode_plan([3, 0], [0, 16], [RowBlocks(3, 0, [1])]))
+    assert not batch.begins_blocks(decode_plan([5, 0], [32, 16], blocks))
