@@ -19,6 +19,7 @@ import traceback
 from typing import Any
 
 from h200_targets import Cell
+from late import Late
 
 
 class Bench:
@@ -35,6 +36,7 @@ class Bench:
         self.start_s = time.monotonic() - started
         self.info = self.llm.core.info
         self._random = random.Random(20_261_121)
+        self._late = Late()
 
     def prompts(self, count: int, length: int) -> list[list[int]]:
         vocab = self.info.vocab_size
@@ -82,11 +84,15 @@ class Bench:
 
     def work(self, cell: Cell) -> dict[str, Any]:
         """Throughput, prefill, long context: whole calls."""
-        if cell.kind != "throughput":  # what runs a step at these lengths for the first time
+        # What runs a step of these lengths for the first time; throughput is its own warm-up, as
+        # the first of several.
+        if cell.kind == "prefill":
+            self.generate(cell.batch, cell.prompt, 1)
+        elif cell.kind == "long":
             self.generate(max(1, cell.batch // 8), cell.prompt, min(cell.output, 4))
         runs = [self.generate(cell.batch, cell.prompt, cell.output) for _ in range(cell.repeats)]
         seconds = [run["seconds"] for run in runs]
-        median = statistics.median(seconds)
+        median = statistics.median_low(seconds)
         prompt = cell.batch * cell.prompt
         answer = {
             "seconds": seconds,
@@ -97,13 +103,15 @@ class Bench:
         }
         if cell.output > 1:
             answer["output_tok_s"] = cell.batch * cell.output / median
-            decode = statistics.median(run["decode_s"] for run in runs)
+            decode = statistics.median_low(run["decode_s"] for run in runs)
             answer["decode_s"] = decode
             answer["decode_tpot_ms"] = 1e3 * decode / (cell.output - 1)
         return answer
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        return self.decode(cell) if cell.kind == "decode" else self.work(cell)
+        self._late.take()
+        answer = self.decode(cell) if cell.kind == "decode" else self.work(cell)
+        return {**answer, "late": self._late.take()}
 
     def about(self) -> dict[str, Any]:
         import torch

@@ -85,6 +85,9 @@ def extra(cell: Cell, values: dict[str, Any]) -> str:
         notes.append(f"after the last first token {values['decode_tpot_ms']:.2f} ms/step")
     if values.get("preemptions"):
         notes.append(f"{values['preemptions']} PREEMPTIONS")
+    late = sum(values.get("late", {}).get("kernels", {}).values())
+    if late:
+        notes.append(f"{late} kernels compiled late")
     seconds = values.get("seconds", [])
     if len(seconds) > 1:
         notes.append(f"+-{(max(seconds) - min(seconds)) / 2 / min(seconds):.1%}")
