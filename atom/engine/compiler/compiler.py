@@ -97,7 +97,8 @@ class _Compiler:
         return self._split
 
     def _piece(self, key: str) -> inductor.Call:
-        with self._store.piece(key) as folder, inductor.files_in(folder.built):
+        code_key = inductor.key_of_code(key)
+        with self._store.piece(code_key) as folder, inductor.files_in(folder.built):
             code = folder.read()
             if code is not None:
                 try:

@@ -1,4 +1,8 @@
-"""What decides compiled code besides the graph: versions, device, our own source, settings."""
+"""What decides compiled code besides the graph: versions, the device, our own source.
+
+Inductor's settings do as well. They are added where a piece is looked up (`inductor`): a forward
+without compiled pieces starts without importing the compiler, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,6 @@ import torch
 
 import atom
 from atom._version import __version__
-from atom.engine.compiler.inductor import settings_digest
 from atom.ops.cpu.build import cpu_features
 
 # Whose source may change what is traced; how a graph becomes code is this package's alone.
@@ -30,7 +33,6 @@ def digest(device: torch.device, max_tokens: int) -> str:
         platform.machine(),
         str(max_tokens),
         *_device_facts(device),
-        settings_digest(),
         source_digest(COMPILING),
     ]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()
@@ -38,7 +40,9 @@ def digest(device: torch.device, max_tokens: int) -> str:
 
 def _device_facts(device: torch.device) -> list[str]:
     if device.type == "cpu":
-        return ["cpu", *sorted(cpu_features())]
+        # Inductor writes the number of threads into its loops.
+        used = (torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads()))
+        return ["cpu", *sorted(cpu_features()), *used]
     import triton
 
     properties = torch.cuda.get_device_properties(device)

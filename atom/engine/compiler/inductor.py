@@ -8,6 +8,7 @@ pieces are functional, no output is a view of an input, and inputs are aligned.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,12 +34,12 @@ OPTIONS: dict[str, Any] = {
 _ENVIRONMENT = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
-def settings_digest() -> str:
-    """A digest of all of Inductor's settings."""
+def key_of_code(piece: str) -> str:
+    """The key of a piece's code: the piece's own, and all of Inductor's settings."""
     from torch._inductor import config
 
     with config.patch(OPTIONS):
-        return str(config.get_hash().hex())
+        return hashlib.sha256(piece.encode() + config.get_hash()).hexdigest()[:32]
 
 
 @contextmanager
