@@ -1,4 +1,4 @@
-"""What a GPU engine still does late: kernels specialised and device memory asked for after its start.
+"""What a GPU engine does late: kernels specialised and device memory asked for after its start.
 
 Each is a pause that a request pays for. On a machine without Triton or a GPU nothing is seen.
 """
