@@ -33,6 +33,7 @@ class Cut(NamedTuple):
     ahead: bool
     stages: int = 1
     merge: bool = True
+    packed: bool = False
 
 
 class Workspace(NamedTuple):
@@ -94,6 +95,9 @@ def launch(
             support.num_sms(device.index or 0),
         )  # fmt: skip
     partials, counters = workspace(device)
+    block_size = k_cache.shape[1]
+    if cut.packed:
+        k_cache, v_cache = k_cache.view(torch.int32), v_cache.view(torch.int32)
     fused = positions is not None
     norm = fused and params.q_norm is not None
     cos_sin = params.cos_sin
@@ -131,7 +135,7 @@ def launch(
         D=dim,
         D_PAD=dim_pad,
         R=cos_sin.shape[1] if fused else 0,
-        BLOCK_SIZE=k_cache.shape[1],
+        BLOCK_SIZE=block_size,
         WINDOW=params.window,
         CAPPED=params.soft_cap > 0,
         SINKS=params.sinks is not None,
@@ -142,6 +146,7 @@ def launch(
         SPLIT=cut.parts > 1,
         AHEAD=cut.ahead,
         STAGES=cut.stages,
+        PACKED=cut.packed,
         MERGE=cut.merge,
         STEP=step,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",

@@ -92,6 +92,71 @@ def _tile(
 
 
 @triton.jit
+def _unpack(words):
+    """Words [N, D / 4] of four float8 each as four tiles of float16: tile j holds channels 4i + j.
+    Two words at a time, as one instruction converts two values."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 x, y;
+        .reg .b16 low, high;
+        prmt.b32 x, $4, $5, 0x5140;
+        prmt.b32 y, $4, $5, 0x7362;
+        mov.b32 {low, high}, x;
+        cvt.rn.f16x2.e4m3x2 $0, low;
+        cvt.rn.f16x2.e4m3x2 $1, high;
+        mov.b32 {low, high}, y;
+        cvt.rn.f16x2.e4m3x2 $2, low;
+        cvt.rn.f16x2.e4m3x2 $3, high;
+        }""",
+        "=r,=r,=r,=r,r,r",
+        [words],
+        dtype=(tl.float16, tl.float16, tl.float16, tl.float16),
+        is_pure=True,
+        pack=2,
+    )
+
+
+@triton.jit
+def _deal(x):
+    """x [G, D] as four tiles, its channels dealt out as `_unpack` does."""
+    even, odd = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 4, 2, 2)))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _undeal(x0, x1, x2, x3):
+    x = tl.join(tl.join(x0, x2), tl.join(x1, x3))
+    return tl.reshape(x, (x0.shape[0], 4 * x0.shape[1]))
+
+
+@triton.jit
+def _packed_tile(
+    q0, q1, q2, q3, words_k, words_v, seen, m, den, a0, a1, a2, a3, factor, cap,
+    CAPPED: tl.constexpr,
+):  # fmt: skip
+    """`_tile` over float8 words."""
+    k0, k1, k2, k3 = _unpack(words_k)
+    s = tl.dot(q0, tl.trans(k0))
+    s = tl.dot(q1, tl.trans(k1), s)
+    s = tl.dot(q2, tl.trans(k2), s)
+    s = tl.dot(q3, tl.trans(k3), s)
+    s = tl.where(seen[None, :], _scores(s, factor, cap, CAPPED), float("-inf"))
+    new_m = tl.maximum(m, tl.max(s, 1))
+    alpha = tl.exp2(m - new_m)[:, None]
+    p = tl.exp2(s - new_m[:, None])
+    den = den * alpha + p
+    p = p.to(tl.float16)
+    v0, v1, v2, v3 = _unpack(words_v)
+    a0 = tl.dot(p, v0, a0 * alpha)
+    a1 = tl.dot(p, v1, a1 * alpha)
+    a2 = tl.dot(p, v2, a2 * alpha)
+    a3 = tl.dot(p, v3, a3 * alpha)
+    return new_m, den, a0, a1, a2, a3
+
+
+@triton.jit
 def _store_out(
     out, m, den, acc, sinks, v_scale, heads, mask_heads, D: tl.constexpr, SINKS: tl.constexpr
 ):  # fmt: skip
@@ -157,10 +222,12 @@ def decode_kernel(
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr,
     FUSED: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
     BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
-    MERGE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    PACKED: tl.constexpr, MERGE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """AHEAD: the next tile of keys and values is read into registers while one is worked on.
-    Otherwise Triton pipelines the loop in STAGES.
+    Otherwise Triton pipelines the loop in STAGES. PACKED: caches of float8 come as words of four,
+    strides count words.
 
     All that the kernel before this one cannot have written is read before waiting for it: lengths,
     block table, positions, slots, cached keys. The step's first launches write those, so between
@@ -191,13 +258,17 @@ def decode_kernel(
         return
     step = parts * BLOCK_N
 
-    kv_type: tl.constexpr = k_cache.dtype.element_ty
-    k_base = k_cache + head * cache_head + d[None, :]
-    v_base = v_cache + head * cache_head + d[None, :]
+    WORD: tl.constexpr = 4 if PACKED else 1  # channels
+    ZERO: tl.constexpr = 0 if PACKED else 0.0
+    kv_type: tl.constexpr = tl.float8e4nv if PACKED else k_cache.dtype.element_ty
+    w = tl.arange(0, D_PAD // WORD)
+    in_w = (w < D // WORD)[None, :]
+    k_base = k_cache + head * cache_head + w[None, :]
+    v_base = v_cache + head * cache_head + w[None, :]
     if AHEAD:
         at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
-        k = tl.load(k_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
-        v = tl.load(v_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
+        k = tl.load(k_base + at[:, None], mask=(n < end)[:, None] & in_w, other=ZERO)
+        v = tl.load(v_base + at[:, None], mask=(n < end)[:, None] & in_w, other=ZERO)
         n += step
         page = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
     weight_q, other_q, weight_k, other_k = 1.0, 1.0, 1.0, 1.0
@@ -238,32 +309,42 @@ def decode_kernel(
         query = query.to(q.dtype.element_ty)
     factor = factor[:, None]
 
+    if FUSED:
+        key = _rotated(key, key_y, weight_k, other_k, cos, sin, eps, D, NORM)
+        new_k = to_cache(key, k_scale, kv_type)
+        new_v = to_cache(value, v_scale, kv_type)
+        place = slot // BLOCK_SIZE * cache_block + slot % BLOCK_SIZE * cache_slot
+        place = (place + head * cache_head) * WORD + d[None, :]
+        pointer: tl.constexpr = tl.pointer_type(kv_type)
+        tl.store(k_cache.to(pointer, bitcast=True) + place, new_k, mask=owned & (slot >= 0))
+        tl.store(v_cache.to(pointer, bitcast=True) + place, new_v, mask=owned & (slot >= 0))
+        new_s = tl.sum(query.to(tl.float32) * new_k.to(tl.float32), 1)[:, None]
+        new_s = tl.max(_scores(new_s, factor, cap, CAPPED), 1)
+        new_s = tl.where(part == 0, new_s, float("-inf"))
+
     m = tl.full((GROUP,), float("-inf"), tl.float32)
     den = tl.zeros((GROUP, BLOCK_N), tl.float32)
-    acc = tl.zeros((GROUP, D_PAD), tl.float32)
-    if FUSED:  # noqa: SIM102 (`and` would look into the body)
-        if part == 0:
-            turned_key = _rotated(key, key_y, weight_k, other_k, cos, sin, eps, D, NORM)
-            new_k = to_cache(turned_key, k_scale, kv_type)
-            new_v = to_cache(value, v_scale, kv_type)
-            place = slot // BLOCK_SIZE * cache_block + slot % BLOCK_SIZE * cache_slot
-            tl.store(k_base + place, new_k, mask=in_d & (slot >= 0))
-            tl.store(v_base + place, new_v, mask=in_d & (slot >= 0))
-            s = tl.sum(query.to(tl.float32) * new_k.to(tl.float32), 1)[:, None]
-            m = tl.max(_scores(s, factor, cap, CAPPED), 1)
-            den += tl.where(offsets == 0, 1.0, 0.0)[None, :]
-            acc += new_v.to(tl.float32)
-
+    if PACKED:
+        q0, q1, q2, q3 = _deal(query)
+        a0 = tl.zeros((GROUP, D_PAD // 4), tl.float32)
+        a1, a2, a3 = a0, a0, a0
+    else:
+        acc = tl.zeros((GROUP, D_PAD), tl.float32)
     if AHEAD:
         for start in tl.range(first, end, step, num_stages=1):
             n = start + step + offsets
             at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
-            next_k = tl.load(k_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
-            next_v = tl.load(v_base + at[:, None], mask=(n < end)[:, None] & in_d, other=0.0)
+            next_k = tl.load(k_base + at[:, None], mask=(n < end)[:, None] & in_w, other=ZERO)
+            next_v = tl.load(v_base + at[:, None], mask=(n < end)[:, None] & in_w, other=ZERO)
             n += step
             page = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
             seen = start + offsets < end
-            m, den, acc = _tile(query, k, v, seen, m, den, acc, factor, cap, CAPPED, PRECISION)
+            if PACKED:
+                m, den, a0, a1, a2, a3 = _packed_tile(
+                    q0, q1, q2, q3, k, v, seen, m, den, a0, a1, a2, a3, factor, cap, CAPPED
+                )
+            else:
+                m, den, acc = _tile(query, k, v, seen, m, den, acc, factor, cap, CAPPED, PRECISION)
             k, v = next_k, next_v
     else:
         for start in tl.range(first, end, step, num_stages=STAGES):
@@ -271,13 +352,26 @@ def decode_kernel(
             seen = n < end
             page = tl.load(table + n // BLOCK_SIZE, mask=seen, other=0)
             at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
-            k = tl.load(k_base + at[:, None], mask=seen[:, None] & in_d, other=0.0)
-            v = tl.load(v_base + at[:, None], mask=seen[:, None] & in_d, other=0.0)
-            m, den, acc = _tile(query, k, v, seen, m, den, acc, factor, cap, CAPPED, PRECISION)
+            k = tl.load(k_base + at[:, None], mask=seen[:, None] & in_w, other=ZERO)
+            v = tl.load(v_base + at[:, None], mask=seen[:, None] & in_w, other=ZERO)
+            if PACKED:
+                m, den, a0, a1, a2, a3 = _packed_tile(
+                    q0, q1, q2, q3, k, v, seen, m, den, a0, a1, a2, a3, factor, cap, CAPPED
+                )
+            else:
+                m, den, acc = _tile(query, k, v, seen, m, den, acc, factor, cap, CAPPED, PRECISION)
 
+    if PACKED:
+        acc = _undeal(a0, a1, a2, a3)
+    total = tl.sum(den, 1)
+    if FUSED:
+        new_m = tl.maximum(m, new_s)
+        alpha, weight = tl.exp2(m - new_m), tl.exp2(new_s - new_m)
+        total = total * alpha + weight
+        acc = acc * alpha[:, None] + weight[:, None] * new_v.to(tl.float32)
+        m = new_m
     out += seq.to(tl.int64) * out_row
     heads = head * G + g
-    total = tl.sum(den, 1)
     if not SPLIT or parts == 1:
         _store_out(out, m, total, acc, sinks, v_scale, heads, mask_heads, D, SINKS)
     else:

@@ -108,6 +108,8 @@ def test_equals_the_operations_in_a_row(device: str, on_gpu: bool, name: str, lo
     other = cached.copy()
     expected, _ = compose(qkv.clone(), positions, other, params)
     runs = [None, *(CUTS if cached.meta.is_decode else [])]
+    if on_gpu and cached.meta.is_decode and cached.k_cache.dtype == FP8:
+        runs += [Cut(32, 2, 32, 2, ahead, 3, packed=True) for ahead in (True, False)]
     for cut in runs:
         mine = cached.copy()
         given = poison(torch.empty_like(expected))

@@ -76,6 +76,8 @@ def test_equals_the_reference(device: str, on_gpu: bool, name: str, ahead: bool)
     cuts: list[Cut | None] = [Cut(16, 1, 16, 4, ahead), Cut(16, 4, 16, 4, ahead)]
     if on_gpu:
         cuts += [None, Cut(32, 8, 32, 4, ahead, 3), Cut(64, 2, 64, 8, ahead, 2)]
+        if CASES[name][4] == FP8:
+            cuts += [Cut(32, 2, 32, 2, ahead, 3, packed=True)]
     _check(CASES[name], device, cuts)
 
 
@@ -85,6 +87,8 @@ def test_long_contexts(device: str, on_gpu: bool, name: str) -> None:
     if not on_gpu:
         pytest.skip("needs a GPU")
     cuts: list[Cut | None] = [None, Cut(64, 16, 64, 4, True), Cut(32, 64, 128, 2, False, 3)]
+    if GPU_CASES[name][4] == FP8:
+        cuts += [Cut(64, 1, 64, 4, ahead, 3, packed=True) for ahead in (True, False)]
     _check(GPU_CASES[name], device, cuts)
 
 

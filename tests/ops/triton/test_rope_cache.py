@@ -47,7 +47,7 @@ def test_equals_the_operations_in_a_row(device: str, on_gpu: bool, name: str) ->
     other = cached.copy()
     _, expected = compose(qkv.clone(), positions, other, params)
     v_before = qkv[:, hq + hk :].clone()
-    q = rope_cache(qkv, positions, cached.k_cache, cached.v_cache, cached.meta, params, heads=4)
+    q = rope_cache(qkv, positions, cached.k_cache, cached.v_cache, cached.meta, params, 4, 4)
     assert q.data_ptr() == wide.data_ptr()
     assert relative_error(q, expected) < LIMITS[dtype]
     assert torch.equal(qkv[:, hq + hk :], v_before)
