@@ -25,12 +25,15 @@ MAX_TOKENS = 256
 
 
 def load_traceable(
-    path: Path, dtype: torch.dtype = torch.float32, parallel: ParallelState = SINGLE
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    parallel: ParallelState = SINGLE,
+    device: torch.device = CPU,
 ) -> Any:
     name = str(dtype).removeprefix("torch.")
     config = Config(model=ModelConfig(model=str(path), dtype=name))
     source = resolve_source(config.model)
-    return load_model(source, config, CPU, dtype, parallel=parallel, traceable=True)
+    return load_model(source, config, device, dtype, parallel=parallel, traceable=True)
 
 
 def compiled(model: Any, store: Store, max_tokens: int = MAX_TOKENS) -> Compiled:
@@ -50,9 +53,13 @@ class Running:
 
 
 def logits_of(
-    model: Any, forward: Callable[[Tensor, Tensor], Tensor], ids: list[int], chunks: list[int]
+    model: Any,
+    forward: Callable[[Tensor, Tensor], Tensor],
+    ids: list[int],
+    chunks: list[int],
+    device: str = "cpu",
 ) -> Tensor:
-    return PagedModel(Running(model, forward), block_size=4).logits(ids, chunks)
+    return PagedModel(Running(model, forward), block_size=16, device=device).logits(ids, chunks)
 
 
 class Interpreter:
