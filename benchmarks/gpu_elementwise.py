@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from atom.engine.runner import draw
-from atom.ops.sampling_row import FLOORED, GREEDY, PLAIN, ROW, SEARCHED, WORDS
+from atom.ops.sampling_row import FLOORED, GREEDY, PLAIN, ROW, SEARCHED, WORDS, Kinds, kinds_of
 from atom.ops.triton import elementwise, embedding, rotary
 from atom.ops.triton.logprobs import logprobs
 from atom.ops.triton.sampling import argmax, sample
@@ -122,12 +122,12 @@ def greedy() -> None:
             show("argmax", f"S={rows} V={vocab}", time, 4 * rows * vocab)
 
 
-def params_of(count: int, **fields: float) -> torch.Tensor:
+def params_of(count: int, **fields: float) -> tuple[torch.Tensor, Kinds]:
     rows = np.zeros(count, ROW)
     rows["temperature"], rows["top_p"], rows["key"] = 1.0, 1.0, np.arange(count) * 977
     for name, value in fields.items():
         rows[name] = value
-    return torch.from_numpy(rows.view(np.int32).reshape(-1, WORDS)).to(DEVICE)
+    return torch.from_numpy(rows.view(np.int32).reshape(-1, WORDS)).to(DEVICE), kinds_of(rows)
 
 
 KINDS: dict[str, dict[str, float]] = {
@@ -153,13 +153,8 @@ def sampler() -> None:
                     4 * rows * vocab,
                 )
                 for name, fields in KINDS.items():
-                    params = params_of(rows, **fields)
-                    filters, search = fields["kind"] >= FLOORED, fields["kind"] == SEARCHED
-
-                    def run(x: Any, p: Any = params, f: bool = filters, s: bool = search) -> Any:
-                        return sample(x, p, filters=f, search=s)
-
-                    time = measure(run, given)
+                    given_params = params_of(rows, **fields)
+                    time = measure(lambda x, p=given_params: sample(x, *p), given)
                     label = f"S={rows} V={vocab} x{deviation:g}"
                     show(f"sample {name}", label, time, 4 * rows * vocab)
 
@@ -169,14 +164,9 @@ def torch_sampler() -> None:
     for rows in (1, 32, 128):
         given = copies(lambda s=(rows, 128256): torch.randn(s, device=DEVICE), rows * 128256 * 4)
         for name in ("plain", "top_p", "top_k top_p"):
-            fields = KINDS[name]
-            params, top_k = params_of(rows, **fields), int(fields.get("top_k", 0))
-            filters = fields["kind"] >= FLOORED
-
-            def run(x: Any, p: Any = params, f: bool = filters, k: int = top_k) -> Any:
-                return draw.choose(x, p, f, k)
-
-            show(f"torch {name}", f"S={rows}", measure(run, given), 4 * rows * 128256)
+            given_params = params_of(rows, **KINDS[name])
+            run = measure(lambda x, p=given_params: draw.choose(x, *p), given)
+            show(f"torch {name}", f"S={rows}", run, 4 * rows * 128256)
 
 
 def best() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 # How a row's token is found. Each kind does all that the ones before it do.
 GREEDY, PLAIN, FLOORED, SEARCHED = range(4)  # argmax; a draw; with min_p; with top_k or top_p
@@ -19,3 +22,24 @@ ROW = np.dtype(
     ]
 )
 WORDS = ROW.itemsize // 4
+
+
+class Kinds(NamedTuple):
+    """What there is among some rows, so that what nobody needs is not launched."""
+
+    floored: bool  # a row of that kind
+    searched: bool
+    open_top_p: bool  # a row with top_p and no top_k
+    max_top_k: int
+
+
+def kinds_of(rows: NDArray[Any]) -> Kinds:
+    """rows [L] of `ROW`."""
+    kind, top_k = rows["kind"], rows["top_k"]
+    searched = kind == SEARCHED
+    return Kinds(
+        floored=bool((kind == FLOORED).any()),
+        searched=bool(searched.any()),
+        open_top_p=bool((searched & (top_k == 0)).any()),
+        max_top_k=int(top_k.max(initial=0)),
+    )

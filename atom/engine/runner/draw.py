@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atom.ops.sampling_row import WORDS
+from atom.ops.sampling_row import WORDS, Kinds
 
 _NEG_INF = float("-inf")
 _BLOCK = 256
@@ -32,17 +32,17 @@ class Filters(NamedTuple):
     max_top_k: int
 
 
-def choose(logits: Tensor, params: Tensor, filters: bool, max_top_k: int) -> Tensor:
+def choose(logits: Tensor, params: Tensor, kinds: Kinds) -> Tensor:
     """[n] int64 token ids from logits [n, V] float32 and the rows' params [n, WORDS] int32 (see
-    `sampling_row`); greedy ones get the argmax. `max_top_k` 0: no row has a top_k."""
+    `sampling_row`); greedy ones get the argmax."""
     assert params.shape[1] == WORDS, params.shape
     temperature, top_p, min_p = params[:, :3].contiguous().view(torch.float32).unbind(1)
     # Relative to the maximum, so that a small temperature cannot overflow.
     x = (logits - logits.amax(-1, keepdim=True)) / temperature[:, None]
     noise = uniforms(params)
-    if filters:
-        top_k = params[:, 3].long() if max_top_k else None
-        drawn = sample(x, Filters(top_k, top_p, min_p, max_top_k), noise)
+    if kinds.floored or kinds.searched:
+        top_k = params[:, 3].long() if kinds.max_top_k else None
+        drawn = sample(x, Filters(top_k, top_p, min_p, kinds.max_top_k), noise)
     else:
         drawn = draw(torch.softmax(x, dim=-1), noise)
     return torch.where(params[:, 7] > 0, drawn, logits.argmax(dim=-1))

@@ -72,7 +72,7 @@ def _device_choice() -> Choose:
     def choose(logits: Tensor, random: RandomRows | None) -> Tensor:
         if random is None:
             return sampling.argmax(logits)
-        return sampling.sample(logits, random.params, filters=random.filters, search=random.search)
+        return sampling.sample(logits, random.params, random.kinds)
 
     return choose
 
@@ -80,7 +80,7 @@ def _device_choice() -> Choose:
 def _choose_in_torch(logits: Tensor, random: RandomRows | None) -> Tensor:
     if random is None:
         return logits.argmax(dim=-1)
-    return draw.choose(logits, random.params, random.filters, random.max_top_k)
+    return draw.choose(logits, random.params, random.kinds)
 
 
 def _choose_on_host(logits: Tensor, random: RandomRows | None) -> Tensor:

@@ -18,7 +18,7 @@ from atom.engine.runner import randomness
 from atom.engine.runner.penalties import LogitEdits, PenaltyInputs
 from atom.engine.runner.upload import Upload
 from atom.engine.sampling_params import SamplingParams
-from atom.ops.sampling_row import FLOORED, GREEDY, PLAIN, ROW, SEARCHED, WORDS
+from atom.ops.sampling_row import FLOORED, GREEDY, PLAIN, ROW, SEARCHED, WORDS, Kinds, kinds_of
 
 Ints = NDArray[np.int64]
 
@@ -34,9 +34,7 @@ class RandomRows(NamedTuple):
 
     host: NDArray[Any]  # [L] of `sampling_row.ROW`
     params: Tensor  # [L, WORDS] int32: the same, on the device
-    filters: bool  # some row has top_k, top_p or min_p
-    search: bool  # some row has top_k or top_p
-    max_top_k: int
+    kinds: Kinds
 
 
 @dataclass(slots=True)
@@ -118,7 +116,7 @@ class SamplingRows:
         if union & PENALTY:
             step.penalties = self._stage_penalties(rows, positions, flags, upload)
         if union & RANDOM:
-            step.random = self._stage_random(rows, positions, union, upload)
+            step.random = self._stage_random(rows, positions, upload)
         if union & LOGPROBS:
             index = np.flatnonzero(flags & LOGPROBS)
             step.logprob_rows = index.tolist()
@@ -162,15 +160,13 @@ class SamplingRows:
             max_length=int(lengths.max()),
         )
 
-    def _stage_random(self, rows: Ints, positions: Ints, union: int, upload: Upload) -> RandomRows:
+    def _stage_random(self, rows: Ints, positions: Ints, upload: Upload) -> RandomRows:
         draws = self._draws[rows]
         draws["position"] = positions
         return RandomRows(
             host=draws,
             params=upload.add(draws.view(np.int32).reshape(-1, WORDS)),
-            filters=bool(union & _FILTERED),
-            search=bool(union & (TOP_K | TOP_P)),
-            max_top_k=int(draws["top_k"].max()) if union & TOP_K else 0,
+            kinds=kinds_of(draws),
         )
 
 

@@ -14,7 +14,7 @@ from atom.engine.runner import draw, host_sampling, randomness
 from atom.engine.runner.penalties import Penalties, PenaltyInputs
 from atom.engine.runner.sampling_rows import _kind
 from atom.engine.sampling_params import SamplingParams
-from atom.ops.sampling_row import FLOORED, ROW, SEARCHED, WORDS
+from atom.ops.sampling_row import ROW, WORDS, kinds_of
 from atom.ops.triton import logprobs, penalties, sampling
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -40,6 +40,8 @@ def _small_chunks(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not on_gpu:
         monkeypatch.setattr(sampling, "_CHUNK", 256)
         monkeypatch.setattr(sampling, "_LISTED", 512)
+        monkeypatch.setattr(sampling, "_SMALL", 32)
+        monkeypatch.setattr(sampling, "_GROUPS", 32)
         monkeypatch.setattr(sampling, "_PIVOTS", 4)
         monkeypatch.setattr(logprobs, "_CHUNK", 128)
 
@@ -66,13 +68,7 @@ def words(rows: np.ndarray, device: str) -> Tensor:
 
 
 def sample(logits: Tensor, rows: np.ndarray, device: str) -> list[int]:
-    kinds = rows["kind"]
-    return sampling.sample(
-        logits.to(device),
-        words(rows, device),
-        filters=bool((kinds >= FLOORED).any()),
-        search=bool((kinds == SEARCHED).any()),
-    ).tolist()
+    return sampling.sample(logits.to(device), words(rows, device), kinds_of(rows)).tolist()
 
 
 def expected(logits: Tensor, params: Sequence[SamplingParams], rows: np.ndarray) -> list[int]:

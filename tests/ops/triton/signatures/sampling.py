@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from atom.ops.triton import logprobs, penalties
+from atom.ops.triton import sampling_filters as filters
 from atom.ops.triton import sampling_kernels as kernels
 
 TYPES = {
-    **dict.fromkeys(("logits", "least", "pivots", "partials", "found", "floors", "sums"), "*fp32"),
+    **dict.fromkeys(
+        ("logits", "least", "pivots", "partials", "found", "floors", "sums", "peaks"), "*fp32"
+    ),
     **dict.fromkeys(("stats", "logprobs", "top_logprobs"), "*fp32"),
     **dict.fromkeys(("repetition", "frequency", "presence"), "*fp32"),
-    **dict.fromkeys(("settings", "counts", "ranks", "top_ids", "pool"), "*i32"),
+    **dict.fromkeys(("settings", "counts", "ranks", "top_ids", "pool", "listed"), "*i32"),
     **dict.fromkeys(("keys", "out", "rows", "token_ids", "bests"), "*i64"),
     **dict.fromkeys(("indices", "pool_rows", "lengths", "num_prompt"), "*i64"),
     "state": "*fp64",
@@ -20,6 +23,12 @@ TYPES = {
 CONSTANTS = {
     "CHUNK": 4096,
     "CHUNKS": 32,
+    "GROUPS": 64,
+    "ALL": 2048,
+    "LINE": 64,
+    "SMALL": 64,
+    "NARROW": True,
+    "SEARCH": True,
     "PIVOTS": 16,
     "CAPACITY": 512,
     "FILTERS": True,
@@ -43,10 +52,12 @@ def _row(kernel: Any, warps: int, **constants: int) -> tuple[Any, dict[str, str]
 
 SIGNATURES = [
     _row(kernels.chunk_stats_kernel, 4),
-    _row(kernels.narrow_kernel, 4, ROUND=0),
-    _row(kernels.narrow_kernel, 4, ROUND=1),
-    _row(kernels.collect_kernel, 4),
-    _row(kernels.threshold_kernel, 16),
+    _row(filters.bound_kernel, 8),
+    _row(filters.narrow_kernel, 4, ROUND=0),
+    _row(filters.narrow_kernel, 4, ROUND=1),
+    _row(filters.collect_kernel, 4),
+    _row(filters.collect_kernel, 4, NARROW=False),
+    _row(filters.threshold_kernel, 16),
     _row(kernels.mass_kernel, 4),
     _row(kernels.draw_kernel, 8),
     _row(logprobs.chunk_logprobs_kernel, 8),
