@@ -54,22 +54,32 @@ def choose_cut(
     num_seqs: int, num_kv_heads: int, group: int, head_dim: int, itemsize: int, max_len: int,
     sms: int,
 ) -> Cut:  # fmt: skip
-    """By measurement on an H200 (benchmarks/gpu_decode_attention.py)."""
+    """By measurement on an H200 (benchmarks/gpu_decode_attention.py): where programs are many, one
+    warp each, so that no thread waits for another; where they are few, more warps on more keys."""
     programs = num_seqs * num_kv_heads
-    wide = head_dim > 128 or itemsize > 2
-    if programs >= 4 * sms or wide:
-        cut = Cut(32, 1, 64, 4, True) if wide else Cut(16, 1, 64, 1, True)
+    if head_dim > 128 or itemsize > 2:
+        cut = Cut(32, 1, 128, 4, True)
+    elif programs >= 6 * sms:
+        cut = Cut(16, 1, 128, 1, False, 3)
+    elif programs >= 3 * sms:
+        cut = Cut(32, 1, 128, 2, True)
     elif programs >= sms:
-        cut = Cut(64, 1, 64, 4, True)
+        cut = Cut(64, 1, 256, 4, True)
     else:
-        cut = Cut(16, 1, 32, 1, True)
-    parts = support.next_power_of_2(max(1, 2 * sms // programs))
-    parts = min(parts, support.next_power_of_2(triton.cdiv(max_len, cut.min_part)), 64)
+        cut = Cut(64, 1, 256, 8, True)
     if programs >= sms:
-        parts = 1
-    while parts > 1 and programs * parts * (group * (head_dim + 2)) > WORKSPACE:
+        return cut
+    # A part that is worth its merging; no more programs than run at the same time.
+    parts = support.next_power_of_2(2 * sms // programs)
+    parts = min(parts, support.next_power_of_2(triton.cdiv(max_len, cut.min_part)), 64)
+    while parts > 1 and _partial_size(programs * parts, group, head_dim) > WORKSPACE:
         parts //= 2
     return cut._replace(parts=parts)
+
+
+def _partial_size(programs: int, group: int, head_dim: int) -> int:
+    """Elements of the workspace: per head an output, its maximum and its denominator."""
+    return programs * group * (head_dim + 2)
 
 
 def launch(
@@ -95,6 +105,9 @@ def launch(
             support.num_sms(device.index or 0),
         )  # fmt: skip
     partials, counters = workspace(device)
+    if cut.parts > 1:
+        assert _partial_size(num_seqs * hk * cut.parts, group, dim) <= WORKSPACE, cut
+        assert cut.min_part >= cut.block_n, cut
     block_size = k_cache.shape[1]
     if cut.packed:
         k_cache, v_cache = k_cache.view(torch.int32), v_cache.view(torch.int32)
