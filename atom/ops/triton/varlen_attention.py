@@ -19,7 +19,6 @@ from atom.ops.contracts import AttentionMetadata
 from atom.ops.triton import support
 from atom.ops.triton.varlen_hopper import varlen_hopper_kernel
 
-USE_HOPPER = False
 LOG2_E = 1.4426950408889634
 
 
@@ -41,7 +40,8 @@ def _tanh(x):
     return 1.0 - 2.0 / (tl.exp2(x * 2.8853900817779268) + 1.0)
 
 
-@triton.jit
+# Sizes that change from step to step must not lead to new compilations.
+@triton.jit(do_not_specialize=["num_seqs", "table_row"])
 def varlen_attention_kernel(
     out, q, k_cache, v_cache, block_table, cu_seqlens, seq_lens, sinks,
     num_seqs, scale_log2, cap, cap_log2, v_scale,
@@ -180,8 +180,7 @@ def _for_hopper(q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, soft_c
     """Whether the kernel written for Hopper can serve: half precision all through, rows that copies
     of 16 bytes reach."""
     return (
-        USE_HOPPER
-        and support.is_hopper(q.device)
+        support.is_hopper(q.device)
         and q.dtype != torch.float32
         and q.dtype == k_cache.dtype
         and q.shape[2] in (64, 128)

@@ -269,7 +269,8 @@ def _compute(
         blocks = _field(tiles, turn % 2, 5)
 
 
-@gluon.jit
+# Sizes that change from step to step must not lead to new compilations.
+@gluon.jit(do_not_specialize=["num_seqs", "num_tiles", "table_row"])
 def varlen_hopper_kernel(
     out, schedule, q, k_cache, v_cache, block_table, cu_seqlens, seq_lens, sinks,
     num_seqs, num_tiles, scale_log2, v_scale,
