@@ -177,7 +177,8 @@ def _candidates_of_one(n: int, k: int, both: int) -> Iterator[Config]:
     for block_n, warps, waves in itertools.product((1, 2, 4, 8), (2, 4, 8, 16), (0, 2, 4, 8)):
         per_thread = block_n * both * width // (32 * warps)
         tiles = -(-n // block_n)
-        if not 16 <= per_thread <= 64 or (waves and tiles <= waves * 132):
+        most = 64 if width > 2048 else 128
+        if not 16 <= per_thread <= most or (waves and tiles <= waves * 132):
             continue
         if waves * warps > 64 or width // (32 * warps) > 64:
             continue

@@ -76,6 +76,7 @@ class Launcher:
         self.by_tokens = [configs[i] for i in bucket]  # [0] is not used
         for tokens, config in zip(BUCKETS, configs, strict=True):
             if isinstance(config, Skinny) and config.split > 1:
+                assert problem.n <= config.block_n * self.scratch.arrivals.numel(), problem
                 self.scratch.reserve(config.split * tokens * problem.n)
 
     def config(self, tokens: int) -> Config | None:

@@ -119,6 +119,11 @@ def by_rule(problem: Problem, tokens: int) -> Config | None:
         block_n = 1 if both == 2 or width == 8192 else 2
         warps = min(16, max(1, block_n * both * width // 1024))
         return Rows(block_n, warps, waves=32 // warps)
-    if tokens > 16 or k % 128 or torch.version.hip is not None:
+    if tokens > 32 or k % 128 or torch.version.hip is not None:
         return None
-    return Skinny(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=4)
+    tiles, split = -(-problem.n // 64), 1
+    while both == 1 and 2 * tiles * split <= 136 and k % (256 * split) == 0 and k >= 1024 * split:
+        split *= 2
+    # Where one wave of programs does it all, each keeps more in flight.
+    stages = 6 if tiles * split <= 136 else 3
+    return Skinny(max(16, tokens), 64, 128, 4, stages, split, swap=True)

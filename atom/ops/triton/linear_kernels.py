@@ -71,6 +71,8 @@ def gemv_rows(
         up = weight + N.to(tl.int64) * K
         tile_up = up + rows.to(tl.int64)[:, None] * K + cols[None, :]
         u_next = tl.load(tile_up, mask=mask, other=0.0, eviction_policy="evict_first")
+    if NORM:
+        g = tl.load(gamma + cols, mask=inside, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         if PREFETCH > 0:
@@ -86,9 +88,11 @@ def gemv_rows(
         if pid == 0:
             tl.store(new_residual + cols, r, mask=inside)
         r = r.to(tl.float32)
+    scale = 1.0
     if NORM:
+        # Only results are scaled, so that products need not wait for the sum over all of r.
         scale = tl.rsqrt(tl.sum(r * r, 0) / K + eps)
-        r = r * tl.load(gamma + cols, mask=inside, other=0.0).to(tl.float32) * scale
+        r *= g.to(tl.float32)
     for first in range(pid * BLOCK_N, N, step):
         w = w_next
         rows = first + tl.arange(0, BLOCK_N)
@@ -99,11 +103,11 @@ def gemv_rows(
         if GATED:
             u = u_next
             u_next = tl.load(up + offsets, mask=mask, other=0.0, eviction_policy="evict_first")
-        y = tl.sum(w.to(tl.float32) * r[None, :], 1)
+        y = tl.sum(w.to(tl.float32) * r[None, :], 1) * scale
         if BIAS:
             y += tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32)
         if GATED:
-            y_up = tl.sum(u.to(tl.float32) * r[None, :], 1)
+            y_up = tl.sum(u.to(tl.float32) * r[None, :], 1) * scale
             if BIAS:
                 y_up += tl.load(bias + N + rows, mask=rows < N, other=0.0).to(tl.float32)
             y = _silu(y) * y_up
