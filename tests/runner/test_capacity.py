@@ -139,6 +139,9 @@ def test_the_largest_steps_reach_every_limit(budget: int, seqs: int, length: int
         assert 0 < plan.num_tokens <= budget
         assert len(plan.rows) <= seqs
         assert int((plan.num_computed + plan.num_scheduled).max()) <= length
+    odd = dummy.odd_step(Config(scheduler=scheduler), length)
+    assert 0 < odd.num_tokens <= budget
+    assert odd.num_scheduled.max() <= length
     longest, many, decode = plans
     assert longest.num_scheduled.max() == min(budget, length)
     assert len(many.rows) == min(seqs, budget)
@@ -153,6 +156,7 @@ def test_the_largest_steps_run_and_leave_no_trace() -> None:
     runner = make_runner(config)
     for plan in dummy.largest_steps(config, runner.max_model_len):
         runner.launch(plan).wait()
+    runner.launch(dummy.odd_step(config, runner.max_model_len)).wait()
     got = generate(EngineCore(config, runner), prompts, greedy(6))
     assert [r.token_ids for r in got] == [r.token_ids for r in expected]
 

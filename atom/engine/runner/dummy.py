@@ -45,6 +45,15 @@ def warm_up(count: int, max_model_len: int, num_blocks: int, block_size: int) ->
         )
 
 
+def odd_step(config: Config, max_model_len: int) -> StepPlan:
+    """A few prompts of an odd length. Kernels are compiled apart for sizes that are 1, multiples of
+    16 and neither; a start that runs only round sizes leaves the last to the first request."""
+    budget = config.scheduler.max_num_batched_tokens
+    rows = min(3, config.scheduler.max_num_seqs, budget)
+    count = min(7, budget // rows, max_model_len)
+    return _prompts(rows, count, [0] * -(-count // config.engine.kv_cache_block_size))
+
+
 def largest_steps(config: Config, max_model_len: int) -> Iterator[StepPlan]:
     """The steps that take the most memory: as many tokens as fit in the fewest prompts, as many
     samples as there can be, and a decode of them all beside a sequence of full length.
