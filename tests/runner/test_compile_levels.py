@@ -19,6 +19,7 @@ from tiny import FAMILIES, make_tiny, random_prompt, tiny_checkpoint
 from atom.engine.compiler import compiler
 from atom.engine.compiler.errors import CannotCompile
 from atom.engine.runner import compilation
+from atom.errors import ConfigError
 from atom.ops.cpu import build
 
 __all__ = ["interpreter"]  # a fixture
@@ -118,11 +119,14 @@ def test_level_3_without_native_kernels_is_pieces(
     assert list(runner.startup_s) == ["load", "kv_cache", "compile", "warm_up"]
 
 
-def test_a_forward_that_cannot_be_cut_runs_eagerly(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("kind", [CannotCompile, ConfigError, OSError])
+def test_a_forward_that_cannot_be_compiled_runs_eagerly(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """For want of a way to cut it, or of a place for the cache."""
+
     def refuse(*_: object) -> None:
-        raise CannotCompile("of the weather")
+        raise kind("of the weather")
 
     monkeypatch.setattr(compiler, "compile_forward", refuse)
     monkeypatch.setattr(compilation, "_why_no_pieces", lambda device: None)

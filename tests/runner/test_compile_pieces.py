@@ -152,13 +152,13 @@ def test_a_damaged_file_is_made_again(
     pattern: str, harm: str, interpreter: Interpreter, store: Store, llama: Any,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    begin = storing.PieceFolder.begin
+    commit = storing.PieceFolder.commit
 
-    def begin_and_build(folder: storing.PieceFolder) -> None:
-        begin(folder)
+    def build_and_commit(folder: storing.PieceFolder, code: str) -> None:
         (folder.built / "kernel.so").write_bytes(b"machine code")
+        commit(folder, code)
 
-    monkeypatch.setattr(storing.PieceFolder, "begin", begin_and_build)
+    monkeypatch.setattr(storing.PieceFolder, "commit", build_and_commit)
     compiled(llama, store)
     path = _files(store, pattern)[0]
     content = path.read_bytes()
@@ -201,8 +201,20 @@ def test_a_failure_of_the_compiler_is_a_reason(
         patch.setattr(inductor, "compile_piece", fail)
         with pytest.raises(CannotCompile, match=r"Inductor failed: RuntimeError: no ptxas here$"):
             compiled(llama, store)
-    # What the failed attempt left is no hindrance.
+    assert _files(store, "pieces/*/*") == []
     assert compiled(llama, store).compiled == 3
+
+
+def test_what_a_killed_process_left_is_cleared_away(
+    interpreter: Interpreter, store: Store, llama: Any
+) -> None:
+    compiled(llama, store)
+    manifest = _files(store, "pieces/*/manifest.json")[0]
+    manifest.unlink()  # it is written last
+    (manifest.parent / "built" / "half.o").write_bytes(b"machi")
+    assert compiled(llama, store).compiled == 1
+    assert manifest.exists()
+    assert not (manifest.parent / "built" / "half.o").exists()
 
 
 def test_the_digest_of_a_structure() -> None:

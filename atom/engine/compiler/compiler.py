@@ -110,13 +110,12 @@ class _Compiler:
 
     def _compile(self, key: str, folder: PieceFolder) -> inductor.Call:
         piece: Piece = self._traced().pieces[key]
-        folder.begin()
 
         def make() -> inductor.Call:
-            with _explained("Inductor"):
+            with folder.writing(), _explained("Inductor"):
                 code = inductor.compile_piece(piece)
                 call = inductor.load_piece(code)
-            folder.commit(code)
+                folder.commit(code)
             return call
 
         self._compiled += 1
@@ -129,7 +128,7 @@ def _explained(what: str) -> Iterator[None]:
     """torch's compiler fails in many ways, and without it a model still runs."""
     try:
         yield
-    except CannotCompile:
+    except (CannotCompile, OSError):
         raise
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")

@@ -73,6 +73,8 @@ class PieceFolder:
             return None
         try:
             manifest = msgspec.json.decode((self.path / MANIFEST).read_bytes(), type=Manifest)
+            if CODE not in manifest:
+                raise ValueError(f"{MANIFEST} lists no {CODE}")
             for name, digest in manifest.items():
                 if _digest((self.path / name).read_bytes()) != digest:
                     raise ValueError(f"{name} has changed")
@@ -85,8 +87,15 @@ class PieceFolder:
         log.warning("compile cache: %s is damaged (%s); compiling again", self.path, reason)
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def begin(self) -> None:
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within, the folder is there to be filled; nothing is left of it if that fails."""
         self.built.mkdir(parents=True)
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def commit(self, code: str) -> None:
         """The code and everything built for it are complete."""

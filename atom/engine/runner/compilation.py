@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from atom.config.schema import Config
+from atom.errors import ConfigError
 from atom.layers.context import ForwardContext, set_forward_context
 from atom.ops.contracts import AttentionMetadata
 from atom.ops.cpu import build
@@ -96,8 +97,8 @@ def _in_pieces(model: Any, config: Config, device: torch.device) -> Choice:
 
     try:
         compiled = compile_forward(model, device, config.scheduler.max_num_batched_tokens)
-    except CannotCompile as why:
-        reason = f"level 3, but the forward cannot be cut into pieces: {why}"
+    except (CannotCompile, ConfigError, OSError) as why:  # the last two: no place for the cache
+        reason = f"level 3, but the forward cannot be compiled in pieces: {why}"
         log.warning("compile: %s; it runs eagerly", reason)
         return Choice(model.forward, None, "eager", reason, (4,))
     return Choice(compiled.forward, None, "compiled in pieces", f"level 3: {compiled}", (4,))
