@@ -40,8 +40,8 @@ def measure(
     """
     kv_cache.bind(layers, 1, config.engine.kv_cache_block_size, device)
     for layer in layers:  # the one block is read before it is written
-        layer.k_cache.zero_()
-        layer.v_cache.zero_()
+        layer.k_cache.view(torch.uint8).zero_()
+        layer.v_cache.view(torch.uint8).zero_()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     for plan in dummy.largest_steps(config, max_model_len):
