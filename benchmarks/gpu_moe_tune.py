@@ -76,22 +76,19 @@ def down_pair_tiles(columns: int, top_k: int) -> Iterator[PairTile]:
 def small_tiles(block_m: int, halves: int) -> Iterator[Tile]:
     """Where reading weights decides: enough bytes on their way."""
     for rows, block_k, warps, stages in (
-        (64, 64, 4, 6),
         (64, 128, 4, 3),
         (64, 128, 4, 4),
         (64, 256, 4, 3),
         (128, 64, 4, 3),
         (128, 64, 4, 4),
-        (128, 64, 4, 6),
-        (128, 64, 8, 4),
         (128, 128, 4, 3),
         (128, 128, 4, 4),
         (128, 128, 8, 3),
-        (256, 64, 4, 3),
         (256, 64, 8, 4),
     ):
         if block_m * rows // (32 * warps) <= 128:
-            yield Tile(rows // halves, block_k, 1, warps, stages)
+            for ahead in (0,) if halves == 2 else (0, 256):
+                yield Tile(rows // halves, block_k, 1, warps, stages, ahead)
 
 
 def large_tiles(halves: int) -> Iterator[Tile]:
@@ -103,15 +100,17 @@ def large_tiles(halves: int) -> Iterator[Tile]:
         (128, 64, 8, 3),
         (256, 128, 8, 2),
     ):
-        for group in (8, 16) if stages == 3 else (8,):
-            yield Tile(rows // halves, block_k, group, warps, stages)
+        for tma in (False, True):
+            yield Tile(rows // halves, block_k, 8, warps, stages, 0, tma)
 
 
 def block_sizes(problem: Problem, tokens: int) -> tuple[int, ...]:
     rows = tokens * problem.top_k / problem.num_experts
     if rows <= 4:
         return (16,)
-    return (16, 64) if rows <= 24 else (32, 64) if rows < 48 else (64, 128)
+    if rows <= 24:
+        return (16, 32, 64)
+    return (32, 64) if rows < 48 else (64, 128) if rows < 128 else (128,)
 
 
 def candidates(problem: Problem, tokens: int) -> list[Candidate]:

@@ -7,10 +7,13 @@ belongs; `combine_kernel` sums a token's rows. Nothing is added with atomics.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from atom.ops.triton.launch import begin, pdl_options
 from atom.ops.triton.moe_config import GroupedConfig, Tile
@@ -27,6 +30,19 @@ def tile_of(program, num_m, num_n, GROUP_M: tl.constexpr):
     first = group * GROUP_M
     size = tl.minimum(num_m - first, GROUP_M)
     return first + (program % per_group) % size, (program % per_group) // size
+
+
+@triton.jit
+def prefetch_rows(starts, BYTES: tl.constexpr):
+    """Ask for BYTES from each address on to be brought into the L2 cache (NVIDIA, from Hopper)."""
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [starts.to(tl.int64), tl.full(starts.shape, BYTES, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -47,43 +63,52 @@ def grouped_gate_up_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     EVEN: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """hidden [rows of the order, N] = silu(gate) * up. A program owns BLOCK_N columns of both."""
-    begin(PDL)
+    """hidden [rows of the order, N] = silu(gate) * up. A program owns BLOCK_N columns of both.
+
+    TMA: w13 is a tensor descriptor of [E * 2N, K].
+    """
+    if PDL:  # in this order: see grouped_down_kernel
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     num_m, num_n = tl.load(count), tl.cdiv(N, BLOCK_N)
     if tl.program_id(0) >= num_m * num_n:
         return
     block, tile = tile_of(tl.program_id(0), num_m, num_n, GROUP_M)
-    expert = tl.load(experts + block).to(tl.int64)
+    expert = tl.load(experts + block)
     places_here = block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     pair = tl.load(places + places_here)
     known = pair < num_pairs
     token = tl.where(known, pair // TOP_K, 0).to(tl.int64)
     cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     wanted = cols < N
-    cols_read = tl.where(wanted, cols, 0)
     inner = tl.arange(0, BLOCK_K)
     a = x + token[:, None] * x_stride + inner[None, :]
-    gates = w13 + expert * (2 * N * K) + cols_read[None, :] * K + inner[:, None]
-    ups = gates + N.to(tl.int64) * K
+    first = expert * (2 * N) + tile * BLOCK_N
+    if not TMA:
+        gates = w13 + expert.to(tl.int64) * (2 * N * K) + inner[:, None]
+        gates = gates + tl.where(wanted, cols, 0)[None, :] * K
+        ups = gates + N.to(tl.int64) * K
     gate = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
         if EVEN:
-            left = tl.load(a, mask=known[:, None], other=0.0)
-            middle, right = tl.load(gates), tl.load(ups)
+            left = tl.load(a + start, mask=known[:, None], other=0.0)
         else:
             inside = inner < K - start
-            left = tl.load(a, mask=known[:, None] & inside[None, :], other=0.0)
-            middle = tl.load(gates, mask=inside[:, None], other=0.0)
-            right = tl.load(ups, mask=inside[:, None], other=0.0)
+            left = tl.load(a + start, mask=known[:, None] & inside[None, :], other=0.0)
+        if TMA:
+            middle, right = w13.load([first, start]).T, w13.load([first + N, start]).T
+        elif EVEN:
+            middle, right = tl.load(gates + start), tl.load(ups + start)
+        else:
+            middle = tl.load(gates + start, mask=inside[:, None], other=0.0)
+            right = tl.load(ups + start, mask=inside[:, None], other=0.0)
         gate = tl.dot(left, middle, gate, input_precision=PRECISION)
         up = tl.dot(left, right, up, input_precision=PRECISION)
-        a += BLOCK_K
-        gates += BLOCK_K
-        ups += BLOCK_K
     out = gate * tl.sigmoid(gate) * up
     target = hidden + places_here[:, None] * N + cols[None, :]
     tl.store(target, out.to(hidden.dtype.element_ty), mask=wanted[None, :])
@@ -106,37 +131,52 @@ def grouped_down_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     EVEN: tl.constexpr,
+    AHEAD: tl.constexpr,
+    TMA: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """out [pairs, N]: each pair's row times its weight."""
-    begin(PDL)
+    """out [pairs, N]: each pair's row times its weight.
+
+    Before it waits for the hidden values, a program has AHEAD columns of its weights brought into
+    the cache. It may look at the order for that: the kernel before lets it start only after having
+    waited for the one that sorted. TMA: hidden [rows, K] and w2 [E * N, K] are tensor descriptors.
+    """
     num_m, num_n = tl.load(count), tl.cdiv(N, BLOCK_N)
     if tl.program_id(0) >= num_m * num_n:
+        if PDL:
+            tl.extra.cuda.gdc_wait()
         return
     block, tile = tile_of(tl.program_id(0), num_m, num_n, GROUP_M)
-    expert = tl.load(experts + block).to(tl.int64)
+    expert = tl.load(experts + block)
     places_here = block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     pair = tl.load(places + places_here)
     known = pair < num_pairs
     cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     wanted = cols < N
-    cols_read = tl.where(wanted, cols, 0)
     inner = tl.arange(0, BLOCK_K)
-    a = hidden + places_here[:, None] * K + inner[None, :]
-    b = w2 + expert * (N * K) + cols_read[None, :] * K + inner[:, None]
+    if not TMA:
+        rows = w2 + expert.to(tl.int64) * (N * K) + tl.where(wanted, cols, 0) * K
+    if PDL:
+        if AHEAD > 0:
+            prefetch_rows(rows, AHEAD * (w2.dtype.element_ty.primitive_bitwidth // 8))
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    if not TMA:
+        a = hidden + places_here[:, None] * K + inner[None, :]
+        b = rows[None, :] + inner[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
-        if EVEN:
-            left = tl.load(a)
-            right = tl.load(b)
+        if TMA:
+            left = hidden.load([block * BLOCK_M, start])
+            right = w2.load([expert * N + tile * BLOCK_N, start]).T
+        elif EVEN:
+            left, right = tl.load(a + start), tl.load(b + start)
         else:
             inside = inner < K - start
-            left = tl.load(a, mask=inside[None, :], other=0.0)
-            right = tl.load(b, mask=inside[:, None], other=0.0)
+            left = tl.load(a + start, mask=inside[None, :], other=0.0)
+            right = tl.load(b + start, mask=inside[:, None], other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
-        a += BLOCK_K
-        b += BLOCK_K
     weight = tl.load(weights + pair, mask=known, other=0.0)
     result = total * weight[:, None]
     target = out + pair.to(tl.int64)[:, None] * N + cols[None, :]
@@ -160,6 +200,11 @@ def combine_kernel(
     tl.store(out + token * N + cols, total.to(out.dtype.element_ty), mask=cols < N)
 
 
+def described(matrices: Tensor, rows: int, cols: int) -> Any:
+    """All rows of `matrices` [..., K], for the tensor copy engine to fetch tiles of."""
+    return TensorDescriptor.from_tensor(matrices.view(-1, matrices.shape[-1]), [rows, cols])
+
+
 def gate_up(x: Tensor, w13: Tensor, order: Order, top_k: int, tile: Tile) -> Tensor:
     """[rows of the order, I]; rows that fill a block up hold numbers that mean nothing."""
     size, wide = x.shape[1], w13.shape[1] // 2
@@ -167,7 +212,7 @@ def gate_up(x: Tensor, w13: Tensor, order: Order, top_k: int, tile: Tile) -> Ten
     options = pdl_options(x.device)
     grouped_gate_up_kernel[(order.max_blocks * triton.cdiv(wide, tile.block_n),)](
         x,
-        w13,
+        described(w13, tile.block_n, tile.block_k) if tile.tma else w13,
         hidden,
         order.places,
         order.experts,
@@ -182,6 +227,7 @@ def gate_up(x: Tensor, w13: Tensor, order: Order, top_k: int, tile: Tile) -> Ten
         BLOCK_K=tile.block_k,
         GROUP_M=tile.group_m,
         EVEN=size % tile.block_k == 0,
+        TMA=tile.tma,
         PRECISION="ieee",
         PDL=bool(options),
         num_warps=tile.num_warps,
@@ -192,13 +238,14 @@ def gate_up(x: Tensor, w13: Tensor, order: Order, top_k: int, tile: Tile) -> Ten
 
 
 def down(hidden: Tensor, w2: Tensor, order: Order, weights: Tensor, tile: Tile) -> Tensor:
-    """[pairs, K], weighted; rows of pairs that are not in the order are not written."""
+    """[pairs, K], weighted; rows of pairs that are not in the order are not written. Launched right
+    after `gate_up`."""
     _, size, wide = w2.shape
     rows = torch.empty(order.num_pairs, size, dtype=hidden.dtype, device=hidden.device)
     options = pdl_options(hidden.device)
     grouped_down_kernel[(order.max_blocks * triton.cdiv(size, tile.block_n),)](
-        hidden,
-        w2,
+        described(hidden, order.block_m, tile.block_k) if tile.tma else hidden,
+        described(w2, tile.block_n, tile.block_k) if tile.tma else w2,
         rows,
         order.places,
         order.experts,
@@ -212,6 +259,8 @@ def down(hidden: Tensor, w2: Tensor, order: Order, weights: Tensor, tile: Tile) 
         BLOCK_K=tile.block_k,
         GROUP_M=tile.group_m,
         EVEN=wide % tile.block_k == 0,
+        AHEAD=0 if tile.tma else min(tile.ahead, wide),
+        TMA=tile.tma,
         PRECISION="ieee",
         PDL=bool(options),
         num_warps=tile.num_warps,

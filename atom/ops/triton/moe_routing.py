@@ -16,7 +16,6 @@ from torch import Tensor
 from atom.ops.triton.launch import begin, pdl_options
 from atom.ops.triton.support import next_power_of_2
 
-
 _PART = 512  # columns of the hidden size that one program of the router sums over
 
 

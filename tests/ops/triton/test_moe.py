@@ -19,6 +19,7 @@ from atom.ops.triton.moe_pairs import Choice
 
 PAIR = PairConfig(PairTile(4, 32), PairTile(8, 16, early=1))
 SMALL = GroupedConfig(16, Tile(32, 32, 1, 4, 3), Tile(32, 16, 1, 4, 3))
+DESCRIBED = GroupedConfig(64, Tile(64, 64, 4, 4, 3, tma=True), Tile(64, 64, 4, 4, 3, tma=True))
 WIDE = GroupedConfig(64, Tile(64, 64, 4, 4, 3), Tile(64, 64, 4, 4, 3))
 
 
@@ -99,7 +100,9 @@ def by_config(config: moe_config.Config, arguments: tuple[Tensor, ...]) -> Tenso
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("config", [PAIR, SMALL, WIDE], ids=["pairs", "small", "wide"])
+@pytest.mark.parametrize(
+    "config", [PAIR, SMALL, WIDE, DESCRIBED], ids=["pairs", "small", "wide", "tma"]
+)
 @pytest.mark.parametrize(("size", "wide"), [(64, 32), (40, 88)])
 def test_experts(
     device: str, on_gpu: bool, config: moe_config.Config, size: int, wide: int, dtype: torch.dtype

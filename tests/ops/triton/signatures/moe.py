@@ -20,22 +20,25 @@ def _kinds(bf16: str = "", fp32: str = "", i32p: str = "", i32: str = "") -> dic
     }
 
 
-def gate_up(m: int, n: int, k: int, warps: int, stages: int, precision: str = "ieee") -> Row:
+def gate_up(m: int, n: int, k: int, warps: int, stages: int, tma: bool = False) -> Row:
+    kinds = _kinds("x w13 hidden", "", "places experts count", "x_stride num_pairs N K")
     return (
         moe_grouped.grouped_gate_up_kernel,
-        _kinds("x w13 hidden", "", "places experts count", "x_stride num_pairs N K"),
+        kinds | ({"w13": f"tensordesc<bf16[{n},{k}]>"} if tma else {}),
         {"TOP_K": 8, "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 1, "EVEN": True}
-        | {"PRECISION": precision, "PDL": True},
+        | {"TMA": tma, "PRECISION": "ieee", "PDL": True},
         {"num_warps": warps, "num_stages": stages, **PDL},
     )
 
 
-def down(m: int, n: int, k: int, warps: int, stages: int, precision: str = "ieee") -> Row:
+def down(m: int, n: int, k: int, warps: int, stages: int, tma: bool = False) -> Row:
+    kinds = _kinds("hidden w2 out", "weights", "places experts count", "num_pairs N K")
+    tiles = {"hidden": f"tensordesc<bf16[{m},{k}]>", "w2": f"tensordesc<bf16[{n},{k}]>"}
     return (
         moe_grouped.grouped_down_kernel,
-        _kinds("hidden w2 out", "weights", "places experts count", "num_pairs N K"),
-        {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 1, "EVEN": True}
-        | {"PRECISION": precision, "PDL": True},
+        kinds | (tiles if tma else {}),
+        {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 1, "EVEN": True, "TMA": tma}
+        | {"AHEAD": 0 if tma else 256, "PRECISION": "ieee", "PDL": True},
         {"num_warps": warps, "num_stages": stages, **PDL},
     )
 
@@ -139,7 +142,9 @@ SIGNATURES: list[Row] = [
     gate_up(16, 64, 64, 4, 4),
     down(16, 64, 64, 4, 4),
     gate_up(128, 128, 64, 8, 3),
+    gate_up(128, 128, 64, 8, 3, tma=True),
     down(128, 256, 64, 8, 3),
+    down(128, 256, 64, 8, 3, tma=True),
     (
         moe_grouped.combine_kernel,
         _kinds("rows out", "", "ids", "N"),
