@@ -168,7 +168,7 @@ def candidates(problem: Problem, tokens: int) -> Iterator[Config | None]:
     both = 2 if problem.kind == G else 1
     if tokens == 1:
         yield from _candidates_of_one(n, k, both)
-    if 1 < tokens <= 128:
+    if 1 < tokens <= BUCKETS[-1]:
         yield from _candidates_of_few(problem, tokens, both)
 
 

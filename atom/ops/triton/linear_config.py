@@ -17,7 +17,7 @@ import torch
 from atom.ops.triton import support
 
 # Token counts that have a choice of their own; others take the next one up.
-BUCKETS = (1, 16, 32, 64, 128)
+BUCKETS = (1, 16, 32, 64, 128, 256)
 KINDS = ("linear", "norm", "gated")
 
 
