@@ -155,6 +155,7 @@ def launch(
         FUSED=fused,
         INTERLEAVED=params.interleaved,
         NORM=norm,
+        ONE_PAGE=params.window == 0 and block_size % cut.block_n == 0,
         BLOCK_N=cut.block_n,
         SPLIT=cut.parts > 1,
         AHEAD=cut.ahead,

@@ -28,15 +28,12 @@ def _rotation(
     d = tl.arange(0, D_PAD)[None, :]
     if INTERLEAVED:
         other, angle, sign = d ^ 1, d // 2, tl.where(d % 2 == 0, -1.0, 1.0)
-    else:
-        first = d < R // 2
-        other = tl.where(first, d + R // 2, d - R // 2)
-        angle = tl.where(first, d, d - R // 2)
-        sign = tl.where(first, -1.0, 1.0)
-    turned = d < R
-    cos = tl.load(cos_sin + angle, mask=turned, other=1.0)
-    sin = sign * tl.load(cos_sin + R // 2 + angle, mask=turned, other=0.0)
-    return tl.where(turned, other, d), cos, sin
+    else:  # remainders, of which the compiler knows that neighbours stay neighbours
+        other, angle = (d + R // 2) % R, d % (R // 2)
+        sign = tl.where(d < R // 2, -1.0, 1.0)
+    cos = tl.load(cos_sin + angle, mask=d < R, other=1.0)
+    sin = sign * tl.load(cos_sin + R // 2 + angle, mask=d < R, other=0.0)
+    return other, cos, sin
 
 
 @triton.jit
@@ -82,7 +79,7 @@ def _tile(
     """One step of the running softmax: q [G, D], k and v [N, D], seen [N]. The denominator stays a
     sum per column until the end: adding up columns takes all threads."""
     s = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
-    s = tl.where(seen[None, :], _scores(s, factor, cap, CAPPED), float("-inf"))
+    s = tl.where(seen[None, :], _scores(s, factor[:, None], cap, CAPPED), float("-inf"))
     new_m = tl.maximum(m, tl.max(s, 1))
     alpha = tl.exp2(m - new_m)
     p = tl.exp2(s - new_m[:, None])
@@ -142,7 +139,7 @@ def _packed_tile(
     s = tl.dot(q1, tl.trans(k1), s)
     s = tl.dot(q2, tl.trans(k2), s)
     s = tl.dot(q3, tl.trans(k3), s)
-    s = tl.where(seen[None, :], _scores(s, factor, cap, CAPPED), float("-inf"))
+    s = tl.where(seen[None, :], _scores(s, factor[:, None], cap, CAPPED), float("-inf"))
     new_m = tl.maximum(m, tl.max(s, 1))
     alpha = tl.exp2(m - new_m)[:, None]
     p = tl.exp2(s - new_m[:, None])
@@ -213,6 +210,26 @@ def _num_parts(num_keys, most, min_part):
 
 
 @triton.jit
+def _pages(table, start, offsets, bound, BLOCK_SIZE: tl.constexpr, ONE_PAGE: tl.constexpr):
+    """The blocks of the keys from `start` on, those past `bound` left out: of each key, or the one
+    of them all."""
+    n = start if ONE_PAGE else start + offsets
+    return tl.load(table + n // BLOCK_SIZE, mask=n < bound, other=0)
+
+
+@triton.jit
+def _places(
+    page, start, offsets, cache_block, cache_slot,
+    BLOCK_SIZE: tl.constexpr, ONE_PAGE: tl.constexpr,
+):  # fmt: skip
+    """Where the keys from `start` on stand in a cache: [N, 1]."""
+    base = page.to(tl.int64) * cache_block
+    if ONE_PAGE:
+        return base + start % BLOCK_SIZE * cache_slot + (offsets * cache_slot)[:, None]
+    return (base + (start + offsets) % BLOCK_SIZE * cache_slot)[:, None]
+
+
+@triton.jit
 def decode_kernel(
     out, q, k_cache, v_cache, block_table, seq_lens, sinks, partials, counters,
     positions, slots, cos_sin, q_norm, k_norm,
@@ -220,7 +237,7 @@ def decode_kernel(
     out_row, q_row, table_row, cache_block, cache_slot, cache_head, min_part,
     HK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, R: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr,
-    FUSED: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr,
+    FUSED: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr, ONE_PAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
     PACKED: tl.constexpr, MERGE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
     PDL: tl.constexpr,
@@ -238,14 +255,13 @@ def decode_kernel(
     head, seq, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     GROUP: tl.constexpr = max(16, triton.next_power_of_2(G))
     g, d, offsets = tl.arange(0, GROUP), tl.arange(0, D_PAD), tl.arange(0, BLOCK_N)
-    in_d = (d < D)[None, :]
+    in_d, in_r = (d < D)[None, :], (d < R)[None, :]
     table = block_table + seq.to(tl.int64) * table_row
     length = tl.load(seq_lens + seq)
     low = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else 0
     first = low + part * BLOCK_N
-    n = first + offsets
-    # Whether they hold keys is not known yet: the length is on its way, too.
-    page = tl.load(table + n // BLOCK_SIZE, mask=n // BLOCK_SIZE < table_row, other=0)
+    # Which of them hold keys is not known yet: the length is on its way, too.
+    page = _pages(table, first, offsets, table_row * BLOCK_SIZE, BLOCK_SIZE, ONE_PAGE)
     if FUSED:
         angles = cos_sin + tl.load(positions + seq) * R
         slot = tl.load(slots + seq)
@@ -266,19 +282,19 @@ def decode_kernel(
     k_base = k_cache + head * cache_head + w[None, :]
     v_base = v_cache + head * cache_head + w[None, :]
     if AHEAD:
-        at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
-        k = tl.load(k_base + at[:, None], mask=(n < end)[:, None] & in_w, other=ZERO)
-        v = tl.load(v_base + at[:, None], mask=(n < end)[:, None] & in_w, other=ZERO)
-        n += step
-        page = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
+        at = _places(page, first, offsets, cache_block, cache_slot, BLOCK_SIZE, ONE_PAGE)
+        here = (first + offsets < end)[:, None] & in_w
+        k = tl.load(k_base + at, mask=here, other=ZERO)
+        v = tl.load(v_base + at, mask=here, other=ZERO)
+        page = _pages(table, first + step, offsets, end, BLOCK_SIZE, ONE_PAGE)
     weight_q, other_q, weight_k, other_k = 1.0, 1.0, 1.0, 1.0
     if FUSED:
         other, cos, sin = _rotation(angles, D_PAD, R, INTERLEAVED)
         if NORM:
             weight_q = tl.load(q_norm + d[None, :], mask=in_d, other=0.0)
-            other_q = tl.load(q_norm + other, mask=in_d, other=0.0)
+            other_q = tl.load(q_norm + other, mask=in_r, other=0.0)
             weight_k = tl.load(k_norm + d[None, :], mask=in_d, other=0.0)
-            other_k = tl.load(k_norm + other, mask=in_d, other=0.0)
+            other_k = tl.load(k_norm + other, mask=in_r, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
 
@@ -288,11 +304,11 @@ def decode_kernel(
     rows = source + (head * G + g)[:, None] * D
     query = tl.load(rows + d[None, :], mask=mask_q, other=0.0)
     if FUSED:
-        query_y = tl.load(rows + other, mask=mask_q, other=0.0)
+        query_y = tl.load(rows + other, mask=mask_heads[:, None] & in_r, other=0.0)
         source += (HK * G + head) * D
         owned = in_d & (part == 0)
         key = tl.load(source + d[None, :], mask=owned, other=0.0)
-        key_y = tl.load(source + other, mask=owned, other=0.0)
+        key_y = tl.load(source + other, mask=in_r & (part == 0), other=0.0)
         value = tl.load(source + HK * D + d[None, :], mask=owned, other=0.0)
         query = _rotated(query, query_y, weight_q, other_q, cos, sin, eps, D, NORM)
     query = query.to(tl.float32)
@@ -307,7 +323,6 @@ def decode_kernel(
         query = (query / most[:, None]).to(tl.float16)
     else:
         query = query.to(q.dtype.element_ty)
-    factor = factor[:, None]
 
     if FUSED:
         key = _rotated(key, key_y, weight_k, other_k, cos, sin, eps, D, NORM)
@@ -318,8 +333,8 @@ def decode_kernel(
         pointer: tl.constexpr = tl.pointer_type(kv_type)
         tl.store(k_cache.to(pointer, bitcast=True) + place, new_k, mask=owned & (slot >= 0))
         tl.store(v_cache.to(pointer, bitcast=True) + place, new_v, mask=owned & (slot >= 0))
-        new_s = tl.sum(query.to(tl.float32) * new_k.to(tl.float32), 1)[:, None]
-        new_s = tl.max(_scores(new_s, factor, cap, CAPPED), 1)
+        new_s = tl.sum(query.to(tl.float32) * new_k.to(tl.float32), 1)
+        new_s = _scores(new_s, factor, cap, CAPPED)
         new_s = tl.where(part == 0, new_s, float("-inf"))
 
     m = tl.full((GROUP,), float("-inf"), tl.float32)
@@ -332,12 +347,12 @@ def decode_kernel(
         acc = tl.zeros((GROUP, D_PAD), tl.float32)
     if AHEAD:
         for start in tl.range(first, end, step, num_stages=1):
-            n = start + step + offsets
-            at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
-            next_k = tl.load(k_base + at[:, None], mask=(n < end)[:, None] & in_w, other=ZERO)
-            next_v = tl.load(v_base + at[:, None], mask=(n < end)[:, None] & in_w, other=ZERO)
-            n += step
-            page = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
+            n = start + step
+            at = _places(page, n, offsets, cache_block, cache_slot, BLOCK_SIZE, ONE_PAGE)
+            here = (n + offsets < end)[:, None] & in_w
+            next_k = tl.load(k_base + at, mask=here, other=ZERO)
+            next_v = tl.load(v_base + at, mask=here, other=ZERO)
+            page = _pages(table, n + step, offsets, end, BLOCK_SIZE, ONE_PAGE)
             seen = start + offsets < end
             if PACKED:
                 m, den, a0, a1, a2, a3 = _packed_tile(
@@ -348,12 +363,11 @@ def decode_kernel(
             k, v = next_k, next_v
     else:
         for start in tl.range(first, end, step, num_stages=STAGES):
-            n = start + offsets
-            seen = n < end
-            page = tl.load(table + n // BLOCK_SIZE, mask=seen, other=0)
-            at = page.to(tl.int64) * cache_block + (n % BLOCK_SIZE) * cache_slot
-            k = tl.load(k_base + at[:, None], mask=seen[:, None] & in_w, other=ZERO)
-            v = tl.load(v_base + at[:, None], mask=seen[:, None] & in_w, other=ZERO)
+            seen = start + offsets < end
+            at = _places(page, start, offsets, cache_block, cache_slot, BLOCK_SIZE, ONE_PAGE)
+            k = tl.load(k_base + at, mask=seen[:, None] & in_w, other=ZERO)
+            v = tl.load(v_base + at, mask=seen[:, None] & in_w, other=ZERO)
+            page = _pages(table, start + step, offsets, end, BLOCK_SIZE, ONE_PAGE)
             if PACKED:
                 m, den, a0, a1, a2, a3 = _packed_tile(
                     q0, q1, q2, q3, k, v, seen, m, den, a0, a1, a2, a3, factor, cap, CAPPED

@@ -42,7 +42,8 @@ def _decode(
         {
             "HK": 8, "G": group, "D": dim, "D_PAD": dim_pad, "R": dim if fused else 0,
             "BLOCK_SIZE": 16, "WINDOW": 128 if extras else 0, "CAPPED": extras, "SINKS": extras,
-            "FUSED": fused, "INTERLEAVED": extras, "NORM": fused, "BLOCK_N": block_n,
+            "FUSED": fused, "INTERLEAVED": extras, "NORM": fused, "ONE_PAGE": block_n == 16,
+            "BLOCK_N": block_n,
             "SPLIT": split, "AHEAD": ahead, "STAGES": 1 if ahead else 3, "PACKED": kv == "i32",
             "MERGE": True, "STEP": 4,
             "PRECISION": "ieee" if dtype == "fp32" else "tf32", "PDL": pdl,
@@ -74,6 +75,7 @@ def _rope(dtype: str, kv: str, dim: int, rotated: int, interleaved: bool = False
 
 SIGNATURES: list[Row] = [
     _decode("bf16", "bf16", (4, 128, 128), (64, True, 4)),
+    _decode("bf16", "bf16", (4, 128, 128), (16, False, 1), ahead=False),
     _decode("bf16", "fp8e4nv", (2, 128, 128), (32, False, 4)),
     _decode("bf16", "i32", (4, 128, 128), (64, True, 4), ahead=False),
     _decode("fp16", "fp16", (7, 80, 128), (64, True, 4), extras=True),
