@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from atom.ops import registry
 from atom.ops.registry import OpQuery
 
 linear = pytest.importorskip("atom.ops.triton.linear")
+products = pytest.importorskip("atom.ops.triton.linear_products")
 config = pytest.importorskip("atom.ops.triton.linear_config")
 
 EPS = 1e-5
@@ -75,11 +79,11 @@ def packed(case: Case, chosen: Any) -> Any:
     """The weight with one choice for every number of tokens."""
     out = linear.TritonLinear(case.weight)
     everything = (chosen,) * len(config.BUCKETS)
-    out._products = linear.Products(*case.weight.shape, case.weight.dtype, case.weight.device)
+    out._products = products.Products(*case.weight.shape, case.weight.dtype, case.weight.device)
     for kind in ("plain", "normed", "gated"):
         old = getattr(out._products, kind)
         if old is not None:
-            new = linear.Launcher(old.problem, case.weight.device, everything)
+            new = products.Launcher(old.problem, case.weight.device, everything)
             setattr(out._products, kind, new)
     return out
 
@@ -125,7 +129,7 @@ def test_split_products_add_up_and_never_vary(chosen: Any, device: str, on_gpu: 
     first = p(case.x)
     for _ in range(50 if on_gpu else 2):
         assert torch.equal(p(case.x), first)
-    assert not linear._scratch(case.weight.device).arrivals.any()
+    assert not products.scratch_of(case.weight.device).arrivals.any()
 
 
 def test_every_choice_for_a_shape_without_measurements(device: str, on_gpu: bool) -> None:
@@ -200,3 +204,35 @@ def test_registered_for_dense_weights_of_the_activations_dtype() -> None:
 def test_a_choice_survives_being_written_down() -> None:
     for choice in (*ONE_TOKEN, *FEW_TOKENS, *SPLIT, None):
         assert config.parse(config.describe(choice)) == choice
+
+
+def test_measured_choices_fit_their_problems() -> None:
+    tables = sorted((Path(config.__file__).parent / "configs").glob("linear_*.json"))
+    assert tables
+    for table in tables:
+        for problem, choices in json.loads(table.read_text()).items():
+            kind, size = problem.split()
+            n, k = (int(part) for part in size.split("x"))
+            assert str(config.Problem(kind, n, k)) == problem
+            assert {int(m) for m in choices} <= set(config.BUCKETS)
+            for m, entry in choices.items():
+                choice = config.parse(entry)
+                if isinstance(choice, config.Skinny):
+                    assert choice.block_m >= int(m)
+                    assert k % (choice.split * choice.block_k) == 0
+                    assert choice.split == 1 or kind != "gated"  # parts have no activation
+                else:
+                    assert choice is None or m == "1"
+
+
+@pytest.mark.parametrize("kind", ["linear", "norm", "gated"])
+def test_rules_give_choices_that_fit(kind: str) -> None:
+    for n, k in itertools.product((8, 64, 1000, 8192, 150000), (64, 896, 2560, 4096, 9728, 18432)):
+        for m in config.BUCKETS:
+            choice = config.by_rule(config.Problem(kind, n, k), m)
+            if isinstance(choice, config.Skinny):
+                assert choice.block_m >= m
+                assert k % (choice.split * choice.block_k) == 0
+                assert choice.split == 1 or kind != "gated"
+            else:
+                assert choice is None or m == 1
