@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atom.ops.triton import linear_config, linear_products
+from atom.ops.triton import linear_config
 from atom.ops.triton.linear_config import (
     BUCKETS,
     Columns,
@@ -38,6 +38,8 @@ from atom.ops.triton.linear_config import (
     describe,
     slug,
 )
+from atom.ops.triton.linear_products import Launcher, Products
+from atom.ops.triton.linear_products import products as products_of
 
 READ = 4.43e12  # bytes/s, measured on an H200
 FLOPS = 786e12  # bf16, likewise
@@ -141,12 +143,10 @@ def call(products: Any, problem: Problem, weight: Tensor, x: Tensor, r: Tensor, 
 def products_with(problem: Problem, config: Config | None) -> Any:
     """The library's products, but `problem` by `config`."""
     device = torch.device("cuda", torch.cuda.current_device())
-    out = linear_products.Products(weight_rows(problem), problem.k, torch.bfloat16, device)
+    out = Products(weight_rows(problem), problem.k, torch.bfloat16, device)
     name = {L: "plain", Q: "normed", G: "gated"}[problem.kind]
-    out.plain = linear_products.Launcher(
-        Problem(L, out.rows, problem.k), device, (None,) * len(BUCKETS)
-    )
-    setattr(out, name, linear_products.Launcher(problem, device, (config,) * len(BUCKETS)))
+    out.plain = Launcher(Problem(L, out.rows, problem.k), device, (None,) * len(BUCKETS))
+    setattr(out, name, Launcher(problem, device, (config,) * len(BUCKETS)))
     return out
 
 
@@ -334,7 +334,7 @@ def show(models: list[str], tokens: list[int], args: argparse.Namespace) -> None
     for model in models:
         for (name, problem), m in itertools.product(MODELS[model].items(), tokens):
             rows = weight_rows(problem)
-            ours = linear_products.products(rows, problem.k, torch.bfloat16, device)
+            ours = products_of(rows, problem.k, torch.bfloat16, device)
             us = time_problem(bench, ours, problem, m)
             library = time_problem(bench, products_with(problem, None), problem, m)
             print(
@@ -351,9 +351,7 @@ def show_layers(models: list[str], tokens: list[int], args: argparse.Namespace) 
     print(f"{'layer of':15}{'M':>5}{'ours':>9}{'library':>9}{'floor':>9}")
     for model, m in itertools.product(models, tokens):
         problems = [p for name, p in MODELS[model].items() if name != "lm_head"]
-        ours = [
-            linear_products.products(weight_rows(p), p.k, torch.bfloat16, device) for p in problems
-        ]
+        ours = [products_of(weight_rows(p), p.k, torch.bfloat16, device) for p in problems]
         theirs = [products_with(p, None) for p in problems]
         size = sum(weight_rows(p) * p.k for p in problems)
         layers = max(2, min(6, len(bench.pool) // size))
