@@ -3,12 +3,12 @@
 A draw takes two launches: `chunk_stats` (maximum and sum of weights of each chunk of a row) and
 `draw` (a chunk by the sums, then a token in it). min_p adds a launch that sums what passes it.
 
-top_k and top_p are thresholds. The maxima of small groups of tokens tell a logit that the
-threshold is not below (`bound`); the tokens from there on are listed (`collect`) and bisected in
-the registers of one program (`threshold`), exactly. Where a bound would list most of the row, as
-for a top_p of flat logits, two rounds (`narrow`) measure what is above 16 logits instead, and each
-keeps the gap that the threshold is in. Every pass over the vocabulary is spread over the chunks of
-all rows.
+top_k and top_p are thresholds. The maxima of groups of 64 logits tell a value that the threshold is
+not below, and which groups have something from there on (`bound`); these alone are read again, into
+the registers of one program, and bisected (`threshold`), exactly. Where that would be most groups,
+as for a top_p of flat logits, two rounds (`narrow`) measure what is above 16 values instead, each
+keeps the gap that the threshold is in, and what is left there is listed (`collect`). A pass over
+the vocabulary is spread over the chunks of all rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _GROUPS = 64  # of a chunk, whose maxima are kept
 _WARPS = 4  # of a program that has a chunk
 _PIVOTS = 16
 _LISTED = 16384  # logits of a row that one program holds in registers
-_SMALL = 2048  # the same of most rows
+_SMALL = 2048  # the same, of rows that have no more
 
 
 def sample(logits: Tensor, settings: Tensor, kinds: Kinds) -> Tensor:
@@ -59,13 +59,14 @@ def sample(logits: Tensor, settings: Tensor, kinds: Kinds) -> Tensor:
         logits, settings, keys, sums, least, peaks, stride, size, num_chunks, CHUNK=_CHUNK,
         GROUPS=_GROUPS, SEARCH=kinds.searched, PDL=pdl, num_warps=_WARPS, **options,
     )  # fmt: skip
-    listed, narrow = keys, False
+    numbers, narrow = keys, False
     if kinds.searched:
-        narrow = kinds.open_top_p or 10 * kinds.max_top_k > 9 * num_chunks * _GROUPS
-        listed = _search(logits, settings, keys, sums, least, peaks, floors, narrow)
+        # As many groups as top_k are read again, and a few more where logits are equal.
+        narrow = kinds.open_top_p or kinds.max_top_k * (_CHUNK // _GROUPS) > 0.75 * _LISTED
+        numbers = _search(logits, settings, keys, sums, least, peaks, floors, narrow)
     if kinds.floored or narrow:
         kernels.mass_kernel[grid](
-            logits, settings, keys, listed, floors, sums, stride, size, num_chunks, CHUNK=_CHUNK,
+            logits, settings, keys, numbers, floors, sums, stride, size, num_chunks, CHUNK=_CHUNK,
             CHUNKS=chunks, SEARCH=kinds.searched, PDL=pdl, num_warps=_WARPS, **options,
         )  # fmt: skip
     kernels.draw_kernel[(num_rows,)](
@@ -86,40 +87,41 @@ def _search(
     floors: Tensor,
     narrow: bool,
 ) -> Tensor:
-    """Write floors [L] of the rows that have top_k or top_p, and their sums if they are listed:
-    [L] int32, which is returned."""
+    """Write floors [L] of the rows that have top_k or top_p, and the sums of those that are not
+    narrowed. [L] int32: 0 of those that are."""
     (num_rows, num_chunks), size, stride = keys.shape, logits.shape[1], logits.stride(0)
-    chunks = support.next_power_of_2(num_chunks)
-    capacity = max(64, min(_CHUNK, _LISTED // chunks))
+    chunks, group = support.next_power_of_2(num_chunks), _CHUNK // _GROUPS
+    most, capacity = _LISTED // group, max(64, min(_CHUNK, _LISTED // chunks))
     new, device = logits.new_empty, logits.device
     state = torch.empty((3, num_rows, 4), dtype=torch.float64, device=device)
-    listed = torch.empty(num_rows, dtype=torch.int32, device=device)
-    found = new((num_rows, num_chunks, capacity))
-    counts = torch.empty((num_rows, num_chunks), dtype=torch.int32, device=device)
-    pivots = partials = found
+    numbers = torch.empty(num_rows, dtype=torch.int32, device=device)
+    members = torch.empty((num_rows, most), dtype=torch.int32, device=device)
+    found, counts = sums, members
     options: dict[str, Any] = dict(pdl_options(device))
     shared = {"CHUNKS": chunks, "PDL": bool(options), **options}
     filters.bound_kernel[(num_rows,)](
-        settings, keys, sums, peaks, state, listed, num_rows, num_chunks, GROUPS=_GROUPS,
-        ALL=chunks * _GROUPS, NARROW=narrow, num_warps=8, **shared,
+        settings, keys, sums, peaks, state, numbers, members, num_rows, num_chunks, GROUPS=_GROUPS,
+        ALL=chunks * _GROUPS, MEMBERS=most, NARROW=narrow, num_warps=8, **shared,
     )  # fmt: skip
     if narrow:
         pivots = new((2, num_rows, _PIVOTS))
         partials = new((2, num_rows, num_chunks, _PIVOTS))
+        found = new((num_rows, num_chunks, capacity))
+        counts = torch.empty((num_rows, num_chunks), dtype=torch.int32, device=device)
         for number in range(2):
             filters.narrow_kernel[(num_rows, num_chunks)](
-                logits, settings, keys, least, state, listed, pivots, partials, stride, size,
+                logits, settings, keys, least, state, numbers, pivots, partials, stride, size,
                 num_rows, num_chunks, CHUNK=_CHUNK, PIVOTS=_PIVOTS, ROUND=number,
                 num_warps=_WARPS, **shared,
             )  # fmt: skip
-    filters.collect_kernel[(num_rows, num_chunks)](
-        logits, settings, state, listed, pivots, partials, found, counts, stride, size, num_rows,
-        num_chunks, CHUNK=_CHUNK, PIVOTS=_PIVOTS, CAPACITY=capacity, NARROW=narrow,
-        num_warps=_WARPS, **shared,
-    )  # fmt: skip
+        filters.collect_kernel[(num_rows, num_chunks)](
+            logits, settings, state, numbers, pivots, partials, found, counts, stride, size,
+            num_rows, num_chunks, CHUNK=_CHUNK, PIVOTS=_PIVOTS, CAPACITY=capacity,
+            num_warps=_WARPS, **shared,
+        )  # fmt: skip
     filters.threshold_kernel[(num_rows,)](
-        logits, settings, keys, state, listed, found, counts, floors, sums, stride, size, num_rows,
-        num_chunks, CHUNK=_CHUNK, CAPACITY=capacity,
-        SMALL=min(capacity, max(16, _SMALL // chunks)), num_warps=16, **shared,
+        logits, settings, keys, state, numbers, members, found, counts, floors, sums, stride, size,
+        num_rows, num_chunks, CHUNK=_CHUNK, GROUPS=_GROUPS, MEMBERS=most,
+        SMALL=min(most, _SMALL // group), CAPACITY=capacity, NARROW=narrow, num_warps=16, **shared,
     )  # fmt: skip
-    return listed
+    return numbers

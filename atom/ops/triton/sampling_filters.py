@@ -55,19 +55,20 @@ def bound_kernel(
     sums,
     peaks,
     state,  # [3, L, 4] float64: lo, hi, target, base before each round
-    listed,  # [L] int32: whether all tokens from lo on are to be listed at once
+    numbers,  # [L] int32: of members; 0: rounds are to narrow the row; -1: it is to be searched
+    members,  # [L, MEMBERS] int32: the groups that have a token from lo on
     num_rows,
     num_chunks,
     CHUNKS: tl.constexpr,
-    GROUPS: tl.constexpr,
+    GROUPS: tl.constexpr,  # of a chunk
     ALL: tl.constexpr,  # CHUNKS * GROUPS
-    NARROW: tl.constexpr,  # whether rounds follow for rows that are not listed
+    MEMBERS: tl.constexpr,
+    NARROW: tl.constexpr,  # whether rounds follow for rows with too many members
     PDL: tl.constexpr,
 ):
-    """One program per row: a logit that the threshold is surely not below.
+    """One program per row: a logit that the threshold is surely not below, and where such are.
 
-    It is the threshold of the groups' maxima alone, which measure less than all tokens do. If
-    hardly a group is without a token above it, there are too many to list.
+    It is the threshold of the groups' maxima alone, which measure less than all tokens do.
     """
     begin(PDL)
     row = tl.program_id(0)
@@ -93,12 +94,12 @@ def bound_kernel(
         known = (top_k > 0) | (real(settings, row, 2) == 0.0)
         if known & (tl.sum(measure, axis=0).to(tl.float64) >= target):
             low = _bisect(key, measure, low, high, 0.0 * whole, target, ((high - low) >> 12) + 1)
-        crowded = tl.sum((key >= low.to(tl.int32)).to(tl.int32), axis=0)
-        fits = crowded * 20 <= num_chunks * GROUPS * 19
-        if NARROW:
-            tl.store(listed + row, fits.to(tl.int32))
-        else:
-            tl.store(listed + row, 1)
+        member = (key >= low.to(tl.int32)).to(tl.int32)
+        number = tl.sum(member, axis=0)
+        index = tl.cumsum(member, axis=0) - 1
+        places = members + row * MEMBERS + index
+        tl.store(places, i, mask=(member > 0) & (index < MEMBERS))
+        tl.store(numbers + row, tl.where(number <= MEMBERS, number, 0 if NARROW else -1))
         lo = value_of(low.to(tl.int32)).to(tl.float64)
         _save(state, row, lo, float("inf"), target, 0.0, num_rows, _NARROWINGS)
 
@@ -147,7 +148,7 @@ def narrow_kernel(
     keys,
     least,
     state,
-    listed,
+    numbers,
     pivots,  # [2, L, PIVOTS] float32
     partials,  # [2, L, C, PIVOTS] float32: what the tokens from the pivot on measure, per chunk
     stride,
@@ -160,11 +161,11 @@ def narrow_kernel(
     ROUND: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Of rows not listed, measure the tokens above PIVOTS logits between lo and hi."""
+    """Of rows to be narrowed, measure the tokens above PIVOTS logits between lo and hi."""
     begin(PDL)
     row, chunk = tl.program_id(0), tl.program_id(1)
     searched = tl.load(settings + row * _WORDS + 7) == _SEARCHED
-    if tl.load(listed + row, mask=searched, other=1) == 0:
+    if tl.load(numbers + row, mask=searched, other=1) == 0:
         top, _, _ = top_of(keys, row, num_chunks, CHUNKS)
         by_count = tl.load(settings + row * _WORDS + 3) > 0
         x, _ = chunk_of(logits, row, chunk, stride, size, CHUNK)
@@ -202,7 +203,7 @@ def collect_kernel(
     logits,
     settings,
     state,
-    listed,
+    numbers,
     pivots,
     partials,
     found,  # [L, C, CAPACITY] float32: the logits of a chunk that are in the window
@@ -215,30 +216,25 @@ def collect_kernel(
     CHUNKS: tl.constexpr,
     PIVOTS: tl.constexpr,
     CAPACITY: tl.constexpr,
-    NARROW: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """List the logits among which the threshold is; all from `lo` on if top_p follows top_k."""
+    """Of rows that were narrowed, list the logits among which the threshold is; all from `lo` on
+    if top_p follows top_k."""
     begin(PDL)
     row, chunk = tl.program_id(0), tl.program_id(1)
-    if tl.load(settings + row * _WORDS + 7) == _SEARCHED:
+    searched = tl.load(settings + row * _WORDS + 7) == _SEARCHED
+    if tl.load(numbers + row, mask=searched, other=1) == 0:
         x, _ = chunk_of(logits, row, chunk, stride, size, CHUNK)
-        place = state + (_NARROWINGS * num_rows + row) * 4
-        lo, hi = tl.load(place), tl.load(place + 1)
-        if NARROW:  # noqa: SIM102 - settled when compiled
-            if tl.load(listed + row) == 0:
-                lo, hi, target, base = _next_window(
-                    settings, row, state, pivots, partials, num_rows, num_chunks, CHUNKS, PIVOTS,
-                    1,
-                )  # fmt: skip
-                top_k = tl.load(settings + row * _WORDS + 3)
-                both = (top_k > 0) & (real(settings, row, 1) < 1.0)
-                hi = tl.where(both, float("inf"), hi)
-                base = tl.where(both, 0.0, base)
-                if chunk == 0:
-                    _save(state, row, lo, hi, target, base, num_rows, _NARROWINGS)
+        lo, hi, target, base = _next_window(
+            settings, row, state, pivots, partials, num_rows, num_chunks, CHUNKS, PIVOTS, 1
+        )
+        top_k = tl.load(settings + row * _WORDS + 3)
+        both = (top_k > 0) & (real(settings, row, 1) < 1.0)
+        hi = tl.where(both, float("inf"), hi)
+        base = tl.where(both, 0.0, base)
+        if chunk == 0:
+            _save(state, row, lo, hi, target, base, num_rows, _NARROWINGS)
         inside = (x >= lo.to(tl.float32)) & (x < hi.to(tl.float32))
-        # The maximum may be plus infinity only in rows whose token is the argmax anyway.
         ones = inside.to(tl.int32)
         index = tl.cumsum(ones, axis=0) - 1
         line = row.to(tl.int64) * num_chunks + chunk
@@ -247,15 +243,10 @@ def collect_kernel(
 
 
 @triton.jit
-def _search_list(
-    found, lines, count, top, temperature, by_count, first, again, low, high, base, target, top_p,
-    CAPACITY: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """(the threshold's key, weights per chunk of what passes it) of rows that list no more than
-    WIDTH a chunk."""
-    i = tl.arange(0, WIDTH)
-    inside = i[None, :] < count[:, None]
-    x = tl.load(found + lines[:, None] * CAPACITY + i[None, :], mask=inside, other=0.0)
+def _search_tile(
+    x, inside, top, temperature, by_count, first, again, low, high, base, target, top_p
+):
+    """(the threshold's key, the weights of what passes it) of the logits x [A, B] in registers."""
     key = tl.where(inside, order_key(x), _LEAST)
     weight = tl.where(inside, weights_of(x, top, temperature), 0.0)
     if first:
@@ -265,7 +256,29 @@ def _search_list(
         whole = tl.sum(tl.where(key >= low.to(tl.int32), weight, 0.0)).to(tl.float64)
         end = order_key(top).to(tl.int64) + 1
         low = _bisect(key, weight, low, end, 0.0 * base, whole * top_p.to(tl.float64), 1)
-    return low, tl.sum(tl.where(key >= low.to(tl.int32), weight, 0.0), axis=1)
+    return low, tl.where(key >= low.to(tl.int32), weight, 0.0)
+
+
+@triton.jit
+def _search_members(
+    line, size, members, number, lo, top, temperature, by_count, first, again, low, high, base,
+    target, top_p, CHUNKS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """(the threshold's key, per chunk the weight of what passes it) of `number` <= WIDTH groups of
+    GROUP logits, which hold all that may pass."""
+    m = tl.arange(0, WIDTH)
+    member = tl.load(members + m, mask=m < number, other=0)
+    cols = member[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    inside = (m < number)[:, None] & (cols < size)
+    x = tl.load(line + cols, mask=inside, other=float("-inf")).to(tl.float32)
+    low, kept = _search_tile(
+        x, inside & (x >= lo), top, temperature, by_count, first, again, low, high, base, target,
+        top_p,
+    )  # fmt: skip
+    own = tl.sum(kept, axis=1)
+    same = (member // GROUPS)[None, :] == tl.arange(0, CHUNKS)[:, None]
+    return low, tl.sum(tl.where(same, own[None, :], 0.0), axis=1)
 
 
 @triton.jit
@@ -306,7 +319,7 @@ def _search_row(
     line, size, num_chunks, top, temperature, by_count, first, again, low, high, base, target,
     top_p, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """As `_search_list`, of any row; only the key."""
+    """The threshold's key of any row."""
     if first:
         low = _bisect_row(
             line, size, num_chunks, low, high, by_count, top, temperature, base, target, CHUNK
@@ -327,67 +340,84 @@ def threshold_kernel(
     settings,
     keys,
     state,
-    listed,
+    numbers,
+    members,
     found,
     counts,
     floors,  # [L] float32: the least logit that passes the filters
-    sums,  # [L, C] float32: of listed rows, the weights that pass
+    sums,  # [L, C] float32: of rows that were not narrowed, the weights that pass
     stride,
     size,
     num_rows,
     num_chunks,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    SMALL: tl.constexpr,  # members that most rows have no more of
     CAPACITY: tl.constexpr,
-    SMALL: tl.constexpr,  # a width that most lists fit in
+    NARROW: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program per row that has top_k or top_p. The listed logits stand in its registers; a row
-    with more of them in a chunk than a list holds, as where many are equal, is read again and
+    """One program per row that has top_k or top_p. The logits among which the threshold is stand
+    in its registers; where they do not fit, as when many are equal, the row is read again and
     again instead."""
     begin(PDL)
     row = tl.program_id(0)
-    if tl.load(settings + row * _WORDS + 7) == _SEARCHED:
-        top, _token, _tops = top_of(keys, row, num_chunks, CHUNKS)
+    kind = tl.load(settings + row * _WORDS + 7)
+    top, _token, _tops = top_of(keys, row, num_chunks, CHUNKS)
+    if (kind == _SEARCHED) & (tl.abs(top) < float("inf")):
         temperature, top_p = real(settings, row, 0), real(settings, row, 1)
         by_count = tl.load(settings + row * _WORDS + 3) > 0
-        whole_row = tl.load(listed + row) != 0
-        # A share of what min_p leaves is taken when that is listed, with nothing to find before.
-        of_listed = whole_row & (real(settings, row, 2) > 0.0) & (by_count == 0)
-        first, again = of_listed == 0, (top_p < 1.0) & (by_count | of_listed)
+        number = tl.load(numbers + row)
+        # A share of what min_p leaves is taken when that is at hand, with nothing to find before.
+        of_rest = (number != 0) & (real(settings, row, 2) > 0.0) & (by_count == 0)
+        first, again = of_rest == 0, (top_p < 1.0) & (by_count | of_rest)
         place = state + (_NARROWINGS * num_rows + row) * 4
         lo, hi = tl.load(place).to(tl.float32), tl.load(place + 1).to(tl.float32)
         target, base = tl.load(place + 2), tl.load(place + 3)
         low, end = order_key(lo).to(tl.int64), order_key(top).to(tl.int64) + 1
         high = tl.minimum(order_key(hi).to(tl.int64), end)
+        line, own_members = logits + row.to(tl.int64) * stride, members + row * MEMBERS
         c = tl.arange(0, CHUNKS)
         lines = row.to(tl.int64) * num_chunks + c
-        count = tl.load(counts + lines, mask=c < num_chunks, other=0)
-        most = tl.max(count, axis=0)
         kept = tl.zeros((CHUNKS,), tl.float32)
-        if most <= SMALL:
-            low, kept = _search_list(
-                found, lines, count, top, temperature, by_count, first, again, low, high, base,
-                target, top_p, CAPACITY, SMALL,
+        scan = number < 0
+        if number > SMALL:
+            low, kept = _search_members(
+                line, size, own_members, number, lo, top, temperature, by_count, first, again,
+                low, high, base, target, top_p, CHUNKS, GROUPS, CHUNK // GROUPS, MEMBERS,
             )  # fmt: skip
-        elif most <= CAPACITY:
-            low, kept = _search_list(
-                found, lines, count, top, temperature, by_count, first, again, low, high, base,
-                target, top_p, CAPACITY, CAPACITY,
+        elif number > 0:
+            low, kept = _search_members(
+                line, size, own_members, number, lo, top, temperature, by_count, first, again,
+                low, high, base, target, top_p, CHUNKS, GROUPS, CHUNK // GROUPS, SMALL,
             )  # fmt: skip
-        else:
-            line = logits + row.to(tl.int64) * stride
+        if NARROW:  # noqa: SIM102 - settled when compiled
+            if number == 0:
+                count = tl.load(counts + lines, mask=c < num_chunks, other=0)
+                scan = tl.max(count, axis=0) > CAPACITY
+                if scan == 0:
+                    i = tl.arange(0, CAPACITY)
+                    inside = i[None, :] < count[:, None]
+                    slots = found + lines[:, None] * CAPACITY + i[None, :]
+                    x = tl.load(slots, mask=inside, other=0.0)
+                    low, _kept = _search_tile(
+                        x, inside, top, temperature, by_count, first, again, low, high, base,
+                        target, top_p,
+                    )  # fmt: skip
+        if scan:
             low = _search_row(
                 line, size, num_chunks, top, temperature, by_count, first, again, low, high, base,
                 target, top_p, CHUNK,
             )  # fmt: skip
-            if whole_row:
-                for chunk in range(0, num_chunks):
-                    x, _cols = chunk_of(logits, row, chunk, stride, size, CHUNK)
-                    weight = weights_of(x, top, temperature)
-                    passes = x >= value_of(low.to(tl.int32))
-                    own = tl.sum(tl.where(passes, weight, 0.0), axis=0)
-                    kept = tl.where(c == chunk, own, kept)
-        if whole_row:
+        if number < 0:
+            for chunk in range(0, num_chunks):
+                x, _cols = chunk_of(logits, row, chunk, stride, size, CHUNK)
+                weight = weights_of(x, top, temperature)
+                passes = x >= value_of(low.to(tl.int32))
+                own = tl.sum(tl.where(passes, weight, 0.0), axis=0)
+                kept = tl.where(c == chunk, own, kept)
+        if number != 0:
             tl.store(sums + lines, kept, mask=c < num_chunks)
         tl.store(floors + row, value_of(low.to(tl.int32)))

@@ -71,7 +71,7 @@ def chunk_stats_kernel(
     keys,  # [L, C] int64: maximum and where, as of `argmax`
     sums,  # [L, C] float32: weights relative to the chunk's own maximum
     least,  # [L, C] float32: minimum
-    peaks,  # [L, C * GROUPS] float32: maxima of GROUPS groups of each chunk
+    peaks,  # [L, C * GROUPS] float32: maxima of the groups that a chunk is cut into
     stride,
     size,
     num_chunks,
@@ -98,8 +98,7 @@ def chunk_stats_kernel(
         if kind == _SEARCHED:
             tl.store(least + place, tl.min(tl.where(x == x, x, float("inf")), axis=0))
             numbers = tl.where(x == x, x, float("-inf"))
-            # Any partition will do, so the one that moves nothing between threads.
-            grouped = tl.reshape(numbers, (GROUPS, CHUNK // GROUPS), can_reorder=True)
+            grouped = tl.reshape(numbers, (GROUPS, CHUNK // GROUPS))
             group = tl.arange(0, GROUPS)
             tl.store(peaks + place.to(tl.int64) * GROUPS + group, tl.max(grouped, axis=1))
 
@@ -118,7 +117,7 @@ def mass_kernel(
     logits,
     settings,
     keys,
-    listed,
+    numbers,
     floors,
     sums,  # [L, C] float32: of filtered rows, the weights that pass, relative to the row's maximum
     stride,
@@ -136,7 +135,7 @@ def mass_kernel(
     left = kind == _FLOORED
     if SEARCH:
         searched = kind == _SEARCHED
-        left = left | (searched & (tl.load(listed + row, mask=searched, other=1) == 0))
+        left = left | (searched & (tl.load(numbers + row, mask=searched, other=1) == 0))
     if left:
         top, _, _ = top_of(keys, row, num_chunks, CHUNKS)
         floor = floor_of(settings, row, top)

@@ -39,7 +39,7 @@ def _small_chunks(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks of a small vocabulary under the interpreter, and lists that overflow."""
     if not on_gpu:
         monkeypatch.setattr(sampling, "_CHUNK", 256)
-        monkeypatch.setattr(sampling, "_LISTED", 512)
+        monkeypatch.setattr(sampling, "_LISTED", 256)
         monkeypatch.setattr(sampling, "_SMALL", 32)
         monkeypatch.setattr(sampling, "_GROUPS", 32)
         monkeypatch.setattr(sampling, "_PIVOTS", 4)
