@@ -153,8 +153,8 @@ class CompileConfig:
     )
     cudagraph_capture_sizes: tuple[int, ...] = setting(
         (),
-        "Sizes of decode steps that are captured, none above max_num_seqs (default: 1, 2, 4, 8 and "
-        "multiples of 16 up to 512)",
+        "Sizes of decode steps that are captured, none above max_num_seqs (default: 1 to 8, 12, 24 "
+        "and multiples of 16 up to 512)",
     )
 
 

@@ -184,7 +184,7 @@ def planned(
 
 def test_levels_and_modes() -> None:
     assert planned().mode == "full_and_piecewise"
-    assert planned().decode_sizes == (1, 2, 4, 8, *range(16, 97, 16), 100)
+    assert planned().decode_sizes == (*range(1, 9), 12, 16, 24, *range(32, 97, 16), 100)
     assert planned().token_sizes == (16, 32, 64, 128, 192, 256, 300)
     for level in (0, 1, 2):
         assert planned(level=level).mode == "none"

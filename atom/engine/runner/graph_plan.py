@@ -16,7 +16,9 @@ from typing import NamedTuple
 from atom.config.schema import Config
 from atom.errors import ConfigError
 
-DECODE_SIZES = (1, 2, 4, 8, *range(16, 513, 16))
+# Close together where few sequences run: there each padded one may cost a mixture of experts the
+# weights of some more experts.
+DECODE_SIZES = (*range(1, 9), 12, 16, 24, *range(32, 513, 16))
 # Tokens of a step with prompts. Few: each is as many graphs as the model has layers. Larger steps
 # keep the device busy for longer than their launches take.
 TOKEN_SIZES = (16, 32, 64, 128, 192, 256, 320, 384, 448, 512)
