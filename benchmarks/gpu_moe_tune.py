@@ -117,14 +117,16 @@ def candidates(problem: Problem, tokens: int) -> list[Candidate]:
     out: list[Candidate] = []
     pairs = tokens * problem.top_k
     for part, halves, columns in (("gate_up", 2, problem.hidden), ("down", 1, problem.wide)):
-        if pairs <= 64:
+        if pairs <= min(64, 2 * problem.num_experts):
             tiles = (
                 gate_up_pair_tiles(columns)
                 if halves == 2
                 else down_pair_tiles(columns, problem.top_k)
             )
             out += [Candidate(part, 0, astuple(tile)) for tile in tiles]
-        for block_m in block_sizes(problem, tokens) if pairs >= 32 else ():
+        for block_m in (
+            block_sizes(problem, tokens) if pairs >= min(32, problem.num_experts) else ()
+        ):
             tiles = large_tiles(halves) if block_m == 128 else small_tiles(block_m, halves)
             out += [Candidate(part, block_m, astuple(tile)) for tile in tiles]
     return out

@@ -122,7 +122,7 @@ def _block_k(n: int) -> int:
 def by_rule(problem: Problem, num_tokens: int, itemsize: int = 2) -> Config:
     """For shapes that nobody measured: safe rather than best."""
     pairs = num_tokens * problem.top_k
-    if pairs <= 32:
+    if pairs <= min(32, problem.num_experts):  # more would read the same experts again
         return PairConfig(
             PairTile(block_n=8, block_k=min(256, _block_k(problem.hidden)), num_stages=3),
             PairTile(block_n=2, block_k=min(256, _block_k(problem.wide)), num_stages=3, early=4),

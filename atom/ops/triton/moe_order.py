@@ -18,7 +18,7 @@ from atom.ops.triton.launch import begin, pdl_options
 from atom.ops.triton.support import next_power_of_2
 
 SMALL = 4096  # pairs that one launch sorts: each program reads them all
-_CHUNK = 1024  # pairs of a program, where there are more
+_CHUNK = 512  # pairs of a program, where there are more
 
 
 class Order(NamedTuple):
@@ -229,7 +229,7 @@ def _sort_large(ids: Tensor, order: Order, num_experts: int) -> None:
         order.num_pairs,
         num_experts,
         CHUNK=_CHUNK,
-        BLOCK_P=64,
+        BLOCK_P=128,
         BLOCK_E=bins,
         num_warps=4,
         **common,

@@ -144,7 +144,8 @@ def pair_down_kernel(
     early = ()
     for step in tl.static_range(EARLY):
         inside = known[:, None] if EVEN else known[:, None] & (cols < K - step * BLOCK_K)[None, :]
-        early = early + (tl.load(tile + step * BLOCK_K, mask=inside, other=0.0),)  # noqa: RUF005
+        piece = (tl.load(tile + step * BLOCK_K, mask=inside, other=0.0),)
+        early = early + piece  # type: ignore[assignment]
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()

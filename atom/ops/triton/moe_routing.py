@@ -301,8 +301,8 @@ def norm_and_route(
     block_k = min(256 // x.element_size(), max(16, next_power_of_2(size)))
     part = block_k * triton.cdiv(_PART, block_k)
     parts = triton.cdiv(size, part)
-    sums = torch.empty(parts, num_tokens, experts + 1, dtype=torch.float32, device=device)
-    logits, squares = sums.flatten().split((parts * num_tokens * experts, parts * num_tokens))
+    sums = torch.empty(parts * num_tokens * (experts + 1), dtype=torch.float32, device=device)
+    logits, squares = sums[: parts * num_tokens * experts], sums[parts * num_tokens * experts :]
     normed, total = (torch.empty(x.shape, dtype=x.dtype, device=device) for _ in range(2))
     weights = torch.empty(num_tokens, top_k, dtype=torch.float32, device=device)
     ids = torch.empty(num_tokens, top_k, dtype=torch.int32, device=device)

@@ -124,7 +124,7 @@ SIGNATURES: list[Row] = [
     (
         moe_order.count_kernel,
         _kinds("", "", "ids counts", "num_pairs E"),
-        {"CHUNK": 1024, "BLOCK_E": 128, "PDL": True},
+        {"CHUNK": 512, "BLOCK_E": 128, "PDL": True},
         PDL,
     ),
     (
@@ -136,7 +136,7 @@ SIGNATURES: list[Row] = [
     (
         moe_order.scatter_kernel,
         _kinds("", "", "ids starts places", "num_pairs E"),
-        {"CHUNK": 1024, "BLOCK_P": 64, "BLOCK_E": 128, "PDL": True},
+        {"CHUNK": 512, "BLOCK_P": 128, "BLOCK_E": 128, "PDL": True},
         PDL,
     ),
     gate_up(16, 64, 64, 4, 4),
