@@ -336,9 +336,10 @@ class ModelRunner:
 
     def shutdown(self) -> None:
         """Let go of the model and its caches."""
+        if self._graphs is not None:
+            gc.unfreeze()
         self.model = self._program = self._graphs = None
         self._forward = _gone
-        gc.unfreeze()
 
 
 def _gone(*_: Any) -> Any:
