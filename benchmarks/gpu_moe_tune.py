@@ -60,9 +60,9 @@ def down_pair_tiles(columns: int, top_k: int) -> Iterator[PairTile]:
         for block_k in (128, 256, 512, 1024):
             size = block_n * block_k * next_power_of_2(top_k)  # of a step
             steps = columns // block_k
-            if columns % block_k or not 2048 <= size <= 16384:
+            if columns % block_k or size not in (4096, 8192):
                 continue
-            for warps in (2, 4, 8):
+            for warps in (4, 8):
                 if not 8 <= size // (32 * warps) <= 64:
                     continue
                 for early in {0, min(steps, 2), min(steps, 3), min(steps, 4)}:
