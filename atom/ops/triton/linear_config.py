@@ -101,15 +101,16 @@ def _table(card: str) -> dict[str, dict[str, Any]]:
     return table
 
 
-def choose(problem: Problem, card: str) -> tuple[Config | None, ...]:
-    """The choice for each bucket."""
+def choose(problem: Problem, card: str, shared_bytes: int) -> tuple[Config | None, ...]:
+    """The choice for each bucket on a card whose programs have `shared_bytes` of shared memory."""
     measured = _table(card).get(str(problem), {})
     return tuple(
-        parse(measured[str(m)]) if str(m) in measured else by_rule(problem, m) for m in BUCKETS
+        parse(measured[str(m)]) if str(m) in measured else by_rule(problem, m, shared_bytes)
+        for m in BUCKETS
     )
 
 
-def by_rule(problem: Problem, tokens: int) -> Config | None:
+def by_rule(problem: Problem, tokens: int, shared_bytes: int) -> Config | None:
     """For shapes that nobody measured: what is best for those around them."""
     k, both = problem.k, 2 if problem.kind == "gated" else 1
     if tokens == 1:
@@ -126,4 +127,6 @@ def by_rule(problem: Problem, tokens: int) -> Config | None:
         split *= 2
     # Where one wave of programs does it all, each keeps more in flight.
     stages = 6 if tiles * split <= 136 else 3
-    return Skinny(max(16, tokens), 64, 128, 4, stages, split, swap=True)
+    block_m, block_n, block_k = max(16, tokens), 64, 128
+    stages = min(stages, shared_bytes // (2 * block_k * (both * block_n + block_m)))
+    return Skinny(block_m, block_n, block_k, 4, stages, split, swap=True) if stages > 1 else None

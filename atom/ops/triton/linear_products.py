@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from atom.ops import registry
@@ -50,8 +51,12 @@ def scratch_of(device: torch.device) -> Scratch:
     return Scratch(device)
 
 
-def _card(device: torch.device) -> str:
-    return "" if device.type != "cuda" else torch.cuda.get_device_name(device)
+def _card(device: torch.device) -> tuple[str, int]:
+    """Name, and shared memory of one program less what the compiler adds."""
+    if device.type != "cuda":
+        return "", 1 << 17
+    limits = driver.active.utils.get_device_properties(device.index or 0)
+    return torch.cuda.get_device_name(device), int(limits["max_shared_mem"]) - 8192
 
 
 class Launcher:
@@ -140,7 +145,7 @@ class Products:
     def __init__(self, rows: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
         def launcher(kind: str, n: int) -> Launcher:
             problem = Problem(kind, n, k)
-            return Launcher(problem, device, choose(problem, _card(device)))
+            return Launcher(problem, device, choose(problem, *_card(device)))
 
         def op(name: str) -> Callable[..., Any]:
             # Under the interpreter, too, the kernels are this backend's.

@@ -134,7 +134,7 @@ def test_split_products_add_up_and_never_vary(chosen: Any, device: str, on_gpu: 
 
 def test_every_choice_for_a_shape_without_measurements(device: str, on_gpu: bool) -> None:
     n, k = (512, 4096) if on_gpu else (32, 128)
-    for m in (1, 2, 17, 130):
+    for m in (1, 2, 17, 300):
         case = Case(m, n, k, device)
         p = linear.pack(case.weight)
         close(p(case.x, case.bias), case.product(case.x, True))
@@ -143,7 +143,7 @@ def test_every_choice_for_a_shape_without_measurements(device: str, on_gpu: bool
         close(y, case.gated(normed(case.r, case.gamma), False))
         logits = p.linear_f32(case.x)
         assert logits.dtype == torch.float32
-        close(logits, case.product(case.x, False), 1e-5 if m <= 16 or on_gpu else 6e-3)
+        close(logits, case.product(case.x, False), 3e-5 if m <= 32 or on_gpu else 6e-3)
 
 
 def test_odd_widths_and_float16(device: str) -> None:
@@ -227,12 +227,15 @@ def test_measured_choices_fit_their_problems() -> None:
 
 @pytest.mark.parametrize("kind", ["linear", "norm", "gated"])
 def test_rules_give_choices_that_fit(kind: str) -> None:
-    for n, k in itertools.product((8, 64, 1000, 8192, 150000), (64, 896, 2560, 4096, 9728, 18432)):
-        for m in config.BUCKETS:
-            choice = config.by_rule(config.Problem(kind, n, k), m)
-            if isinstance(choice, config.Skinny):
-                assert choice.block_m >= m
-                assert k % (choice.split * choice.block_k) == 0
-                assert choice.split == 1 or kind != "gated"
-            else:
-                assert choice is None or m == 1
+    both = 2 if kind == "gated" else 1
+    sizes = itertools.product((8, 64, 1000, 8192, 150000), (64, 896, 2560, 4096, 9728, 18432))
+    for (n, k), m, shared in itertools.product(sizes, config.BUCKETS, (50_000, 99_000, 224_000)):
+        choice = config.by_rule(config.Problem(kind, n, k), m, shared)
+        if isinstance(choice, config.Skinny):
+            assert choice.block_m >= m
+            assert k % (choice.split * choice.block_k) == 0
+            assert choice.split == 1 or both == 1
+            stage = 2 * choice.block_k * (both * choice.block_n + choice.block_m)
+            assert choice.num_stages * stage <= shared
+        else:
+            assert choice is None or m == 1
