@@ -28,15 +28,21 @@ class Compiled:
     """A forward and what it took to get it."""
 
     forward: Program
-    num_steps: int  # pieces and opaque operators, in the order they run
+    num_steps: int  # calls of pieces and of opaque operators
     num_pieces: int  # distinct ones
     traced: bool
     compiled: int  # pieces that no cache had
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        took = ", ".join(f"{name} {s:.1f} s" for name, s in self.seconds.items())
-        return f"{self.num_steps} steps, {self.compiled} of {self.num_pieces} pieces new: {took}"
+        parts = [f"{self.num_steps} calls"]
+        if self.num_pieces == 0:
+            parts.append("all kernels of ours, with nothing to compile between them")
+        else:
+            parts.append(f"{self.compiled} of {self.num_pieces} distinct pieces compiled")
+        if not self.traced:
+            parts.append("cut by an earlier start")
+        return ", ".join([*parts, *(f"{name} {s:.1f} s" for name, s in self.seconds.items())])
 
 
 def compile_forward(
