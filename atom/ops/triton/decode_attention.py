@@ -57,16 +57,18 @@ def choose_cut(
     """By measurement on an H200 (benchmarks/gpu_decode_attention.py): where programs are many, one
     warp each, so that no thread waits for another; where they are few, more warps on more keys."""
     programs = num_seqs * num_kv_heads
+    packed = itemsize == 1 and not (support.IS_ROCM or support.INTERPRETED)
     if head_dim > 128 or itemsize > 2:
         cut = Cut(32, 1, 128, 4, True)
+    elif programs >= 3 * sms and itemsize == 1:
+        cut = Cut(16, 1, 128, 1, False, 5)
     elif programs >= 6 * sms:
         cut = Cut(16, 1, 128, 1, False, 3)
     elif programs >= 3 * sms:
         cut = Cut(32, 1, 128, 2, True)
-    elif programs >= sms:
-        cut = Cut(64, 1, 256, 4, True)
     else:
-        cut = Cut(64, 1, 256, 8, True)
+        cut = Cut(64, 1, 256, 4, True)
+    cut = cut._replace(packed=packed and head_dim >= 64)
     if programs >= sms:
         return cut
     # A part that is worth its merging; no more programs than run at the same time.
