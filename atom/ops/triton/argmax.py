@@ -10,10 +10,10 @@ from torch import Tensor
 from atom.ops.triton import support
 from atom.ops.triton.launch import begin, pdl_options
 
-_BLOCK = 2048  # entries that a program looks at together
-_WARPS = 4
+_BLOCK = 4096  # entries that a program looks at together
+_WARPS = 8
 _MAX_PARTS = 128
-_PROGRAMS = 8  # wanted on each multiprocessor
+_PROGRAMS = 32  # wanted for each multiprocessor, so that few rows are one block per program
 
 
 @triton.jit

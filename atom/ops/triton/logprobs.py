@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens, their ranks and the best alternatives: two launches, no sort.
 
 The first takes what it needs of each chunk of a row in one pass: maximum, sum of exponentials, how
-many logits are above the chosen one, and the chunk's own best. The second joins the chunks.
+many logits are above the chosen one, and the best of each small group. The second joins the chunks.
+The n best of a row are in the n groups whose own best are the best, so only these are read again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from atom.ops.triton.argmax import order_key
 from atom.ops.triton.launch import begin, pdl_options
 
 _CHUNK = 4096
+_GROUP = 64
 _LOWEST = tl.constexpr(-0x8000000000000000)
+
+
+@triton.jit
+def _pack(x, cols):
+    """int64 in the order of the values x; of equals the first is the greatest."""
+    return (order_key(x).to(tl.int64) << 32) | (0x7FFFFFFF - cols).to(tl.int64)
 
 
 @triton.jit
@@ -31,13 +39,13 @@ def chunk_logprobs_kernel(
     rows,  # [n] int64 rows of the logits
     token_ids,  # [n] integers
     stats,  # [n, C, 4] float32: maximum, sum of exponentials, number above the chosen one
-    bests,  # [n, C, TOP] int64: value and place, descending
+    bests,  # [n, C, CHUNK / GROUP] int64: the best of each group, value and place
     stride,
     size,
     num_chunks,
-    num_top,
     HAS_ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
+    GROUP: tl.constexpr,
     TOP: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -55,11 +63,10 @@ def chunk_logprobs_kernel(
     tl.store(stats + place * 4 + 1, total)
     tl.store(stats + place * 4 + 2, tl.sum((x > chosen).to(tl.float32), axis=0))
     if TOP > 0:
-        packed = (order_key(x).to(tl.int64) << 32) | (0x7FFFFFFF - cols).to(tl.int64)
-        for i in range(0, num_top):
-            best = tl.max(packed, axis=0)
-            tl.store(bests + place * TOP + i, best)
-            packed = tl.where(packed == best, _LOWEST, packed)
+        groups: tl.constexpr = CHUNK // GROUP
+        grouped = tl.reshape(_pack(x, cols), (groups, GROUP))
+        lines = bests + place * groups + tl.arange(0, groups)
+        tl.store(lines, tl.max(grouped, axis=1))
 
 
 @triton.jit
@@ -74,10 +81,13 @@ def join_logprobs_kernel(
     top_ids,  # [n, num_top] int32
     top_logprobs,  # [n, num_top] float32
     stride,
+    size,
     num_chunks,
     num_top,
     HAS_ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    GROUP: tl.constexpr,
     TOP: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -96,13 +106,25 @@ def join_logprobs_kernel(
     tl.store(logprobs + index, chosen - norm)
     tl.store(ranks + index, tl.sum(above.to(tl.int32), axis=0) + 1)
     if TOP > 0:
-        i = tl.arange(0, TOP)
-        listed = inside[:, None] & (i < num_top)[None, :]
-        lists = bests + (index * num_chunks + chunk[:, None]) * TOP + i[None, :]
-        packed = tl.load(lists, mask=listed, other=_LOWEST)
+        groups: tl.constexpr = CHUNK // GROUP
+        g, j = tl.arange(0, CHUNKS * groups), tl.arange(0, TOP)
+        lines = bests + index * num_chunks * groups + g
+        group_bests = tl.load(lines, mask=g < num_chunks * groups, other=_LOWEST)
+        chosen_groups = tl.full((TOP,), -1, tl.int32)
+        for i in range(0, num_top):
+            best = tl.max(group_bests, axis=0)
+            group = (0x7FFFFFFF - (best & 0x7FFFFFFF)).to(tl.int32) // GROUP
+            group = tl.where(best > _LOWEST, group, -1)
+            chosen_groups = tl.where(j == i, group, chosen_groups)
+            group_bests = tl.where(group_bests == best, _LOWEST, group_bests)
+        cols = chosen_groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        listed = (chosen_groups >= 0)[:, None] & (cols < size)
+        x = tl.load(line + cols, mask=listed, other=float("-inf"))
+        packed = tl.where(listed, _pack(x, cols), _LOWEST)
         for i in range(0, num_top):
             best = tl.max(tl.max(packed, axis=1), axis=0)
-            tl.store(top_ids + index * num_top + i, (0x7FFFFFFF - (best & 0x7FFFFFFF)).to(tl.int32))
+            place_of = (0x7FFFFFFF - (best & 0x7FFFFFFF)).to(tl.int32)
+            tl.store(top_ids + index * num_top + i, place_of)
             tl.store(top_logprobs + index * num_top + i, _value_of(best) - norm)
             packed = tl.where(packed == best, _LOWEST, packed)
 
@@ -124,17 +146,19 @@ def logprobs(
     num_chunks = -(-size // _CHUNK)
     top = support.next_power_of_2(num_top) if num_top else 0
     stats = logits.new_empty((count, num_chunks, 4))
-    bests = torch.empty((count, num_chunks, max(1, top)), dtype=torch.int64, device=device)
+    shape = (count, num_chunks, _CHUNK // _GROUP) if top else (0,)
+    bests = torch.empty(shape, dtype=torch.int64, device=device)
     options = dict(pdl_options(device))
     pdl, stride, has_rows = bool(options), logits.stride(0), rows is not None
     rows = token_ids if rows is None else rows
+    shared = {"HAS_ROWS": has_rows, "CHUNK": _CHUNK, "GROUP": _GROUP, "TOP": top, "PDL": pdl}
     chunk_logprobs_kernel[(count, num_chunks)](
-        logits, rows, token_ids, stats, bests, stride, size, num_chunks, num_top,
-        HAS_ROWS=has_rows, CHUNK=_CHUNK, TOP=top, PDL=pdl, num_warps=8, **options,
+        logits, rows, token_ids, stats, bests, stride, size, num_chunks, num_warps=8, **shared,
+        **options,
     )  # fmt: skip
     join_logprobs_kernel[(count,)](
-        logits, rows, token_ids, stats, bests, values, ranks, top_ids, top_values, stride,
-        num_chunks, num_top, HAS_ROWS=has_rows, CHUNKS=support.next_power_of_2(num_chunks),
-        TOP=top, PDL=pdl, num_warps=4, **options,
+        logits, rows, token_ids, stats, bests, values, ranks, top_ids, top_values, stride, size,
+        num_chunks, num_top, CHUNKS=support.next_power_of_2(num_chunks), num_warps=8, **shared,
+        **options,
     )  # fmt: skip
     return values, ranks, top_ids, top_values

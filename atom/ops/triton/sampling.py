@@ -29,7 +29,8 @@ __all__ = ["argmax", "sample"]
 
 _CHUNK = 4096
 _GROUPS = 64  # of a chunk, whose maxima are kept
-_WARPS = 4  # of a program that has a chunk
+_WARPS = 4  # of a program that has a chunk and reduces it often
+_STREAM_WARPS = 8  # of one that mostly reads it
 _PIVOTS = 16
 _LISTED = 16384  # logits of a row that one program holds in registers
 _SMALL = 2048  # the same, of rows that have no more
@@ -57,7 +58,7 @@ def sample(logits: Tensor, settings: Tensor, kinds: Kinds) -> Tensor:
     grid, stride = (num_rows, num_chunks), logits.stride(0)
     kernels.chunk_stats_kernel[grid](
         logits, settings, keys, sums, least, peaks, stride, size, num_chunks, CHUNK=_CHUNK,
-        GROUPS=_GROUPS, SEARCH=kinds.searched, PDL=pdl, num_warps=_WARPS, **options,
+        GROUPS=_GROUPS, SEARCH=kinds.searched, PDL=pdl, num_warps=_STREAM_WARPS, **options,
     )  # fmt: skip
     numbers, narrow = keys, False
     if kinds.searched:
@@ -117,7 +118,7 @@ def _search(
         filters.collect_kernel[(num_rows, num_chunks)](
             logits, settings, state, numbers, pivots, partials, found, counts, stride, size,
             num_rows, num_chunks, CHUNK=_CHUNK, PIVOTS=_PIVOTS, CAPACITY=capacity,
-            num_warps=_WARPS, **shared,
+            num_warps=_STREAM_WARPS, **shared,
         )  # fmt: skip
     filters.threshold_kernel[(num_rows,)](
         logits, settings, keys, state, numbers, members, found, counts, floors, sums, stride, size,

@@ -44,6 +44,7 @@ def _small_chunks(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sampling, "_GROUPS", 32)
         monkeypatch.setattr(sampling, "_PIVOTS", 4)
         monkeypatch.setattr(logprobs, "_CHUNK", 128)
+        monkeypatch.setattr(logprobs, "_GROUP", 8)
 
 
 def records(params: Sequence[SamplingParams], vocab: int, positions: Sequence[int]) -> np.ndarray:

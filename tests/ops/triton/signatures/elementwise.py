@@ -48,8 +48,8 @@ SIGNATURES: list[Row] = [
             **dict.fromkeys(("best_keys", "out"), "*i64"),
             **dict.fromkeys(("stride", "size", "part_size"), "i32"),
         },
-        {"PARTS": 63, "BLOCK": 2048, "PDL": True},
-        {"num_warps": 4},
+        {"PARTS": 32, "BLOCK": 4096, "PDL": True},
+        {"num_warps": 8},
     ),
     (
         argmax.argmax_join_kernel,

@@ -36,7 +36,8 @@ CONSTANTS = {
     "CAPACITY": 512,
     "FILTERS": True,
     "HAS_ROWS": True,
-    "TOP": 8,
+    "TOP": 32,
+    "GROUP": 64,
     "BLOCK": 1024,
     "PDL": True,
 }
@@ -65,7 +66,7 @@ SIGNATURES = [
     _row(kernels.draw_kernel, 8),
     _row(logprobs.chunk_logprobs_kernel, 8),
     _row(logprobs.chunk_logprobs_kernel, 8, TOP=0),
-    _row(logprobs.join_logprobs_kernel, 4),
+    _row(logprobs.join_logprobs_kernel, 8),
     _row(penalties.count_kernel, 4),
     _row(penalties.apply_kernel, 4),
 ]
