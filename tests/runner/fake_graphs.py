@@ -174,6 +174,6 @@ def with_graphs(config: Config, patch: pytest.MonkeyPatch) -> ModelRunner:
     patch.setattr(
         model_runner,
         "plan_graphs",
-        lambda config, device, why_not: graph_plan.plan_graphs(config, "cuda", why_not),
+        lambda config, device, why_not, bound: graph_plan.plan_graphs(config, "cuda", why_not),
     )
     return make_runner(config)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from runner.fake_graphs import FakeRecorder, with_graphs
 from serving import Shared, generate, greedy, make_config, make_runner
+from tiny import make_config as write_config
 from tiny import random_prompt, tiny_checkpoint
 
 from atom.config.schema import Config
 from atom.engine.core import EngineCore
-from atom.engine.runner import graph_plan
+from atom.engine.runner import graph_plan, graphs
 from atom.engine.runner.graph_plan import plan_graphs
 from atom.engine.runner.model_runner import ModelRunner
 from atom.engine.sampling_params import SamplingParams
@@ -156,7 +158,6 @@ def test_a_slot_outlives_steps_that_nobody_waits_for(runner_of: object) -> None:
 def test_memory_is_foreseen() -> None:
     from runner.fake_graphs import KERNELS
 
-    from atom.engine.runner import graphs
     from atom.engine.runner.inputs import InputBatch
 
     batch = InputBatch(8, 64, 16, torch.device("cpu"))
@@ -180,6 +181,30 @@ def planned(
     config = make_config(None, max_num_seqs=100, max_num_batched_tokens=300)
     compile_config = dataclasses.replace(config.compile, **compile_settings)
     return plan_graphs(dataclasses.replace(config, compile=compile_config), device, why_not)
+
+
+def test_steps_that_take_long_to_launch_have_larger_graphs() -> None:
+    config = make_config(None, max_num_batched_tokens=1500)
+    assert plan_graphs(config, "cuda", "", 639).token_sizes[-1] == 512
+    assert plan_graphs(config, "cuda", "", 700).token_sizes[-2:] == (512, 640)
+    assert plan_graphs(config, "cuda", "", 9999).token_sizes[-2:] == (1280, 1500)
+
+
+def test_sparse_models_take_longer_to_launch(tmp_path: Path) -> None:
+    def tokens(family: str, **more: object) -> int:
+        folder = write_config(family, tmp_path / family, **more)
+        config = make_config(folder)
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, load_dummy=True)
+        )
+        return graphs.launch_bound_tokens(make_runner(config).model)
+
+    # Per layer and token, in float32: qkv 256 x 128, o 128 x 128, three of 256 x 128
+    per_layer = 4 * 128 * (256 + 128 + 3 * 256)
+    assert tokens("llama3") == pytest.approx(0.4e-3 * 450e12 / per_layer, rel=0.02)
+    # Two experts of four and a router in the place of the three
+    per_layer = 4 * 128 * (256 + 128 + 2 * 3 * 256 + 4)
+    assert tokens("mixtral") == pytest.approx(0.4e-3 * 450e12 / per_layer, rel=0.02)
 
 
 def test_levels_and_modes() -> None:

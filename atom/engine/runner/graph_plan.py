@@ -19,9 +19,10 @@ from atom.errors import ConfigError
 # Close together where few sequences run: there each padded one may cost a mixture of experts the
 # weights of some more experts.
 DECODE_SIZES = (*range(1, 9), 12, 16, 24, *range(32, 513, 16))
-# Tokens of a step with prompts. Few: each is as many graphs as the model has layers. Larger steps
-# keep the device busy for longer than their launches take.
+# Tokens of a step with prompts. Few: each is as many graphs as the model has layers.
 TOKEN_SIZES = (16, 32, 64, 128, 192, 256, 320, 384, 448, 512)
+# Of models whose layers take longer to launch than to compute even then: small or sparse ones.
+LONG_SIZES = (640, 768, 896, 1024, 1280, 1536, 1792, 2048)
 
 
 class GraphPlan(NamedTuple):
@@ -45,11 +46,14 @@ def _range(sizes: tuple[int, ...]) -> str:
     return f"{ends} ({len(sizes)} sizes)"
 
 
-def plan_graphs(config: Config, device: str, uncapturable: str = "") -> GraphPlan:
+def plan_graphs(
+    config: Config, device: str, uncapturable: str = "", launch_bound: int = 0
+) -> GraphPlan:
     """What is captured on `device` ("cpu" or "cuda").
 
     `uncapturable` says why the model's kernels cannot be, if they cannot; then a mode that was
-    asked for by name raises `ConfigError`.
+    asked for by name raises `ConfigError`. `launch_bound`: eager steps of fewer tokens than this
+    take longer to launch than to compute.
     """
     asked = config.compile.cudagraph_mode
     if device == "cpu":
@@ -64,7 +68,7 @@ def plan_graphs(config: Config, device: str, uncapturable: str = "") -> GraphPla
         return GraphPlan("none", uncapturable)
     if mode == "none":
         return GraphPlan("none", reason)
-    decodes, tokens = decode_sizes(config), token_sizes(config)
+    decodes, tokens = decode_sizes(config), token_sizes(config, launch_bound)
     match mode:
         case "piecewise":
             both = tuple(sorted({*decodes, *tokens}))
@@ -97,6 +101,7 @@ def decode_sizes(config: Config) -> tuple[int, ...]:
     return tuple(sorted({min(size, limit) for size in DECODE_SIZES}))
 
 
-def token_sizes(config: Config) -> tuple[int, ...]:
+def token_sizes(config: Config, launch_bound: int) -> tuple[int, ...]:
     limit = config.scheduler.max_num_batched_tokens
-    return tuple(sorted({min(size, limit) for size in TOKEN_SIZES}))
+    sizes = (*TOKEN_SIZES, *(size for size in LONG_SIZES if size <= launch_bound))
+    return tuple(sorted({min(size, limit) for size in sizes}))

@@ -23,6 +23,8 @@ from atom.engine.runner.full_graphs import FullGraphs
 from atom.engine.runner.graph_plan import GraphPlan
 from atom.engine.runner.inputs import InputBatch, StepInputs
 from atom.engine.runner.piecewise import Forward, PiecewiseGraphs
+from atom.layers.linear import LinearBase
+from atom.layers.moe import FusedMoE
 
 log = logging.getLogger("atom.runner")
 
@@ -141,6 +143,24 @@ def make_graphs(plan: GraphPlan, source: Source) -> Graphs | None:
     if plan.mode == "none":
         return None
     return Graphs(plan, source, CudaRecorder(source.batch.device), device_kernels())
+
+
+# On the machine of an H200: host time of an eager layer, and how fast its products are.
+_LAYER_LAUNCH_S = 0.4e-3
+_OPERATIONS_PER_S = 450e12
+
+
+def launch_bound_tokens(model: Any) -> int:
+    """Tokens of a step that takes about as long to launch eagerly as to compute. The same on every
+    rank: shares of a layer are equal."""
+    operations = 1.0  # of a token: two for each weight that it meets, so one for each byte
+    for module in model.modules():
+        if isinstance(module, FusedMoE):
+            operations += module.weight_bytes * module.top_k / module.num_experts
+        elif isinstance(module, LinearBase):
+            operations += module.weight_bytes
+    launch_s = len(model.attention_layers()) * _LAYER_LAUNCH_S
+    return int(launch_s * _OPERATIONS_PER_S / operations)
 
 
 # What a layer's kernel may be named, and the backend that reads values on the host there.

@@ -31,7 +31,13 @@ from atom.engine.runner import (
     threads,
 )
 from atom.engine.runner.graph_plan import GraphPlan, plan_graphs
-from atom.engine.runner.graphs import Graphs, Source, make_graphs, uncapturable
+from atom.engine.runner.graphs import (
+    Graphs,
+    Source,
+    launch_bound_tokens,
+    make_graphs,
+    uncapturable,
+)
 from atom.engine.runner.inputs import InputBatch, StagedStep, StepInputs, apply_edits
 from atom.engine.runner.logprobs import LogprobTensors
 from atom.engine.runner.prompt_logprobs import PromptStep
@@ -92,6 +98,7 @@ class ModelRunner:
                 dtype,
                 parallel=parallel,
                 traceable=compilation.needs_tracing(config, self._device),
+                selects_rows=compilation.can_select_rows(config, self._device),
             )
         self.memory_bytes["weights"] = self.model.weight_bytes
         self._forward: compilation.Forward = self.model.forward
@@ -176,8 +183,8 @@ class ModelRunner:
                     self.launch(plan).wait()
 
     def _plan_graphs(self) -> GraphPlan:
-        why_not = uncapturable(self.model)
-        return plan_graphs(self.config, self._device.type, why_not)
+        why_not, launch_bound = uncapturable(self.model), launch_bound_tokens(self.model)
+        return plan_graphs(self.config, self._device.type, why_not, launch_bound)
 
     def _make_graphs(self) -> Graphs | None:
         compute_logits = self.model.compute_logits
@@ -324,8 +331,11 @@ class ModelRunner:
             assert self._graphs is not None
             hidden = self._graphs.run(size, inputs)[: staged.num_tokens]
         else:
-            with set_forward_context(ForwardContext(attention)):
+            rows = index if self.model.selects_rows and samples and prompts is None else None
+            with set_forward_context(ForwardContext(attention, rows=rows)):
                 hidden = self._forward(inputs.input_ids, inputs.positions)
+            if rows is not None:
+                index = None  # they are selected
         compute_logits, columns = self.model.compute_logits, None
         if prompts is not None:
             pool = self._batch.token_pool
