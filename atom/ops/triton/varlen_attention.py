@@ -176,17 +176,20 @@ class Shape(NamedTuple):
     dim: int
 
 
-def _for_hopper(q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, soft_cap: float) -> bool:
-    """Whether the kernel written for Hopper can serve: half precision all through, rows that copies
-    of 16 bytes reach."""
+def _for_hopper(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, out: Tensor, group_pad: int, soft_cap: float
+) -> bool:
+    """Whether the kernel written for Hopper can serve: half precision, or a float8 cache, and rows
+    that copies of 16 bytes reach."""
     return (
         support.is_hopper(q.device)
         and q.dtype != torch.float32
-        and q.dtype == k_cache.dtype
+        and k_cache.dtype in (q.dtype, torch.float8_e4m3fn)
         and q.shape[2] in (64, 128)
+        and group_pad <= 128
         and not soft_cap
         and k_cache.stride() == v_cache.stride()
-        and all(n % 8 == 0 for n in (*k_cache.stride()[:3], *q.stride()[:2], *out.stride()[:2]))
+        and all(n % 16 == 0 for n in (*k_cache.stride()[:3], *q.stride()[:2], *out.stride()[:2]))
     )
 
 
@@ -220,8 +223,8 @@ def _launch_hopper(
         meta.block_table.stride(0),
         HEADS=heads, GROUP=shape.group, GROUP_PAD=shape.group_pad, D=shape.dim,
         BLOCK_SIZE=k_cache.shape[1], BLOCK_Q=block_q, BLOCK_N=128, WINDOW=window,
-        SINKS=sinks is not None, STAGES=2, WIDE=k_cache.numel() >= 2**31, REGISTERS=208,
-        num_warps=4,
+        SINKS=sinks is not None, STAGES=2, WIDE=k_cache.numel() >= 2**31,
+        REGISTERS=208 if k_cache.dtype == q.dtype else 192, num_warps=4,
     )  # fmt: skip
 
 
@@ -245,7 +248,7 @@ def varlen_attention(
     group = q.shape[1] // k_cache.shape[2]
     group_pad, d_pad = (support.next_power_of_2(n) for n in (group, q.shape[2]))
     shape = Shape(group, group_pad, d_pad, q.shape[2])
-    if _for_hopper(q, k_cache, v_cache, out, soft_cap):
+    if _for_hopper(q, k_cache, v_cache, out, group_pad, soft_cap):
         _launch_hopper(q, k_cache, v_cache, meta, scale, window, sinks, v_scale, out, shape)
         return out
     tile = choose_tile(q.dtype, d_pad)

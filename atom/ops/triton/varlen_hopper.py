@@ -78,19 +78,29 @@ def _load_block(
     if WIDE:
         page = page.to(gl.int64)
     at = page * cache_block + (key % BLOCK_SIZE) * cache_slot
-    mbarrier.wait(k_empty.index(stage), parity)
-    async_copy.async_copy_global_to_shared(k_smem.index(stage), k_base + (at[:, None] + d[None, :]))
-    async_copy.mbarrier_arrive(k_full.index(stage), increment_count=False)
     live = key < end
     key -= BLOCK_N
-    page = gl.load(table + key // BLOCK_SIZE, mask=key >= 0, other=0)
-    mbarrier.wait(v_empty.index(stage), parity)
-    # Slots that hold no key may hold NaN: they are not read, zeros stand for them.
-    async_copy.async_copy_global_to_shared(
-        v_smem.index(stage), v_base + (at[:, None] + d[None, :]), mask=live[:, None]
-    )
-    async_copy.mbarrier_arrive(v_full.index(stage), increment_count=False)
-    return page
+    next_page = gl.load(table + key // BLOCK_SIZE, mask=key >= 0, other=0)
+    k_at, v_at = k_base + (at[:, None] + d[None, :]), v_base + (at[:, None] + d[None, :])
+    # Slots that hold no key may hold NaN: their values are not read, zeros stand for them.
+    if k_base.dtype.element_ty == k_smem.dtype:
+        mbarrier.wait(k_empty.index(stage), parity)
+        async_copy.async_copy_global_to_shared(k_smem.index(stage), k_at)
+        async_copy.mbarrier_arrive(k_full.index(stage), increment_count=False)
+        mbarrier.wait(v_empty.index(stage), parity)
+        async_copy.async_copy_global_to_shared(v_smem.index(stage), v_at, mask=live[:, None])
+        async_copy.mbarrier_arrive(v_full.index(stage), increment_count=False)
+    else:  # a float8 cache passes through registers
+        k, v = gl.load(k_at), gl.load(v_at, mask=live[:, None], other=0.0)
+        mbarrier.wait(k_empty.index(stage), parity)
+        k_smem.index(stage).store(k.to(k_smem.dtype))
+        fence_async_shared()
+        mbarrier.arrive(k_full.index(stage), count=1)
+        mbarrier.wait(v_empty.index(stage), parity)
+        v_smem.index(stage).store(v.to(v_smem.dtype))
+        fence_async_shared()
+        mbarrier.arrive(v_full.index(stage), count=1)
+    return next_page
 
 
 @gluon.jit
@@ -104,9 +114,12 @@ def _load(
     WINDOW: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
 ):  # fmt: skip
     """Queries of every tile, then its keys and values from the last block to the first."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    q_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    q_row = gl.arange(0, 64, gl.SliceLayout(1, q_layout))
+    q_d = gl.arange(0, D, gl.SliceLayout(0, q_layout))
+    wide: gl.constexpr = 128 // k_cache.dtype.element_ty.primitive_bitwidth  # 16 bytes
+    layout: gl.constexpr = gl.BlockedLayout([1, wide], [32 * wide // D, D // wide], [4, 1], [1, 0])
     row = gl.arange(0, BLOCK_N, gl.SliceLayout(1, layout))
-    q_row = gl.arange(0, 64, gl.SliceLayout(1, layout))
     d = gl.arange(0, D, gl.SliceLayout(0, layout))
     thread = gl.arange(0, 128, gl.BlockedLayout([1], [32], [4], [0]))
     one = gl.full([128], 1, gl.int32, gl.BlockedLayout([1], [32], [4], [0]))
@@ -134,7 +147,7 @@ def _load(
                 q_at = (first + token).to(gl.int64) * q_token + (head * GROUP + member) * q_head
                 async_copy.async_copy_global_to_shared(
                     q_smem.index(slot * 2 + part),
-                    q + (q_at[:, None] + d[None, :]),
+                    q + (q_at[:, None] + q_d[None, :]),
                     mask=alive[:, None],
                 )
             async_copy.mbarrier_arrive(q_full.index(slot), increment_count=False)
@@ -367,14 +380,16 @@ def varlen_hopper_kernel(
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
+    # Copies arrive for each thread; what passes through registers, once.
+    loaders: gl.constexpr = 128 if k_cache.dtype == q.dtype else 1
     for i in gl.static_range(2):
         mbarrier.init(tile_full.index(i), count=1)
         mbarrier.init(tile_empty.index(i), count=2)
         mbarrier.init(q_full.index(i), count=128)
         mbarrier.init(turns.index(i), count=1)
     for i in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(i), count=128)
-        mbarrier.init(v_full.index(i), count=128)
+        mbarrier.init(k_full.index(i), count=loaders)
+        mbarrier.init(v_full.index(i), count=loaders)
         mbarrier.init(k_empty.index(i), count=2)
         mbarrier.init(v_empty.index(i), count=2)
     fence_async_shared()

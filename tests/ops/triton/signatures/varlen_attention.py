@@ -45,7 +45,7 @@ def _attention(
     )  # fmt: skip
 
 
-def _hopper(dim: int, group: int, keys: int, stages: int, window: int = 0) -> Row:
+def _hopper(dim: int, group: int, keys: int, stages: int, window: int = 0, kv: str = "bf16") -> Row:
     integers = (
         "num_seqs", "num_tiles", "out_token", "out_head", "q_token", "q_head", "cache_block",
         "cache_slot", "cache_head", "table_row",
@@ -53,7 +53,8 @@ def _hopper(dim: int, group: int, keys: int, stages: int, window: int = 0) -> Ro
     return (
         varlen_hopper.varlen_hopper_kernel,
         {
-            **dict.fromkeys(("out", "q", "k_cache", "v_cache"), "*bf16"),
+            **dict.fromkeys(("out", "q"), "*bf16"),
+            **dict.fromkeys(("k_cache", "v_cache"), f"*{kv}"),
             **dict.fromkeys(("block_table", "cu_seqlens", "seq_lens"), "*i32"),
             "sinks": "*fp32",
             "schedule": "*i32",
@@ -63,7 +64,7 @@ def _hopper(dim: int, group: int, keys: int, stages: int, window: int = 0) -> Ro
         {
             "HEADS": 8, "GROUP": group, "GROUP_PAD": group, "D": dim, "BLOCK_SIZE": 16,
             "BLOCK_Q": 128 // group, "BLOCK_N": keys, "WINDOW": window, "SINKS": window > 0,
-            "STAGES": stages, "WIDE": dim == 64, "REGISTERS": 208,
+            "STAGES": stages, "WIDE": dim == 64, "REGISTERS": 208 if kv == "bf16" else 192,
         },
         {"num_warps": 4},
     )  # fmt: skip
@@ -92,6 +93,7 @@ SIGNATURES: list[Row] = [
     _attention("fp16", "fp16", (8, 8, 256, 256), (128, 32, 4, 1)),
     _hopper(128, 4, 128, 2),
     _hopper(64, 1, 128, 2, window=128),
+    _hopper(128, 8, 128, 2, kv="fp8e4nv"),
     _write("bf16", "bf16"),
     _write("fp32", "fp8e4nv"),
 ]
