@@ -41,6 +41,7 @@ class BuildContext:
     max_positions: int = 4096  # rows of the rotary tables
     parallel: ParallelState = SINGLE
     traceable: bool = False  # built for torch.compile: attention and MoE are custom operators
+    selects_rows: bool = False  # the last block computes only rows that are sampled
     tables: dict[Any, Tensor] = field(default_factory=dict)  # rotary tables, shared by layers
 
     def select(

@@ -18,10 +18,12 @@ from atom.ops.contracts import AttentionMetadata
 @dataclass(slots=True)
 class ForwardContext:
     """`around_attention` stands in for every attention layer's `run`: (layer, qkv, positions) ->
-    out. The capture of piecewise graphs cuts the forward there."""
+    out. The capture of piecewise graphs cuts the forward there. `rows` [L] int64: those of the
+    hidden states that are wanted; see `SampledRows`."""
 
     attention: AttentionMetadata
     around_attention: Callable[[Any, Tensor, Tensor], Tensor] | None = None
+    rows: Tensor | None = None
 
 
 _current: ForwardContext | None = None

@@ -83,6 +83,16 @@ def _sparse_moe_fake(
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
+def _sampled_rows(x: Tensor, residual: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    rows, rest = _layers[layer].run(x, residual)
+    return rows.clone(), rest.clone()  # an operator may not return its inputs
+
+
+def _sampled_rows_fake(x: Tensor, residual: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    # As many rows as go in, at most: whoever runs a traced graph must count them anew.
+    return x.new_empty(x.shape), residual.new_empty(residual.shape)
+
+
 _library.define(  # type: ignore[no-untyped-call]
     "attention(Tensor qkv, Tensor positions, int num_heads, str layer) -> Tensor"
 )
@@ -100,3 +110,8 @@ _library.define(  # type: ignore[no-untyped-call]
 )
 _library.impl("sparse_moe", _sparse_moe, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("atom::sparse_moe", _sparse_moe_fake, lib=_library)
+_library.define(  # type: ignore[no-untyped-call]
+    "sampled_rows(Tensor x, Tensor residual, str layer) -> (Tensor, Tensor)"
+)
+_library.impl("sampled_rows", _sampled_rows, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("atom::sampled_rows", _sampled_rows_fake, lib=_library)

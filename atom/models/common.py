@@ -18,6 +18,7 @@ from atom.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from atom.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from atom.layers.norm import RMSNorm
 from atom.layers.rotary import RotaryEmbedding
+from atom.layers.rows import SampledRows
 from atom.layers.weights import Layer
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class SelfAttention(nn.Module):
             norms=(self.q_norm, self.k_norm) if qk_norm else None,
             window=window,
         )
+        self.rows: SampledRows | None = None  # of the last block only
         self._heads = (-1, q_heads + 2 * kv_heads, dim)
         self._flat = (-1, q_heads * dim)
 
@@ -71,8 +73,10 @@ class SelfAttention(nn.Module):
         self, positions: Tensor, norm: RMSNorm, x: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         qkv, residual = self.qkv_proj.after_norm(norm, x, residual)
-        out = self.attn(qkv.view(self._heads), positions)
-        return self.o_proj(out.view(self._flat)), residual
+        out = self.attn(qkv.view(self._heads), positions).view(self._flat)
+        if self.rows is not None:
+            out, residual = self.rows(out, residual)
+        return self.o_proj(out), residual
 
     __call__ = forward
 
@@ -139,6 +143,8 @@ class Decoder(nn.Module):
             build, config.vocab_size, config.hidden_size, tied
         )
         self.layers = nn.ModuleList(layers)
+        if build.selects_rows:
+            layers[-1].self_attn.rows = SampledRows(build)
         self.norm = RMSNorm(build, config.hidden_size, config.rms_norm_eps)
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
@@ -162,6 +168,7 @@ class CausalLM(nn.Module):
     def __init__(self, config: HFConfig, build: BuildContext) -> None:
         super().__init__()
         check_config(config)
+        self.selects_rows = build.selects_rows
         tied = config.tie_word_embeddings
         layers = [self.make_layer(config, build, i) for i in range(config.num_hidden_layers)]
         self.model = Decoder(config, build, layers, tied)
@@ -176,7 +183,8 @@ class CausalLM(nn.Module):
         raise NotImplementedError
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """input_ids, positions [T] int64 -> hidden [T, H], within a forward context."""
+        """input_ids, positions [T] int64 -> hidden [T, H], within a forward context; [L, H] where
+        that names L rows and the model was built to select them."""
         return self.model(input_ids, positions)
 
     __call__ = forward

@@ -59,6 +59,7 @@ def load_model(
     *,
     parallel: ParallelState = SINGLE,
     traceable: bool = False,
+    selects_rows: bool = False,
 ) -> Any:
     """The model of `source`, a `CausalLM`, ready to run.
 
@@ -80,6 +81,7 @@ def load_model(
         max_positions=config.model.max_model_len or hf.max_position_embeddings,
         parallel=parallel,
         traceable=traceable,
+        selects_rows=selects_rows,
     )
     model = resolve(hf.architecture)(hf, build)
     if config.model.load_dummy:

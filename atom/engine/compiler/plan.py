@@ -24,11 +24,13 @@ class Behind(NamedTuple):
     consumes: tuple[int, ...]  # arguments that it may overwrite
 
 
+SAMPLED_ROWS = "atom::sampled_rows"  # after it, the number of tokens is another
 LAYER_OPS = {
     "atom::attention": Behind("step", 2, (0,)),
     "atom::experts": Behind("run", 2, ()),
     "atom::sparse_moe": Behind("run", 4, (0, 1)),
     "atom::all_reduce": Behind("run", 1, (0,)),
+    SAMPLED_ROWS: Behind("run", 2, ()),
 }
 KERNEL_OPS = "atom_triton"  # namespace of kernels: functions without a state, of tensors
 VIEW = "aten::view"

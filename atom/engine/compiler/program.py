@@ -17,6 +17,7 @@ from atom.engine.compiler.plan import (
     LAYER_OPS,
     NUM_TOKENS,
     POSITIONS,
+    SAMPLED_ROWS,
     VIEW,
     Argument,
     OpCall,
@@ -94,6 +95,8 @@ class Program:
             call = _kernel(step.op)
         inputs = tuple(self._argument(argument) for argument in arguments)
         call = _with_copies(call, step.copied) if step.copied else call
+        if step.op == SAMPLED_ROWS:
+            call, outputs = _counted(call), [*outputs, NUM_TOKENS]
         return Step(call, inputs, tuple(outputs), dead, is_piece=False)
 
     def _argument(self, argument: Argument) -> int:
@@ -114,6 +117,16 @@ def _kernel(op: str) -> Callable[..., Any]:
 def _aligned(input_ids: Tensor) -> Tensor:
     """Kernels of a piece count on aligned inputs; these may be part of a larger tensor."""
     return input_ids.clone() if input_ids.data_ptr() % ALIGNMENT else input_ids
+
+
+def _counted(call: Callable[..., Any]) -> Callable[..., Any]:
+    """With the number of rows behind the results."""
+
+    def run(*args: Any) -> Any:
+        results = call(*args)
+        return *results, results[0].shape[0]
+
+    return run
 
 
 def _with_copies(call: Callable[..., Any], which: list[int]) -> Callable[..., Any]:

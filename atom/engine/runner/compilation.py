@@ -91,6 +91,12 @@ def choose(model: Any, config: Config, device: torch.device) -> Choice:
             )
 
 
+def can_select_rows(config: Config, device: torch.device) -> bool:
+    """Whether the last block may leave out the rows that nobody samples: torch.compile would take
+    their number for that of the tokens, and CPU programs are recorded without."""
+    return device.type != "cpu" and level_of(config) in (0, 3)
+
+
 def _in_pieces(model: Any, config: Config, device: torch.device) -> Choice:
     from atom.engine.compiler.compiler import compile_forward
     from atom.engine.compiler.errors import CannotCompile
