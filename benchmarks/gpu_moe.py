@@ -46,9 +46,9 @@ class Case:
             torch.randn(problem.num_experts, problem.hidden, **make) * 0.02
             for _ in range(self.count)
         ]
-        logits = [moe_routing.route_logits(self.x, router) for router in self.routers]
-        self.logits = logits
-        self.routes = [moe_routing.topk_softmax(one, problem.top_k, True) for one in logits]
+        self.parts = [moe_routing.route_logits(self.x, router) for router in self.routers]
+        self.logits = [part.sum(0) for part in self.parts]
+        self.routes = [moe_routing.topk_softmax(one, problem.top_k, True) for one in self.logits]
         touched = [len(ids.unique()) for _, ids in self.routes]
         self.touched = statistics.mean(touched)
 
@@ -167,16 +167,11 @@ def parts(case: Case, config: PairConfig | GroupedConfig) -> dict[str, float]:
         "sort": [(lambda i=i: moe_order.sort_pairs(i, experts, block_m)) for i in ids],
         "combine": [(lambda i=i: moe_grouped.combine(rows, i)) for i in ids],
     }
-    if case.tokens <= 512:
-        others["norm+route"] = [
-            (lambda r=r: moe_routing.norm_and_route(*norm, r, k, True)) for r in case.routers
-        ]
-    else:
-        others |= {
-            "norm": [lambda: add_rms_norm_apart(case.x, case.residual, case.norm, 1e-6)] * 2,
-            "router": [(lambda r=r: moe_routing.route_logits(case.x, r)) for r in case.routers],
-            "topk": [(lambda g=g: moe_routing.topk_softmax(g, k, True)) for g in case.logits],
-        }
+    others |= {
+        "norm": [lambda: add_rms_norm_apart(case.x, case.residual, case.norm, 1e-6)] * case.count,
+        "router": [(lambda r=r: moe_routing.route_logits(case.x, r)) for r in case.routers],
+        "topk": [(lambda g=g: moe_routing.topk_of_parts(g, k, True)) for g in case.parts],
+    }
     return {**products, **{part: timed(runs) for part, runs in others.items()}}
 
 

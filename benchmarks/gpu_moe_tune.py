@@ -60,9 +60,9 @@ def down_pair_tiles(columns: int, top_k: int) -> Iterator[PairTile]:
         for block_k in (128, 256, 512, 1024):
             size = block_n * block_k * next_power_of_2(top_k)  # of a step
             steps = columns // block_k
-            if columns % block_k or size not in (4096, 8192):
+            if columns % block_k or size not in (2048, 4096):
                 continue
-            for warps in (4, 8):
+            for warps in (2, 4):
                 if not 8 <= size // (32 * warps) <= 64:
                     continue
                 for early in {0, min(steps, 2), min(steps, 3), min(steps, 4)}:
@@ -87,8 +87,7 @@ def small_tiles(block_m: int, halves: int) -> Iterator[Tile]:
         (256, 64, 8, 4),
     ):
         if block_m * rows // (32 * warps) <= 128:
-            for ahead in (0,) if halves == 2 else (0, 256):
-                yield Tile(rows // halves, block_k, 1, warps, stages, ahead)
+            yield Tile(rows // halves, block_k, 1, warps, stages)
 
 
 def large_tiles(halves: int) -> Iterator[Tile]:
@@ -101,7 +100,7 @@ def large_tiles(halves: int) -> Iterator[Tile]:
         (256, 128, 8, 2),
     ):
         for tma in (False, True):
-            yield Tile(rows // halves, block_k, 8, warps, stages, 0, tma)
+            yield Tile(rows // halves, block_k, 8, warps, stages, tma)
 
 
 def block_sizes(problem: Problem, tokens: int) -> tuple[int, ...]:

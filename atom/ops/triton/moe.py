@@ -21,7 +21,6 @@ from atom.ops.triton.moe_pairs import Choice, experts_by_pair
 _DTYPES = ("bfloat16", "float16", "float32")
 _MAX_EXPERTS = 1024  # logits of a token that one program holds
 _MAX_HIDDEN = 16384  # values of a token that one program holds
-_SOME = 512  # tokens up to which the router takes the norm along
 
 
 @functools.cache
@@ -111,15 +110,10 @@ def sparse_moe(
         scored = moe_routing.norm_and_score(x, residual, norm_weight, eps, router)
         choice = Choice(top_k, logits=scored.logits, renormalize=renormalize)
         return experts_by_pair(scored.normed, w13, w2, choice, config), scored.residual
-    if x.shape[0] <= _SOME:
-        normed, total, weights, ids = moe_routing.norm_and_route(
-            x, residual, norm_weight, eps, router, top_k, renormalize
-        )
+    if residual is None:
+        normed, total = rms_norm(x, norm_weight, eps), x.clone()
     else:
-        if residual is None:
-            normed, total = rms_norm(x, norm_weight, eps), x.clone()
-        else:
-            normed, total = add_rms_norm_apart(x, residual, norm_weight, eps)
-        logits = moe_routing.route_logits(normed, router)
-        weights, ids = moe_routing.topk_softmax(logits, top_k, renormalize)
+        normed, total = add_rms_norm_apart(x, residual, norm_weight, eps)
+    logits = moe_routing.route_logits(normed, router)
+    weights, ids = moe_routing.topk_of_parts(logits, top_k, renormalize)
     return experts_grouped(normed, w13, w2, weights, ids, config), total

@@ -54,7 +54,6 @@ class PairConfig:
 @dataclass(frozen=True, slots=True)
 class Tile:
     """A matrix product. `block_n` columns of the result; of gate and up, that many of both.
-    `ahead`: columns of the second product's weights that are fetched before the first has ended.
     `tma`: tiles come by the tensor copy engine."""
 
     block_n: int
@@ -62,7 +61,6 @@ class Tile:
     group_m: int
     num_warps: int
     num_stages: int
-    ahead: int = 0
     tma: bool = False
 
 

@@ -33,19 +33,6 @@ def tile_of(program, num_m, num_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def prefetch_rows(starts, BYTES: tl.constexpr):
-    """Ask for BYTES from each address on to be brought into the L2 cache (NVIDIA, from Hopper)."""
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [starts.to(tl.int64), tl.full(starts.shape, BYTES, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def grouped_gate_up_kernel(
     x,
     w13,
@@ -71,9 +58,7 @@ def grouped_gate_up_kernel(
 
     TMA: w13 is a tensor descriptor of [E * 2N, K].
     """
-    if PDL:  # in this order: see grouped_down_kernel
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    begin(PDL)
     num_m, num_n = tl.load(count), tl.cdiv(N, BLOCK_N)
     if tl.program_id(0) >= num_m * num_n:
         return
@@ -131,21 +116,17 @@ def grouped_down_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     EVEN: tl.constexpr,
-    AHEAD: tl.constexpr,
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """out [pairs, N]: each pair's row times its weight.
 
-    Before it waits for the hidden values, a program has AHEAD columns of its weights brought into
-    the cache. It may look at the order for that: the kernel before lets it start only after having
-    waited for the one that sorted. TMA: hidden [rows, K] and w2 [E * N, K] are tensor descriptors.
+    TMA: hidden [rows, K] and w2 [E * N, K] are tensor descriptors.
     """
+    begin(PDL)
     num_m, num_n = tl.load(count), tl.cdiv(N, BLOCK_N)
     if tl.program_id(0) >= num_m * num_n:
-        if PDL:
-            tl.extra.cuda.gdc_wait()
         return
     block, tile = tile_of(tl.program_id(0), num_m, num_n, GROUP_M)
     expert = tl.load(experts + block)
@@ -156,15 +137,9 @@ def grouped_down_kernel(
     wanted = cols < N
     inner = tl.arange(0, BLOCK_K)
     if not TMA:
-        rows = w2 + expert.to(tl.int64) * (N * K) + tl.where(wanted, cols, 0) * K
-    if PDL:
-        if AHEAD > 0:
-            prefetch_rows(rows, AHEAD * (w2.dtype.element_ty.primitive_bitwidth // 8))
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    if not TMA:
         a = hidden + places_here[:, None] * K + inner[None, :]
-        b = rows[None, :] + inner[:, None]
+        b = w2 + expert.to(tl.int64) * (N * K) + inner[:, None]
+        b = b + tl.where(wanted, cols, 0)[None, :] * K
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
         if TMA:
@@ -238,8 +213,7 @@ def gate_up(x: Tensor, w13: Tensor, order: Order, top_k: int, tile: Tile) -> Ten
 
 
 def down(hidden: Tensor, w2: Tensor, order: Order, weights: Tensor, tile: Tile) -> Tensor:
-    """[pairs, K], weighted; rows of pairs that are not in the order are not written. Launched right
-    after `gate_up`."""
+    """[pairs, K], weighted; rows of pairs that are not in the order are not written."""
     _, size, wide = w2.shape
     rows = torch.empty(order.num_pairs, size, dtype=hidden.dtype, device=hidden.device)
     options = pdl_options(hidden.device)
@@ -259,7 +233,6 @@ def down(hidden: Tensor, w2: Tensor, order: Order, weights: Tensor, tile: Tile) 
         BLOCK_K=tile.block_k,
         GROUP_M=tile.group_m,
         EVEN=wide % tile.block_k == 0,
-        AHEAD=0 if tile.tma else min(tile.ahead, wide),
         TMA=tile.tma,
         PRECISION="ieee",
         PDL=bool(options),

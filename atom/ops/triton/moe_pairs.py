@@ -152,13 +152,13 @@ def pair_down_kernel(
     sums = tl.zeros((ROWS, BLOCK_K), dtype=tl.float32)
     for step in tl.static_range(EARLY):
         inside = known[:, None] if EVEN else known[:, None] & (cols < K - step * BLOCK_K)[None, :]
-        value = tl.load(source + step * BLOCK_K, mask=inside, other=0.0)
-        sums += early[step].to(tl.float32) * value.to(tl.float32)
+        vector = tl.load(source + step * BLOCK_K, mask=inside, other=0.0)
+        sums += early[step].to(tl.float32) * vector.to(tl.float32)
     for start in tl.range(EARLY * BLOCK_K, K, BLOCK_K, num_stages=STAGES):
-        inside = known[:, None] if EVEN else known[:, None] & (cols < K - start)[None, :]
-        value = tl.load(source + start, mask=inside, other=0.0)
-        matrix = tl.load(tile + start, mask=inside, other=0.0)
-        sums += matrix.to(tl.float32) * value.to(tl.float32)
+        here = known[:, None] if EVEN else known[:, None] & (cols < K - start)[None, :]
+        row = tl.load(source + start, mask=here, other=0.0)
+        matrix = tl.load(tile + start, mask=here, other=0.0)
+        sums += matrix.to(tl.float32) * row.to(tl.float32)
     products = tl.reshape(tl.sum(sums, axis=1), (BLOCK_J, BLOCK_N))
     result = tl.sum(products * shares[:, None], axis=0)
     tl.store(out + token * N + columns, result.to(out.dtype.element_ty), mask=columns < N)

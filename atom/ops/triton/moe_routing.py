@@ -1,7 +1,7 @@
 """Which experts a token goes to: norm, router, softmax and choice.
 
-Three forms by the number of tokens: few (`norm_and_score`: the consumers choose for themselves),
-some (`norm_and_route`: two launches), many (a norm, then `route_logits` and `topk_softmax`).
+Few tokens: `norm_and_score`, of whose logits the consumers choose for themselves. More: a norm,
+then `route_logits` and `topk_of_parts`.
 """
 
 from __future__ import annotations
@@ -31,37 +31,47 @@ def router_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PART: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """logits [T, E] float32 = x [T, K] times weight [E, K] transposed."""
+    """logits [parts, T, E] float32 = x [T, K] times weight [E, K] transposed, PART columns each."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     experts = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
-    cols = tl.arange(0, BLOCK_K)
+    first = tl.program_id(2) * PART
+    cols = first + tl.arange(0, BLOCK_K)
     known, wanted = rows < num_tokens, experts < E
     a = x + rows.to(tl.int64)[:, None] * x_stride + cols[None, :]
     b = weight + experts[None, :] * K + cols[:, None]
     begin(PDL)
     total = tl.zeros((BLOCK_M, BLOCK_E), dtype=tl.float32)
-    for start in range(0, K, BLOCK_K):
+    for start in range(0, tl.minimum(PART, K - first), BLOCK_K):
         inside = cols < K - start
         left = tl.load(a + start, mask=known[:, None] & inside[None, :], other=0.0)
         right = tl.load(b + start, mask=inside[:, None] & wanted[None, :], other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
-    out = logits + rows.to(tl.int64)[:, None] * E + experts[None, :]
-    tl.store(out, total, mask=known[:, None] & wanted[None, :])
+    row = tl.program_id(2) * num_tokens.to(tl.int64) + rows
+    tl.store(
+        logits + row[:, None] * E + experts[None, :], total, mask=known[:, None] & wanted[None, :]
+    )
 
 
 def route_logits(x: Tensor, weight: Tensor) -> Tensor:
-    """x [T, K], weight [E, K] of one dtype -> [T, E] float32."""
+    """x [T, K], weight [E, K] of one dtype -> [parts, T, E] float32, whose sum the logits are.
+
+    Few tokens leave most of the GPU idle but for the parts.
+    """
     (num_tokens, size), experts = x.shape, weight.shape[0]
-    logits = torch.empty(num_tokens, experts, dtype=torch.float32, device=x.device)
     many = num_tokens > 2048
     block_m = 64 if many else 16
     block_e = min(128 if many else 16, max(16, next_power_of_2(experts)))
     block_k = min(next_power_of_2(size), (128 if many else 256) // max(1, x.element_size() // 2))
+    block_k = max(16, block_k)
+    part = block_k * triton.cdiv(size if num_tokens > 512 else min(size, _PART), block_k)
+    parts = triton.cdiv(size, part)
+    logits = torch.empty(parts, num_tokens, experts, dtype=torch.float32, device=x.device)
     options = pdl_options(x.device)
-    grid = (triton.cdiv(num_tokens, block_m), triton.cdiv(experts, block_e))
+    grid = (triton.cdiv(num_tokens, block_m), triton.cdiv(experts, block_e), parts)
     router_kernel[grid](
         x,
         weight,
@@ -72,11 +82,12 @@ def route_logits(x: Tensor, weight: Tensor) -> Tensor:
         experts,
         BLOCK_M=block_m,
         BLOCK_E=block_e,
-        BLOCK_K=max(16, block_k),
+        BLOCK_K=block_k,
+        PART=part,
         PRECISION="ieee",
         PDL=bool(options),
         num_warps=4,
-        num_stages=4,
+        num_stages=4 if parts == 1 else 3,
         **options,
     )
     return logits
@@ -118,6 +129,7 @@ def topk_kernel(
     num_tokens,
     logits_stride,
     E,
+    PARTS: tl.constexpr,
     TOP_K: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -125,15 +137,20 @@ def topk_kernel(
     BLOCK_J: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Softmax over the experts and the TOP_K largest, of BLOCK_T tokens; of equals, the first."""
+    """Softmax over the experts and the TOP_K largest, of BLOCK_T tokens; of equals, the first. The
+    logits are the sum of PARTS matrices below each other."""
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     experts = tl.arange(0, BLOCK_E)
     choices = tl.arange(0, BLOCK_J)
     known = rows < num_tokens
     begin(PDL)
     mask = known[:, None] & (experts < E)[None, :]
-    places = logits + rows.to(tl.int64)[:, None] * logits_stride + experts[None, :]
+    row = rows.to(tl.int64)[:, None]
+    places = logits + row * logits_stride + experts[None, :]
     rest = tl.load(places, mask=mask, other=float("-inf")).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        more = logits + (row + part * num_tokens) * logits_stride + experts[None, :]
+        rest += tl.load(more, mask=mask, other=0.0).to(tl.float32)
     rest = tl.where(known[:, None], rest, 0.0)
     chosen, shares = choose(rest, TOP_K, RENORMALIZE, BLOCK_E, BLOCK_J)
     out = rows.to(tl.int64)[:, None] * TOP_K + choices[None, :]
@@ -144,7 +161,12 @@ def topk_kernel(
 
 def topk_softmax(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     """Of contracts.TopkRouting."""
-    num_tokens, experts = logits.shape
+    return topk_of_parts(logits.unsqueeze(0), k, renormalize)
+
+
+def topk_of_parts(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    """As `topk_softmax`, of the sum of logits [parts, T, E] (several only if dense)."""
+    parts, num_tokens, experts = logits.shape
     weights = torch.empty(num_tokens, k, dtype=torch.float32, device=logits.device)
     ids = torch.empty(num_tokens, k, dtype=torch.int32, device=logits.device)
     block_t = 1 if num_tokens <= 256 else 8
@@ -154,8 +176,9 @@ def topk_softmax(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Ten
         weights,
         ids,
         num_tokens,
-        logits.stride(0),
+        logits.stride(1),
         experts,
+        PARTS=parts,
         TOP_K=k,
         RENORMALIZE=renormalize,
         BLOCK_T=block_t,
@@ -166,197 +189,6 @@ def topk_softmax(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Ten
         **options,
     )
     return weights, ids
-
-
-@triton.jit
-def norm_router_kernel(
-    x,
-    residual,
-    norm_weight,
-    router,
-    total,
-    squares,
-    logits,
-    num_tokens,
-    x_stride,
-    residual_stride,
-    K,
-    E,
-    HAS_RESIDUAL: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PART: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """PART columns' part of the sums that logits are made of: the scale of a token's norm comes
-    out of its sum of squares, so it can be applied after the product.
-
-    squares [parts, T], logits [parts, T, E] float32. The first experts' programs write `total`.
-    """
-    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    experts = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
-    part = tl.program_id(2)
-    known, wanted = rows < num_tokens, experts < E
-    row = rows.to(tl.int64)
-    square = tl.zeros((BLOCK_T,), dtype=tl.float32)
-    scores = tl.zeros((BLOCK_T, BLOCK_E), dtype=tl.float32)
-    begin(PDL)
-    for step in range(0, PART, BLOCK_K):
-        cols = part * PART + step + tl.arange(0, BLOCK_K)
-        inside = cols < K
-        scale = tl.load(norm_weight + cols, mask=inside, other=0.0).to(tl.float32)
-        tile = router + experts[None, :] * K + cols[:, None]
-        matrix = tl.load(tile, mask=inside[:, None] & wanted[None, :], other=0.0)
-        mask = known[:, None] & inside[None, :]
-        values = tl.load(x + row[:, None] * x_stride + cols[None, :], mask=mask, other=0.0)
-        if HAS_RESIDUAL:
-            before = residual + row[:, None] * residual_stride + cols[None, :]
-            before = tl.load(before, mask=mask, other=0.0).to(tl.float32)
-            values = (values.to(tl.float32) + before).to(values.dtype)
-        if tl.program_id(1) == 0:
-            tl.store(total + row[:, None] * K + cols[None, :], values, mask=mask)
-        wide = values.to(tl.float32)
-        square += tl.sum(wide * wide, axis=1)
-        matrix = (matrix.to(tl.float32) * scale[:, None]).to(values.dtype)
-        scores = tl.dot(values, matrix, scores, input_precision=PRECISION)
-    if tl.program_id(1) == 0:
-        tl.store(squares + part * num_tokens + rows, square, mask=known)
-    out = logits + (part * num_tokens + row)[:, None] * E + experts[None, :]
-    tl.store(out, scores, mask=known[:, None] & wanted[None, :])
-
-
-@triton.jit
-def topk_norm_kernel(
-    squares,
-    logits,
-    total,
-    norm_weight,
-    normed,
-    weights,
-    ids,
-    eps,
-    num_tokens,
-    K,
-    E,
-    PARTS: tl.constexpr,
-    TOP_K: tl.constexpr,
-    RENORMALIZE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_J: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """What `norm_router_kernel` left in parts, put together, of one token: the first program
-    chooses, the others write BLOCK_K columns of the normed row each."""
-    token = tl.program_id(0).to(tl.int64)
-    parts = tl.arange(0, BLOCK_P)
-    begin(PDL)
-    here = parts < PARTS
-    square = tl.sum(tl.load(squares + parts * num_tokens + token, mask=here, other=0.0), axis=0)
-    inverse = tl.rsqrt(square / K + eps)
-    if tl.program_id(1) == 0:
-        experts = tl.arange(0, BLOCK_E)
-        choices = tl.arange(0, BLOCK_J)
-        scores = tl.zeros((BLOCK_E,), dtype=tl.float32)
-        for part in tl.static_range(PARTS):
-            places = logits + (part * num_tokens + token) * E + experts
-            scores += tl.load(places, mask=experts < E, other=0.0)
-        scores = tl.where(experts < E, scores * inverse, float("-inf"))
-        chosen, shares = choose(scores[None, :], TOP_K, RENORMALIZE, BLOCK_E, BLOCK_J)
-        out = token * TOP_K + choices[None, :]
-        tl.store(weights + out, shares, mask=choices[None, :] < TOP_K)
-        tl.store(ids + out, chosen, mask=choices[None, :] < TOP_K)
-    else:
-        cols = (tl.program_id(1) - 1) * BLOCK_K + tl.arange(0, BLOCK_K)
-        inside = cols < K
-        scale = tl.load(norm_weight + cols, mask=inside, other=0.0).to(tl.float32)
-        row = tl.load(total + token * K + cols, mask=inside, other=0.0).to(tl.float32)
-        row = row * inverse * scale
-        tl.store(normed + token * K + cols, row.to(normed.dtype.element_ty), mask=inside)
-
-
-class Routed(NamedTuple):
-    """Tokens in front of their experts."""
-
-    normed: Tensor  # [T, K]
-    residual: Tensor  # [T, K]
-    weights: Tensor  # [T, k] float32
-    ids: Tensor  # [T, k] int32
-
-
-def norm_and_route(
-    x: Tensor,
-    residual: Tensor | None,
-    norm_weight: Tensor,
-    eps: float,
-    router: Tensor,
-    top_k: int,
-    renormalize: bool,
-) -> Routed:
-    """x, residual [T, K]; norm_weight [K]; router [E, K]. Two launches."""
-    (num_tokens, size), experts, device = x.shape, router.shape[0], x.device
-    block_k = min(256 // x.element_size(), max(16, next_power_of_2(size)))
-    part = block_k * triton.cdiv(_PART, block_k)
-    parts = triton.cdiv(size, part)
-    sums = torch.empty(parts * num_tokens * (experts + 1), dtype=torch.float32, device=device)
-    logits, squares = sums[: parts * num_tokens * experts], sums[parts * num_tokens * experts :]
-    normed, total = (torch.empty(x.shape, dtype=x.dtype, device=device) for _ in range(2))
-    weights = torch.empty(num_tokens, top_k, dtype=torch.float32, device=device)
-    ids = torch.empty(num_tokens, top_k, dtype=torch.int32, device=device)
-    options = pdl_options(device)
-    pdl = bool(options)
-    norm_router_kernel[(triton.cdiv(num_tokens, 16), triton.cdiv(experts, 16), parts)](
-        x,
-        x if residual is None else residual,
-        norm_weight,
-        router,
-        total,
-        squares,
-        logits,
-        num_tokens,
-        x.stride(0),
-        0 if residual is None else residual.stride(0),
-        size,
-        experts,
-        HAS_RESIDUAL=residual is not None,
-        BLOCK_T=16,
-        BLOCK_E=16,
-        BLOCK_K=block_k,
-        PART=part,
-        PRECISION="ieee",
-        PDL=pdl,
-        num_warps=2,
-        num_stages=3,
-        **options,
-    )
-    block = min(512, next_power_of_2(size))
-    topk_norm_kernel[(num_tokens, 1 + triton.cdiv(size, block))](
-        squares,
-        logits,
-        total,
-        norm_weight,
-        normed,
-        weights,
-        ids,
-        eps,
-        num_tokens,
-        size,
-        experts,
-        PARTS=parts,
-        TOP_K=top_k,
-        RENORMALIZE=renormalize,
-        BLOCK_P=next_power_of_2(parts),
-        BLOCK_E=next_power_of_2(experts),
-        BLOCK_J=next_power_of_2(top_k),
-        BLOCK_K=block,
-        PDL=pdl,
-        num_warps=1,
-        **options,
-    )
-    return Routed(normed, total, weights, ids)
 
 
 class Scored(NamedTuple):

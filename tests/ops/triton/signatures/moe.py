@@ -38,7 +38,7 @@ def down(m: int, n: int, k: int, warps: int, stages: int, tma: bool = False) -> 
         moe_grouped.grouped_down_kernel,
         kinds | (tiles if tma else {}),
         {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 1, "EVEN": True, "TMA": tma}
-        | {"AHEAD": 0 if tma else 256, "PRECISION": "ieee", "PDL": True},
+        | {"PRECISION": "ieee", "PDL": True},
         {"num_warps": warps, "num_stages": stages, **PDL},
     )
 
@@ -83,35 +83,22 @@ SIGNATURES: list[Row] = [
     pair_down(True, 2, 256, 4, 1, 3),
     pair_down(False, 2, 256, 4, 3, 0),
     (
-        moe_routing.norm_router_kernel,
-        {
-            **_kinds("x residual norm_weight router total", "squares logits", "", "num_tokens K E"),
-            **{"x_stride": "i32", "residual_stride": "i32"},
-        },
-        {"HAS_RESIDUAL": True, "BLOCK_T": 16, "BLOCK_E": 16, "BLOCK_K": 128}
-        | {"PART": 512, "PRECISION": "ieee", "PDL": True},
-        {"num_warps": 2, "num_stages": 3, **PDL},
-    ),
-    (
-        moe_routing.topk_norm_kernel,
-        {
-            **_kinds("total norm_weight normed", "squares logits weights", "ids"),
-            **{"eps": "fp32", "num_tokens": "i32", "K": "i32", "E": "i32"},
-        },
-        {"PARTS": 4, "TOP_K": 8, "RENORMALIZE": True, "BLOCK_P": 4, "BLOCK_E": 128, "BLOCK_J": 8}
-        | {"BLOCK_K": 512, "PDL": True},
-        {"num_warps": 1, **PDL},
-    ),
-    (
         moe_routing.router_kernel,
         _kinds("x weight", "logits", "", "num_tokens x_stride K E"),
-        {"BLOCK_M": 16, "BLOCK_E": 16, "BLOCK_K": 256, "PRECISION": "ieee", "PDL": True},
+        {
+            "BLOCK_M": 16,
+            "BLOCK_E": 16,
+            "BLOCK_K": 256,
+            "PART": 512,
+            "PRECISION": "ieee",
+            "PDL": True,
+        },
         {"num_stages": 4, **PDL},
     ),
     (
         moe_routing.topk_kernel,
         _kinds("", "logits weights", "ids", "num_tokens logits_stride E"),
-        {"TOP_K": 8, "RENORMALIZE": True, "BLOCK_T": 1, "BLOCK_E": 128, "BLOCK_J": 8}
+        {"PARTS": 4, "TOP_K": 8, "RENORMALIZE": True, "BLOCK_T": 1, "BLOCK_E": 128, "BLOCK_J": 8}
         | {"PDL": True},
         {"num_warps": 1, **PDL},
     ),
