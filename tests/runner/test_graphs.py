@@ -20,6 +20,7 @@ from atom.engine.runner.graph_plan import plan_graphs
 from atom.engine.runner.model_runner import ModelRunner
 from atom.engine.sampling_params import SamplingParams
 from atom.errors import ConfigError
+from atom.ops import registry
 
 MODES = ["piecewise", "full", "full_decode_only", "full_and_piecewise"]
 SIZES = (1, 2, 4, 6)
@@ -228,6 +229,22 @@ def test_kernels_that_cannot_be_captured() -> None:
     assert "because" in str(planned(why_not="because"))
     with pytest.raises(ConfigError, match="cudagraph_mode = full cannot be: because"):
         planned(why_not="because", cudagraph_mode="full")
+
+
+@pytest.mark.parametrize(
+    ("family", "served"),
+    [
+        ("llama3", "paged_attention, reshape_and_cache"),
+        ("mixtral", "fused_experts, paged_attention, reshape_and_cache"),
+    ],
+)
+def test_reference_kernels_are_not_captured(
+    family: str, served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert graphs.uncapturable(make_runner(make_config(tiny_checkpoint("llama3"))).model) == ""
+    monkeypatch.setitem(registry.PREFERENCE, "cpu", ("reference",))
+    model = make_runner(make_config(tiny_checkpoint(family))).model
+    assert f"the reference backend serves {served}," in graphs.uncapturable(model)
 
 
 def test_a_cpu_runner_says_that_it_has_none(caplog: pytest.LogCaptureFixture) -> None:

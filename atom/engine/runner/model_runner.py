@@ -184,7 +184,11 @@ class ModelRunner:
 
     def _plan_graphs(self) -> GraphPlan:
         why_not, launch_bound = uncapturable(self.model), launch_bound_tokens(self.model)
-        return plan_graphs(self.config, self._device.type, why_not, launch_bound)
+        plan = plan_graphs(self.config, self._device.type, why_not, launch_bound)
+        asked = self.config.compile.cudagraph_capture_sizes
+        if asked and plan.mode == "none" and self._device.type != "cpu":
+            log.warning("cudagraph_capture_sizes has no effect: no graphs, %s", plan.reason)
+        return plan
 
     def _make_graphs(self) -> Graphs | None:
         compute_logits = self.model.compute_logits
