@@ -164,24 +164,29 @@ class SlotRing:
         if self._copies is not None:
             slot.done.record(self._copies)
 
-    def deliver(self, slot: Slot, size: int, count: int) -> GraphStep:
-        """Enqueue the copy of the graph's tokens to the host, beside what comes next."""
-        views = slot.views[size]
+    def deliver(self, slot: Slot, size: int, count: int, tokens: Tensor | None = None) -> GraphStep:
+        """Enqueue the copy of the graph's tokens to the host, or of `tokens` [count] int64 in their
+        place, beside what comes next."""
+        landing, source = slot.views[size].landing, slot.views[size].tokens
+        if tokens is not None:
+            landing, source = landing[:count], tokens
         if self._copies is None:
-            views.landing.copy_(views.tokens)
+            landing.copy_(source)
         else:
             slot.computed.record()
             self._copies.wait_event(slot.computed)
             with torch.cuda.stream(self._copies):
-                views.landing.copy_(views.tokens, non_blocking=True)
+                landing.copy_(source, non_blocking=True)
             slot.done.record(self._copies)
+            if tokens is not None:
+                tokens.record_stream(self._copies)
         slot.step = GraphStep(slot, count)
         return slot.step
 
 
 class GraphStep:
-    """A launched decode step of greedy tokens. Its tokens leave the slot when they are asked for,
-    or when the slot is needed."""
+    """A launched decode step of tokens alone. They leave the slot when they are asked for, or when
+    the slot is needed."""
 
     __slots__ = ("_count", "_slot", "_tokens")
 

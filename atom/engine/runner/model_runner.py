@@ -266,6 +266,8 @@ class ModelRunner:
         tokens, columns = self._sampler(logits, self._batch.token_pool, sampling, best)
         if tokens is not best:
             decode.put_tokens(tokens, size)
+        if columns is None:
+            return decode.ring.deliver(slot, size, len(rows), tokens)
         handle = self._handle(tokens, columns, sampling)
         decode.ring.hold(slot)  # `best` may be what is being copied
         return handle
