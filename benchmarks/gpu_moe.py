@@ -167,11 +167,15 @@ def parts(case: Case, config: PairConfig | GroupedConfig) -> dict[str, float]:
         "sort": [(lambda i=i: moe_order.sort_pairs(i, experts, block_m)) for i in ids],
         "combine": [(lambda i=i: moe_grouped.combine(rows, i)) for i in ids],
     }
-    others |= {
-        "norm": [lambda: add_rms_norm_apart(case.x, case.residual, case.norm, 1e-6)] * case.count,
-        "router": [(lambda r=r: moe_routing.route_logits(case.x, r)) for r in case.routers],
-        "topk": [(lambda g=g: moe_routing.topk_of_parts(g, k, True)) for g in case.parts],
-    }
+    if case.tokens <= 16:
+        others["norm+router"] = [
+            (lambda r=r: moe_routing.norm_and_score(*norm, r)) for r in case.routers
+        ]
+    else:
+        add_norm = [lambda: add_rms_norm_apart(case.x, case.residual, case.norm, 1e-6)]
+        route = [(lambda r=r: moe_routing.route_logits(case.x, r)) for r in case.routers]
+        others |= {"norm": add_norm * case.count, "router": route}
+    others["topk"] = [(lambda g=g: moe_routing.topk_of_parts(g, k, True)) for g in case.parts]
     return {**products, **{part: timed(runs) for part, runs in others.items()}}
 
 

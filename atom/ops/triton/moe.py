@@ -21,6 +21,7 @@ from atom.ops.triton.moe_pairs import Choice, experts_by_pair
 _DTYPES = ("bfloat16", "float16", "float32")
 _MAX_EXPERTS = 1024  # logits of a token that one program holds
 _MAX_HIDDEN = 16384  # values of a token that one program holds
+_FEW = 16  # tokens up to which each program of the router norms its row for itself
 
 
 @functools.cache
@@ -106,14 +107,17 @@ def sparse_moe(
     if x.shape[0] == 0:
         return torch.empty_like(x), torch.empty_like(x)
     config = config_for(x, w2, top_k)
-    if isinstance(config, PairConfig):
-        scored = moe_routing.norm_and_score(x, residual, norm_weight, eps, router)
-        choice = Choice(top_k, logits=scored.logits, renormalize=renormalize)
-        return experts_by_pair(scored.normed, w13, w2, choice, config), scored.residual
-    if residual is None:
-        normed, total = rms_norm(x, norm_weight, eps), x.clone()
+    if isinstance(config, PairConfig) or x.shape[0] <= _FEW:
+        normed, total, logits = moe_routing.norm_and_score(x, residual, norm_weight, eps, router)
+        if isinstance(config, PairConfig):
+            choice = Choice(top_k, logits=logits, renormalize=renormalize)
+            return experts_by_pair(normed, w13, w2, choice, config), total
+        weights, ids = moe_routing.topk_softmax(logits, top_k, renormalize)
     else:
-        normed, total = add_rms_norm_apart(x, residual, norm_weight, eps)
-    logits = moe_routing.route_logits(normed, router)
-    weights, ids = moe_routing.topk_of_parts(logits, top_k, renormalize)
+        if residual is None:
+            normed, total = rms_norm(x, norm_weight, eps), x.clone()
+        else:
+            normed, total = add_rms_norm_apart(x, residual, norm_weight, eps)
+        parts = moe_routing.route_logits(normed, router)
+        weights, ids = moe_routing.topk_of_parts(parts, top_k, renormalize)
     return experts_grouped(normed, w13, w2, weights, ids, config), total

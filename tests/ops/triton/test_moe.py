@@ -137,7 +137,7 @@ def test_fused_experts_by_rule(device: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("with_residual", [True, False])
 @pytest.mark.parametrize("renormalize", [True, False])
-@pytest.mark.parametrize("tokens", [1, 3, 40, 530])
+@pytest.mark.parametrize("tokens", [1, 3, 13, 40, 530])
 def test_sparse_moe(
     device: str, on_gpu: bool, tokens: int, renormalize: bool, with_residual: bool
 ) -> None:
