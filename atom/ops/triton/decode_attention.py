@@ -24,13 +24,14 @@ WORKSPACE = 4 << 20
 
 
 class Cut(NamedTuple):
-    """How a launch is cut up. `parts` of the keys at most, none shorter than `min_part`."""
+    """How a launch is cut up. `parts` of the keys at most, none shorter than `min_part`. Tiles of
+    `block_n` keys in pipelined `stages`, or, with `ways`, of that many times as many."""
 
     block_n: int
     parts: int
     min_part: int
     warps: int
-    ahead: bool
+    ways: int = 0
     stages: int = 1
     merge: bool = True
     packed: bool = False
@@ -55,19 +56,18 @@ def choose_cut(
     sms: int,
 ) -> Cut:  # fmt: skip
     """By measurement on an H200 (benchmarks/gpu_decode_attention.py): where programs are many, one
-    warp each, so that no thread waits for another; where they are few, more warps on more keys."""
+    warp each, so that no thread waits for another; where they are few, more warps, still on keys
+    of their own."""
     programs = num_seqs * num_kv_heads
     packed = itemsize == 1 and not (support.IS_ROCM or support.INTERPRETED)
     if head_dim > 128 or itemsize > 2:
-        cut = Cut(32, 1, 128, 4, True)
-    elif programs >= 3 * sms and itemsize == 1:
-        cut = Cut(16, 1, 128, 1, False, 5)
-    elif programs >= 6 * sms:
-        cut = Cut(16, 1, 128, 1, False, 3)
+        cut = Cut(32, 1, 128, 4, 0, 2)
     elif programs >= 3 * sms:
-        cut = Cut(32, 1, 128, 2, True)
+        cut = Cut(16, 1, 128, 1, 0, 5 if itemsize == 1 else 3)
+    elif programs >= sms:
+        cut = Cut(16, 1, 256, 4, 4, 2)
     else:
-        cut = Cut(64, 1, 256, 4, True)
+        cut = Cut(16, 1, 256, 8, 8, 2)
     cut = cut._replace(packed=packed and head_dim >= 64)
     if programs >= sms:
         return cut
@@ -109,9 +109,10 @@ def launch(
     partials, counters = workspace(device)
     if cut.parts > 1:
         assert _partial_size(num_seqs * hk * cut.parts, group, dim) <= WORKSPACE, cut
-        assert cut.min_part >= cut.block_n, cut
+        assert cut.min_part >= cut.block_n * max(cut.ways, 1), cut
     block_size = k_cache.shape[1]
-    if cut.packed:
+    packed = cut.packed and q.dtype != torch.float32
+    if packed:
         k_cache, v_cache = k_cache.view(torch.int32), v_cache.view(torch.int32)
     fused = positions is not None
     norm = fused and params.q_norm is not None
@@ -160,12 +161,11 @@ def launch(
         ONE_PAGE=params.window == 0 and block_size % cut.block_n == 0,
         BLOCK_N=cut.block_n,
         SPLIT=cut.parts > 1,
-        AHEAD=cut.ahead,
+        WAYS=cut.ways,
         STAGES=cut.stages,
-        PACKED=cut.packed,
+        PACKED=packed,
         MERGE=cut.merge,
         STEP=step,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         PDL=bool(pdl),
         num_warps=cut.warps,
         **pdl,
