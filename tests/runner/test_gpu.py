@@ -18,6 +18,7 @@ from tiny import random_prompt, tiny_checkpoint
 from atom.config.schema import Config, ParallelConfig
 from atom.engine.core import EngineCore
 from atom.engine.plan import NewRow, RowBlocks, StepPlan
+from atom.engine.runner import graph_plan
 from atom.engine.runner.sampler import Sampler
 from atom.engine.runner.tp import make_runner as make_any_runner
 from atom.engine.runner.upload import Upload
@@ -95,9 +96,18 @@ def no_syncs() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.fixture
+def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of steps with prompts, the largest below what some steps hold."""
+    monkeypatch.setattr(graph_plan, "TOKEN_SIZES", (3, 8, 20))
+    monkeypatch.setattr(graph_plan, "LONG_SIZES", ())
+
+
 @pytest.mark.parametrize("mode", ["none", *MODES])
 @pytest.mark.parametrize("family", ["llama3", "qwen3_moe"])
-def test_a_launch_never_waits_for_the_device(mode: str, family: str, no_syncs: None) -> None:
+def test_a_launch_never_waits_for_the_device(
+    mode: str, family: str, no_syncs: None, few_sizes: None
+) -> None:
     runner = make_runner(with_mode(make_config(tiny_checkpoint(family), device="cuda"), mode))
     prompts = StepPlan(
         step=1,
@@ -135,7 +145,7 @@ def test_a_launch_never_waits_for_the_device(mode: str, family: str, no_syncs: N
 
 @pytest.mark.parametrize("family", ["llama3", "qwen3", "qwen3_moe", "mixtral"])
 @pytest.mark.parametrize("mode", MODES)
-def test_graphs_give_the_cpu_s_tokens(mode: str, family: str) -> None:
+def test_graphs_give_the_cpu_s_tokens(mode: str, family: str, few_sizes: None) -> None:
     """Prompts in chunks, mixtures, preemption, prefix hits, every kind of sampling, and steps above
     the captured sizes."""
     path = tiny_checkpoint(family)

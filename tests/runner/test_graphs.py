@@ -45,6 +45,7 @@ def runners() -> dict[str, ModelRunner]:
 @pytest.fixture
 def runner_of(runners: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(graph_plan, "TOKEN_SIZES", (3, 8, 20))
+    monkeypatch.setattr(graph_plan, "LONG_SIZES", ())
 
     def make(mode: str) -> ModelRunner:
         if mode not in runners:
