@@ -13,8 +13,8 @@ from torch import Tensor
 
 from atom.ops.contracts import AttentionMetadata, AttentionParams
 from atom.ops.triton import support
-from atom.ops.triton.decode_kernel import to_cache
 from atom.ops.triton.launch import begin, pdl_options
+from atom.ops.triton.rotation import to_cache
 
 
 @triton.jit

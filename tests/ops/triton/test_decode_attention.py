@@ -94,10 +94,6 @@ def test_long_contexts(device: str, on_gpu: bool, name: str) -> None:
     _check(GPU_CASES[name], device, cuts)
 
 
-def test_merging_in_a_launch_of_its_own(device: str) -> None:
-    _check(CASES["plain"], device, [Cut(16, 4, 16, 4, 1, 1, False)])
-
-
 def test_equal_twice(device: str) -> None:
     """The order in which parts end does not show."""
     cached = make_cached([300, 40], 2, 64, 16, BF16, BF16, device, filled=True)

@@ -43,8 +43,8 @@ def _decode(
             "HK": 8, "G": group, "D": dim, "D_PAD": dim_pad, "R": dim if fused else 0,
             "BLOCK_SIZE": 16, "WINDOW": 128 if extras else 0, "CAPPED": extras, "SINKS": extras,
             "FUSED": fused, "INTERLEAVED": extras, "NORM": fused, "ONE_PAGE": block_n == 16,
-            "BLOCK_N": block_n, "SPLIT": split, "WAYS": ways, "STAGES": 2 if ways else 3, "PACKED": kv == "i32",
-            "MERGE": True, "STEP": 4, "PDL": pdl,
+            "BLOCK_N": block_n, "SPLIT": split, "WAYS": ways, "STAGES": 2 if ways else 3,
+            "PACKED": kv == "i32", "STEP": 4, "PDL": pdl,
         },
         {"num_warps": warps},
     )  # fmt: skip
