@@ -29,7 +29,7 @@ def declines_norm(query: OpQuery) -> str | None:
     return declines(query)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_kernel(
     x,
     weight,
@@ -59,7 +59,7 @@ def rms_norm_kernel(
     tl.store(places, values.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def add_rms_norm_kernel(
     x,
     residual,

@@ -69,7 +69,7 @@ def chunk_logprobs_kernel(
         tl.store(lines, tl.max(grouped, axis=1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_top"])
 def join_logprobs_kernel(
     logits,
     rows,

@@ -48,7 +48,7 @@ def _save(state, row, lo, hi, target, base, num_rows, ROUND: tl.constexpr):
     tl.store(place + 3, base)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def bound_kernel(
     settings,
     keys,
@@ -141,7 +141,7 @@ def _next_window(
     return lo, hi, target, base
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def narrow_kernel(
     logits,
     settings,
@@ -198,7 +198,7 @@ def narrow_kernel(
             _save(state, row, lo, hi, target, base, num_rows, ROUND)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def collect_kernel(
     logits,
     settings,
@@ -334,7 +334,7 @@ def _search_row(
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def threshold_kernel(
     logits,
     settings,

@@ -99,7 +99,7 @@ def finish_decode_kernel(
     tl.store(token_pool + row * pool_stride + position, token.to(tl.int32), mask=row >= 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def put_tokens_kernel(
     tokens, rows, computed, token_pool, pool_stride, count, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
