@@ -223,8 +223,7 @@ def _launch_hopper(
         meta.block_table.stride(0),
         HEADS=heads, GROUP=shape.group, GROUP_PAD=shape.group_pad, D=shape.dim,
         BLOCK_SIZE=k_cache.shape[1], BLOCK_Q=block_q, BLOCK_N=128, WINDOW=window,
-        SINKS=sinks is not None, STAGES=2, WIDE=k_cache.numel() >= 2**31,
-        REGISTERS=208 if k_cache.dtype == q.dtype else 192, num_warps=4,
+        SINKS=sinks is not None, STAGES=2, REGISTERS=208, num_warps=4,
     )  # fmt: skip
 
 

@@ -68,42 +68,6 @@ def _field(tiles, slot, i: gl.constexpr):
 
 
 @gluon.jit
-def _load_block(
-    k_base, v_base, table, key, page, end, done, d,
-    cache_block, cache_slot, k_smem, v_smem, k_full, k_empty, v_full, v_empty,
-    BLOCK_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
-):  # fmt: skip
-    """Keys and values at `key`, in pages `page`; returns the pages of the block before."""
-    stage, parity = done % STAGES, (done // STAGES) & 1 ^ 1
-    if WIDE:
-        page = page.to(gl.int64)
-    at = page * cache_block + (key % BLOCK_SIZE) * cache_slot
-    live = key < end
-    key -= BLOCK_N
-    next_page = gl.load(table + key // BLOCK_SIZE, mask=key >= 0, other=0)
-    k_at, v_at = k_base + (at[:, None] + d[None, :]), v_base + (at[:, None] + d[None, :])
-    # Slots that hold no key may hold NaN: their values are not read, zeros stand for them.
-    if k_base.dtype.element_ty == k_smem.dtype:
-        mbarrier.wait(k_empty.index(stage), parity)
-        async_copy.async_copy_global_to_shared(k_smem.index(stage), k_at)
-        async_copy.mbarrier_arrive(k_full.index(stage), increment_count=False)
-        mbarrier.wait(v_empty.index(stage), parity)
-        async_copy.async_copy_global_to_shared(v_smem.index(stage), v_at, mask=live[:, None])
-        async_copy.mbarrier_arrive(v_full.index(stage), increment_count=False)
-    else:  # a float8 cache passes through registers
-        k, v = gl.load(k_at), gl.load(v_at, mask=live[:, None], other=0.0)
-        mbarrier.wait(k_empty.index(stage), parity)
-        k_smem.index(stage).store(k.to(k_smem.dtype))
-        fence_async_shared()
-        mbarrier.arrive(k_full.index(stage), count=1)
-        mbarrier.wait(v_empty.index(stage), parity)
-        v_smem.index(stage).store(v.to(v_smem.dtype))
-        fence_async_shared()
-        mbarrier.arrive(v_full.index(stage), count=1)
-    return next_page
-
-
-@gluon.jit
 def _load(
     schedule, q, k_cache, v_cache, block_table, cu_seqlens, seq_lens, num_seqs, num_tiles,
     q_token, q_head, cache_block, cache_slot, cache_head, table_row,
@@ -111,9 +75,14 @@ def _load(
     tile_full, tile_empty, q_full, k_full, k_empty, v_full, v_empty,
     HEADS: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr, D: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_N: gl.constexpr,
-    WINDOW: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
+    WINDOW: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Queries of every tile, then its keys and values from the last block to the first."""
+    """Queries of every tile, then its keys and values from the last block to the first.
+
+    Of the type that is computed in, they are copied past the registers; float8 is converted in
+    them.
+    """
+    copied: gl.constexpr = k_cache.dtype == q.dtype
     q_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     q_row = gl.arange(0, 64, gl.SliceLayout(1, q_layout))
     q_d = gl.arange(0, D, gl.SliceLayout(0, q_layout))
@@ -121,21 +90,13 @@ def _load(
     layout: gl.constexpr = gl.BlockedLayout([1, wide], [32 * wide // D, D // wide], [4, 1], [1, 0])
     row = gl.arange(0, BLOCK_N, gl.SliceLayout(1, layout))
     d = gl.arange(0, D, gl.SliceLayout(0, layout))
-    thread = gl.arange(0, 128, gl.BlockedLayout([1], [32], [4], [0]))
-    one = gl.full([128], 1, gl.int32, gl.BlockedLayout([1], [32], [4], [0]))
     done, turn = 0, 0  # blocks and tiles so far
     work = gl.program_id(0)
-    seq, first, lowest, end, begin, blocks = _find_tile(
-        cu_seqlens, seq_lens, work // HEADS, num_seqs, BLOCK_Q, WINDOW, BLOCK_N
-    )
     while work < num_tiles:
-        # In one thread's register until it is needed: nobody waits for the counter's memory.
-        ticket = gl.atomic_add(schedule + thread * 0, one, mask=thread == 0, sem="relaxed")
         head = work % HEADS
-        k_base, v_base = k_cache + head * cache_head, v_cache + head * cache_head
-        table = block_table + seq.to(gl.int64) * table_row
-        key = (begin + blocks - 1) * BLOCK_N + row
-        page = gl.load(table + key // BLOCK_SIZE, mask=(key < end) & (blocks > 0), other=0)
+        seq, first, lowest, end, begin, blocks = _find_tile(
+            cu_seqlens, seq_lens, work // HEADS, num_seqs, BLOCK_Q, WINDOW, BLOCK_N
+        )
         if blocks > 0:
             slot = turn % 2
             mbarrier.wait(tile_empty.index(slot), (turn // 2) & 1 ^ 1)
@@ -152,24 +113,43 @@ def _load(
                 )
             async_copy.mbarrier_arrive(q_full.index(slot), increment_count=False)
             turn += 1
-            page = _load_block(
-                k_base, v_base, table, key, page, end, done, d, cache_block, cache_slot,
-                k_smem, v_smem, k_full, k_empty, v_full, v_empty, BLOCK_SIZE, BLOCK_N, STAGES, WIDE,
-            )  # fmt: skip
-            done += 1
-        # The next tile is looked up early, so that its loads follow this one's at once.
-        work = gl.num_programs(0) + gl.sum(gl.where(thread == 0, ticket, 0), 0)
-        seq, first, lowest, next_end, begin, next_blocks = _find_tile(
-            cu_seqlens, seq_lens, work // HEADS, num_seqs, BLOCK_Q, WINDOW, BLOCK_N
-        )
-        for _ in range(blocks - 1):
+        work = gl.num_programs(0) + gl.atomic_add(schedule, 1, sem="relaxed")
+        table = block_table + seq.to(gl.int64) * table_row
+        k_base, v_base = k_cache + head * cache_head, v_cache + head * cache_head
+        key = (begin + blocks - 1) * BLOCK_N + row
+        page = gl.load(table + key // BLOCK_SIZE, mask=(key < end) & (blocks > 0), other=0)
+        for _ in range(blocks):
+            stage, parity = done % STAGES, (done // STAGES) & 1 ^ 1
+            at = page.to(gl.int64) * cache_block + (key % BLOCK_SIZE) * cache_slot
+            if not copied:
+                k = gl.load(k_base + (at[:, None] + d[None, :]))
+                mask = (key < end)[:, None]
+                v = gl.load(v_base + (at[:, None] + d[None, :]), mask=mask, other=0.0)
+            mbarrier.wait(k_empty.index(stage), parity)
+            if copied:
+                async_copy.async_copy_global_to_shared(
+                    k_smem.index(stage), k_base + (at[:, None] + d[None, :])
+                )
+                async_copy.mbarrier_arrive(k_full.index(stage), increment_count=False)
+            else:
+                k_smem.index(stage).store(k.to(k_smem.dtype))
+                fence_async_shared()
+                mbarrier.arrive(k_full.index(stage), count=1)
+            live = key < end
             key -= BLOCK_N
-            page = _load_block(
-                k_base, v_base, table, key, page, end, done, d, cache_block, cache_slot,
-                k_smem, v_smem, k_full, k_empty, v_full, v_empty, BLOCK_SIZE, BLOCK_N, STAGES, WIDE,
-            )  # fmt: skip
+            page = gl.load(table + key // BLOCK_SIZE, mask=key >= 0, other=0)
+            mbarrier.wait(v_empty.index(stage), parity)
+            # Slots that hold no key may hold NaN: they are not read, zeros stand for them.
+            if copied:
+                async_copy.async_copy_global_to_shared(
+                    v_smem.index(stage), v_base + (at[:, None] + d[None, :]), mask=live[:, None]
+                )
+                async_copy.mbarrier_arrive(v_full.index(stage), increment_count=False)
+            else:
+                v_smem.index(stage).store(v.to(v_smem.dtype))
+                fence_async_shared()
+                mbarrier.arrive(v_full.index(stage), count=1)
             done += 1
-        end, blocks = next_end, next_blocks
     mbarrier.wait(tile_empty.index(turn % 2), (turn // 2) & 1 ^ 1)
     _publish(tiles, tile_full, turn % 2, 0, 0, 0, 0, 0, 0)  # no blocks: the end
     # The last to finish leaves the counters as it found them.
@@ -192,9 +172,9 @@ def _softmax(s, top, total, at, query, lowest, end, scale_log2, WINDOW: gl.const
             seen = seen & (key[None, :] > query[:, None] - WINDOW)
         s = gl.where(seen, s, float("-inf"))
     new_top = gl.maximum(top, gl.max(s, 1) * scale_log2)
-    base = new_top
-    if WINDOW > 0:  # a row that has seen no key yet: its weights are 0, not NaN
-        base = gl.where(new_top == float("-inf"), 0.0, new_top)
+    # A row may have seen no key yet: in the last block, if the tile's queries stand on both sides of
+    # its start, and outside the window. Its weights are 0, not NaN.
+    base = gl.where(new_top == float("-inf"), 0.0, new_top)
     p = gl.exp2(s * scale_log2 - base[:, None])
     alpha = gl.exp2(top - base)
     return p, alpha, new_top, total * alpha + gl.sum(p, 1)
@@ -208,25 +188,6 @@ def _computed(total):
         " mov.b32 $0, $1; }",
         "=f,f", [total], dtype=gl.float32, is_pure=False, pack=1,
     )  # fmt: skip
-
-
-@gluon.jit
-def _tile(tiles, slot, BLOCK_N: gl.constexpr):
-    """(KV head, first row of q, position of the first query, end of the keys, last block's key)."""
-    last = _field(tiles, slot, 4) + _field(tiles, slot, 5) - 1
-    head, first = _field(tiles, slot, 0), _field(tiles, slot, 1)
-    return head, first, _field(tiles, slot, 2), _field(tiles, slot, 3), last * BLOCK_N
-
-
-@gluon.jit
-def _start(sinks, head, row, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr, SINKS: gl.constexpr,
-           layout: gl.constexpr):  # fmt: skip
-    """(maximum, sum of the weights) of no keys at all."""
-    if SINKS:
-        member = row % GROUP_PAD
-        sink = gl.load(sinks + head * GROUP + member, mask=member < GROUP, other=0.0)
-        return sink * LOG2_E, gl.full([64], 1.0, gl.float32, layout)
-    return gl.full([64], float("-inf"), gl.float32, layout), gl.full([64], 0.0, gl.float32, layout)
 
 
 @gluon.jit
@@ -248,106 +209,86 @@ def _compute(
     io_d = gl.arange(0, D, gl.SliceLayout(0, io_layout))
     io_token, io_member = io_row // GROUP_PAD, io_row % GROUP_PAD
     row = 64 * part + gl.arange(0, 64, rows)
-    acc = gl.zeros([64, D], gl.float32, o_layout)
-    zero = gl.zeros([64, BLOCK_N], gl.float32, s_layout)
     done, turn, rounds = 0, 0, 0
     mbarrier.wait(tile_full.index(0), 0)
     blocks = _field(tiles, 0, 5)
-    if blocks > 0:
-        head, first, lowest, end, at = _tile(tiles, 0, BLOCK_N)
+    while blocks > 0:
+        slot = turn % 2
+        head, first = _field(tiles, slot, 0), _field(tiles, slot, 1)
+        lowest, end = _field(tiles, slot, 2), _field(tiles, slot, 3)
+        begin = _field(tiles, slot, 4)
         query = gl.minimum(lowest + row // GROUP_PAD, end - 1)
-        top, total = _start(sinks, head, row, GROUP, GROUP_PAD, SINKS, rows)
-        mbarrier.wait(q_full.index(0), 0)
-        mbarrier.wait(k_full.index(0), 0)
+        if SINKS:
+            member = row % GROUP_PAD
+            top = gl.load(sinks + head * GROUP + member, mask=member < GROUP, other=0.0)
+            top = top * LOG2_E
+            total = gl.full([64], 1.0, gl.float32, rows)
+        else:
+            top = gl.full([64], float("-inf"), gl.float32, rows)
+            total = gl.full([64], 0.0, gl.float32, rows)
+        acc = gl.zeros([64, D], gl.float32, o_layout)
+        zero = gl.zeros([64, BLOCK_N], gl.float32, s_layout)
+
+        at = (begin + blocks - 1) * BLOCK_N
+        stage, parity = done % STAGES, (done // STAGES) & 1
+        queries = q_smem.index(slot * 2 + part)
+        mbarrier.wait(q_full.index(slot), (turn // 2) & 1)
+        mbarrier.wait(k_full.index(stage), parity)
         fence_async_shared()
-        s = warpgroup_mma(
-            q_smem.index(part), k_smem.index(0).permute((1, 0)), zero, use_acc=False, is_async=True
-        )
+        s = warpgroup_mma(queries, k_smem.index(stage).permute((1, 0)), zero, use_acc=False,
+                          is_async=True)  # fmt: skip
         s = warpgroup_mma_wait(0, deps=(s,))
-        mbarrier.arrive(k_empty.index(0), count=1)
-        p, alpha, top, total = _softmax(
+        mbarrier.arrive(k_empty.index(stage), count=1)
+        p, _, top, total = _softmax(
             s, top, total, at, query, lowest, end, scale_log2, WINDOW, BLOCK_N, s_layout
         )
         weights = gl.convert_layout(p.to(dtype), p_layout)
-        while blocks > 0:
-            slot = turn % 2
-            queries = q_smem.index(slot * 2 + part)
-            for _ in range(blocks - 1):
-                before, before_parity = done % STAGES, (done // STAGES) & 1
-                done += 1
-                at -= BLOCK_N
-                stage, parity = done % STAGES, (done // STAGES) & 1
-                mbarrier.wait(v_full.index(before), before_parity)
-                mbarrier.wait(k_full.index(stage), parity)
-                fence_async_shared()
-                mbarrier.wait(turns.index(part), (rounds & 1) ^ (1 - part))
-                s_next = warpgroup_mma(
-                    queries, k_smem.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
-                )
-                acc_next = warpgroup_mma(weights, v_smem.index(before), acc, is_async=True)
-                mbarrier.arrive(turns.index(1 - part), count=1)
-                rounds += 1
-                s = warpgroup_mma_wait(1, deps=(s_next,))
-                mbarrier.arrive(k_empty.index(stage), count=1)
-                p, alpha, top, total = _softmax(
-                    s, top, total, at, query, lowest, end, scale_log2, WINDOW, BLOCK_N, s_layout
-                )
-                total = _computed(total)
-                acc = warpgroup_mma_wait(0, deps=(acc_next,))
-                mbarrier.arrive(v_empty.index(before), count=1)
-                acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))[:, None]
-                weights = gl.convert_layout(p.to(dtype), p_layout)
-            # The next tile's first scores run with this tile's last values.
-            turn += 1
-            slot_next, parity_next = turn % 2, (turn // 2) & 1
+        for _ in range(blocks - 1):
             before, before_parity = done % STAGES, (done // STAGES) & 1
             done += 1
-            mbarrier.wait(tile_full.index(slot_next), parity_next)
-            blocks = _field(tiles, slot_next, 5)
-            factor = total
-            lowest_before, end_before, first_before, head_before = lowest, end, first, head
+            at -= BLOCK_N
+            stage, parity = done % STAGES, (done // STAGES) & 1
             mbarrier.wait(v_full.index(before), before_parity)
-            if blocks > 0:
-                stage, parity = done % STAGES, (done // STAGES) & 1
-                head, first, lowest, end, at = _tile(tiles, slot_next, BLOCK_N)
-                query = gl.minimum(lowest + row // GROUP_PAD, end - 1)
-                mbarrier.wait(q_full.index(slot_next), parity_next)
-                mbarrier.wait(k_full.index(stage), parity)
-                fence_async_shared()
-                mbarrier.wait(turns.index(part), (rounds & 1) ^ (1 - part))
-                s_next = warpgroup_mma(
-                    q_smem.index(slot_next * 2 + part), k_smem.index(stage).permute((1, 0)), zero,
-                    use_acc=False, is_async=True,
-                )  # fmt: skip
-                acc_next = warpgroup_mma(weights, v_smem.index(before), acc, is_async=True)
-                mbarrier.arrive(turns.index(1 - part), count=1)
-                rounds += 1
-                s = warpgroup_mma_wait(1, deps=(s_next,))
-                mbarrier.arrive(k_empty.index(stage), count=1)
-                top, total = _start(sinks, head, row, GROUP, GROUP_PAD, SINKS, rows)
-                p, alpha, top, total = _softmax(
-                    s, top, total, at, query, lowest, end, scale_log2, WINDOW, BLOCK_N, s_layout
-                )
-                total = _computed(total)
-                acc = warpgroup_mma_wait(0, deps=(acc_next,))
-                weights = gl.convert_layout(p.to(dtype), p_layout)
-            else:
-                fence_async_shared()
-                acc_next = warpgroup_mma(weights, v_smem.index(before), acc, is_async=True)
-                acc = warpgroup_mma_wait(0, deps=(acc_next,))
-            mbarrier.arrive(v_empty.index(before), count=1)
-            mbarrier.arrive(tile_empty.index(slot), count=1)
-            alive = (lowest_before + io_token < end_before) & (io_member < GROUP)
-            out_at = (first_before + io_token).to(gl.int64) * out_token
-            out_at += (head_before * GROUP + io_member) * out_head
-            factor = gl.where(factor > 0, v_scale / factor, 0.0)
-            acc = acc * gl.convert_layout(factor, gl.SliceLayout(1, o_layout))[:, None]
-            gl.store(
-                out + (out_at[:, None] + io_d[None, :]),
-                gl.convert_layout(acc.to(dtype), io_layout),
-                mask=alive[:, None],
+            mbarrier.wait(k_full.index(stage), parity)
+            fence_async_shared()
+            mbarrier.wait(turns.index(part), (rounds & 1) ^ (1 - part))
+            s_next = warpgroup_mma(
+                queries, k_smem.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
             )
-            acc = gl.zeros([64, D], gl.float32, o_layout)
+            acc_next = warpgroup_mma(weights, v_smem.index(before), acc, is_async=True)
+            mbarrier.arrive(turns.index(1 - part), count=1)
+            rounds += 1
+            s = warpgroup_mma_wait(1, deps=(s_next,))
+            mbarrier.arrive(k_empty.index(stage), count=1)
+            p, alpha, top, total = _softmax(
+                s, top, total, at, query, lowest, end, scale_log2, WINDOW, BLOCK_N, s_layout
+            )
+            total = _computed(total)
+            acc = warpgroup_mma_wait(0, deps=(acc_next,))
+            mbarrier.arrive(v_empty.index(before), count=1)
+            acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))[:, None]
+            weights = gl.convert_layout(p.to(dtype), p_layout)
+        mbarrier.arrive(tile_empty.index(slot), count=1)
+        turn += 1
+        stage, parity = done % STAGES, (done // STAGES) & 1
+        done += 1
+        mbarrier.wait(v_full.index(stage), parity)
+        fence_async_shared()
+        acc_last = warpgroup_mma(weights, v_smem.index(stage), acc, is_async=True)
+        acc = warpgroup_mma_wait(0, deps=(acc_last,))
+        mbarrier.arrive(v_empty.index(stage), count=1)
+        alive = (lowest + io_token < end) & (io_member < GROUP)
+        out_at = (first + io_token).to(gl.int64) * out_token
+        out_at += (head * GROUP + io_member) * out_head
+        factor = gl.where(total > 0, v_scale / total, 0.0)
+        acc = acc * gl.convert_layout(factor, gl.SliceLayout(1, o_layout))[:, None]
+        gl.store(
+            out + (out_at[:, None] + io_d[None, :]),
+            gl.convert_layout(acc.to(dtype), io_layout),
+            mask=alive[:, None],
+        )
+        mbarrier.wait(tile_full.index(turn % 2), (turn // 2) & 1)
+        blocks = _field(tiles, turn % 2, 5)
 
 
 # Sizes that change from step to step must not lead to new compilations.
@@ -358,7 +299,7 @@ def varlen_hopper_kernel(
     out_token, out_head, q_token, q_head, cache_block, cache_slot, cache_head, table_row,
     HEADS: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr, D: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_N: gl.constexpr, WINDOW: gl.constexpr,
-    SINKS: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr, REGISTERS: gl.constexpr,
+    SINKS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """`num_tiles` counts (query tile, KV head) pairs; BLOCK_Q * GROUP_PAD is 128. `schedule` [2]
     int32: tiles handed out after each block's first, and blocks that are done; zero before and
@@ -380,7 +321,7 @@ def varlen_hopper_kernel(
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
-    # Copies arrive for each thread; what passes through registers, once.
+    # Copies arrive once for each thread; what was converted arrives once.
     loaders: gl.constexpr = 128 if k_cache.dtype == q.dtype else 1
     for i in gl.static_range(2):
         mbarrier.init(tile_full.index(i), count=1)
@@ -412,7 +353,7 @@ def varlen_hopper_kernel(
                 num_tiles, q_token, q_head, cache_block, cache_slot, cache_head, table_row,
                 tiles, q_smem, k_smem, v_smem,
                 tile_full, tile_empty, q_full, k_full, k_empty, v_full, v_empty,
-                HEADS, GROUP, GROUP_PAD, D, BLOCK_SIZE, BLOCK_Q, BLOCK_N, WINDOW, STAGES, WIDE,
+                HEADS, GROUP, GROUP_PAD, D, BLOCK_SIZE, BLOCK_Q, BLOCK_N, WINDOW, STAGES,
             )),
         ],
         [4, 4],

@@ -64,7 +64,7 @@ def _hopper(dim: int, group: int, keys: int, stages: int, window: int = 0, kv: s
         {
             "HEADS": 8, "GROUP": group, "GROUP_PAD": group, "D": dim, "BLOCK_SIZE": 16,
             "BLOCK_Q": 128 // group, "BLOCK_N": keys, "WINDOW": window, "SINKS": window > 0,
-            "STAGES": stages, "WIDE": dim == 64, "REGISTERS": 208 if kv == "bf16" else 192,
+            "STAGES": stages, "REGISTERS": 208,
         },
         {"num_warps": 4},
     )  # fmt: skip
