@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from atom.ops.triton import support
 from atom.ops.triton.linear_config import slug
 
 # Token counts that are measured.
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
+LARGE = 128  # rows per expert from which arithmetic decides, whatever their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,47 +96,46 @@ def _table(card: str) -> dict[str, dict[str, Any]]:
     return table
 
 
-def _bucket(num_tokens: int) -> int:
-    return next((size for size in BUCKETS if size >= num_tokens), BUCKETS[-1])
-
-
 @functools.cache
 def choose(problem: Problem, num_tokens: int, card: str, itemsize: int) -> Config:
     """The measured choice for bf16 and fp16 where there is one."""
-    bucket = _bucket(num_tokens)
-    entry = _table(card).get(str(problem), {}).get(str(bucket))
-    if entry is None or itemsize != 2:
-        return by_rule(problem, bucket, itemsize)
-    return parse(entry)
-
-
-def _pow2_divisor(n: int, limit: int) -> int:
-    return min(n & -n, limit)
-
-
-def _block_k(n: int) -> int:
-    """A width that divides a row if there is a fair one."""
-    return _pow2_divisor(n, 512) if n % 64 == 0 else 256
+    bucket = next((size for size in BUCKETS if size >= num_tokens), BUCKETS[-1])
+    measured = _table(card).get(str(problem), {}) if itemsize == 2 else {}
+    if str(bucket) in measured:
+        return parse(measured[str(bucket)])
+    if bucket * problem.top_k >= LARGE * problem.num_experts:  # enough to be alike
+        larger = [size for size in BUCKETS if size > bucket and str(size) in measured]
+        if larger:
+            return parse(measured[str(larger[0])])
+    return by_rule(problem, bucket, itemsize)
 
 
 def by_rule(problem: Problem, num_tokens: int, itemsize: int = 2) -> Config:
-    """For shapes that nobody measured: safe rather than best."""
+    """For what nobody measured, after what was best for like numbers of rows per expert."""
     pairs = num_tokens * problem.top_k
     if pairs <= min(32, problem.num_experts):  # more would read the same experts again
+        width = 1024 // support.next_power_of_2(problem.top_k)  # for 2048 values a step
         return PairConfig(
-            PairTile(block_n=8, block_k=min(256, _block_k(problem.hidden)), num_stages=3),
-            PairTile(block_n=2, block_k=min(256, _block_k(problem.wide)), num_stages=3, early=4),
+            PairTile(8, _block_k(problem.hidden, 256), num_stages=3),
+            PairTile(2, _block_k(problem.wide, width), num_warps=2, num_stages=3, early=4),
         )
     rows = pairs / problem.num_experts
-    k = 64 * 2 // itemsize  # bytes of a tile of weights stay the same
-    if rows <= 16:
-        tile = Tile(block_n=64, block_k=k, group_m=1, num_warps=4, num_stages=4)
-        return GroupedConfig(16, tile, tile)
-    if rows <= 64:
-        tile = Tile(block_n=64, block_k=k, group_m=1, num_warps=4, num_stages=4)
-        return GroupedConfig(64, tile, tile)
-    return GroupedConfig(
-        128,
-        Tile(block_n=128, block_k=k, group_m=8, num_warps=8, num_stages=3),
-        Tile(block_n=256, block_k=k, group_m=8, num_warps=8, num_stages=3),
-    )
+    half = 2 if itemsize > 2 else 1  # bytes of a tile of weights stay the same
+    if rows <= 12:
+        return GroupedConfig(16, _tile(64, 128 // half, 4, 3), _tile(128, 128 // half, 4, 3))
+    if rows < LARGE or half == 2:
+        return GroupedConfig(64, _tile(64, 64 // half, 4, 3), _tile(128, 64 // half, 4, 4))
+    return GroupedConfig(128, _tile(128, 64 // half, 8, 3), _tile(256, 64 // half, 8, 3))
+
+
+def _block_k(size: int, limit: int) -> int:
+    """A width that divides a row, if there is a fair one."""
+    divisor = size & -size
+    return min(divisor, limit) if divisor >= 64 else 64
+
+
+def _tile(block_n: int, block_k: int, warps: int, stages: int) -> Tile:
+    """What an H200 likes; ROCm devices have a third of its shared memory."""
+    if support.IS_ROCM:
+        stages = 2
+    return Tile(block_n, block_k, 8 if block_n * warps >= 1024 else 1, warps, stages)

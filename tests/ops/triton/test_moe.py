@@ -180,9 +180,21 @@ def test_what_is_declined() -> None:
 
 
 def test_configs_are_data() -> None:
+    problem = moe_config.Problem(128, 2048, 768, 8)
     for tokens in moe_config.BUCKETS:
-        config = moe_config.by_rule(moe_config.Problem(128, 2048, 768, 8), tokens)
+        config = moe_config.by_rule(problem, tokens)
         assert moe_config.parse(moe_config.describe(config)) == config
+
+
+def test_measured_choices_are_taken() -> None:
+    problem, card = moe_config.Problem(128, 2048, 768, 8), "NVIDIA H200"
+    assert isinstance(moe_config.choose(problem, 1, card, 2), PairConfig)
+    measured = moe_config.choose(problem, 16384, card, 2)
+    assert measured != moe_config.by_rule(problem, 16384)
+    assert moe_config.choose(problem, 3000, card, 2) == measured
+    assert moe_config.choose(problem, 1000, card, 2) == moe_config.by_rule(problem, 1024)
+    assert moe_config.choose(problem, 16384, "another", 2) == moe_config.by_rule(problem, 16384)
+    assert moe_config.choose(problem, 16384, card, 4) == moe_config.by_rule(problem, 16384, 4)
 
 
 def make_layer(device: str, traceable: bool) -> tuple[SparseMoE, RMSNorm]:
