@@ -50,7 +50,7 @@ def router_kernel(
         left = tl.load(a + start, mask=known[:, None] & inside[None, :], other=0.0)
         right = tl.load(b + start, mask=inside[:, None] & wanted[None, :], other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
-    row = tl.program_id(2) * num_tokens.to(tl.int64) + rows
+    row = tl.program_id(2).to(tl.int64) * num_tokens + rows
     tl.store(
         logits + row[:, None] * E + experts[None, :], total, mask=known[:, None] & wanted[None, :]
     )

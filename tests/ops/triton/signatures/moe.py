@@ -68,6 +68,16 @@ def pair_down(from_logits: bool, n: int, k: int, warps: int, stages: int, early:
     )
 
 
+def router(more: dict[str, str], **constants: int) -> Row:
+    return (
+        moe_routing.router_kernel,
+        {**_kinds("x weight", "logits", "", "x_stride K E"), **more},
+        {"BLOCK_M": 16, "BLOCK_E": 16, "BLOCK_K": 256, "PART": 512}
+        | {"PRECISION": "ieee", "PDL": True, **constants},
+        {"num_stages": 4, **PDL},
+    )
+
+
 SIGNATURES: list[Row] = [
     (
         moe_routing.norm_score_kernel,
@@ -82,19 +92,8 @@ SIGNATURES: list[Row] = [
     pair_gate_up(False, 8, 256, 4, 1),
     pair_down(True, 2, 256, 4, 1, 3),
     pair_down(False, 2, 256, 4, 3, 0),
-    (
-        moe_routing.router_kernel,
-        _kinds("x weight", "logits", "", "num_tokens x_stride K E"),
-        {
-            "BLOCK_M": 16,
-            "BLOCK_E": 16,
-            "BLOCK_K": 256,
-            "PART": 512,
-            "PRECISION": "ieee",
-            "PDL": True,
-        },
-        {"num_stages": 4, **PDL},
-    ),
+    router({"num_tokens": "i32"}),
+    router({}, num_tokens=1),
     (
         moe_routing.topk_kernel,
         _kinds("", "logits weights", "ids", "num_tokens logits_stride E"),
