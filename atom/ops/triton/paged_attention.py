@@ -32,6 +32,4 @@ def paged_attention(
     v_scale: float = 1.0,
 ) -> Tensor:
     attend = decode_attention if meta.is_decode else varlen_attention
-    return attend(
-        q, k_cache, v_cache, meta, scale, window, sinks, soft_cap, k_scale, v_scale
-    )
+    return attend(q, k_cache, v_cache, meta, scale, window, sinks, soft_cap, k_scale, v_scale)

@@ -10,17 +10,7 @@ from torch import Tensor
 from atom.ops.registry import register
 from atom.ops.triton import support
 from atom.ops.triton.launch import begin, pdl_options
-
-
-@triton.jit
-def to_cache(x, scale, dtype: tl.constexpr):
-    """`x` as the cache holds it: e4m3 over `scale` and clamped to +-448, others as it is."""
-    if dtype == tl.float8e4nv:
-        scaled = tl.div_rn(x.to(tl.float32), scale)
-        # A NaN stays one: min and max would drop it.
-        inside = tl.minimum(tl.maximum(scaled, -448.0), 448.0)
-        return tl.where(scaled != scaled, scaled, inside).to(dtype)
-    return x.to(dtype)
+from atom.ops.triton.rotation import to_cache
 
 
 @triton.jit

@@ -43,5 +43,5 @@ def to_cache(x, scale, dtype: tl.constexpr):
     """x in the type of the cache; float8 holds x / scale."""
     if dtype == tl.float8e4nv:
         x = tl.math.div_rn(x.to(tl.float32), scale)
-        return tl.clamp(x, -448.0, 448.0).to(dtype)
+        return tl.clamp(x, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL).to(dtype)
     return x.to(dtype)

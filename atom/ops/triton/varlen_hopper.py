@@ -172,8 +172,8 @@ def _softmax(s, top, total, at, query, lowest, end, scale_log2, WINDOW: gl.const
             seen = seen & (key[None, :] > query[:, None] - WINDOW)
         s = gl.where(seen, s, float("-inf"))
     new_top = gl.maximum(top, gl.max(s, 1) * scale_log2)
-    # A row may have seen no key yet: in the last block, if the tile's queries stand on both sides of
-    # its start, and outside the window. Its weights are 0, not NaN.
+    # A row may have seen no key yet: outside the window, or in the last block, if queries of the
+    # tile stand on both sides of its start. Its weights are 0, not NaN.
     base = gl.where(new_top == float("-inf"), 0.0, new_top)
     p = gl.exp2(s * scale_log2 - base[:, None])
     alpha = gl.exp2(top - base)

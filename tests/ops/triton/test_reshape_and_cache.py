@@ -29,6 +29,7 @@ def test_same_bytes(
     k, v = qkv[:, heads : 2 * heads], qkv[:, 3 * heads :]
     slots = torch.randperm(blocks * block_size, device=device)[:tokens]
     slots[[2, 7]] = -1
+    k[1, 0, 5], v[3, 0, 7] = float("nan"), float("inf")  # a NaN must show
     scales = (0.5, 0.75) if kv_dtype == FP8 else (1.0, 1.0)
     caches = [
         poison(torch.empty(blocks, block_size, heads, dim, dtype=kv_dtype, device=device))
