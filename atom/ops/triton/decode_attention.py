@@ -15,7 +15,7 @@ from torch import Tensor
 
 from atom.ops.contracts import AttentionMetadata, AttentionParams
 from atom.ops.triton import support
-from atom.ops.triton.decode_kernel import decode_kernel
+from atom.ops.triton.decode_kernel import decode_kernel, merge_kernel
 from atom.ops.triton.launch import pdl_options
 
 FP8 = torch.float8_e4m3fn
@@ -24,15 +24,15 @@ WORKSPACE = 4 << 20
 
 
 class Cut(NamedTuple):
-    """How a launch is cut up. `parts` of the keys at most, none shorter than `min_part`. Tiles of
-    `block_n` keys in pipelined `stages`, or, with `ways`, of that many times as many."""
+    """How a launch is cut up. `parts` of the keys at most, none shorter than `min_part`."""
 
     block_n: int
     parts: int
     min_part: int
     warps: int
-    ways: int = 0
+    ahead: bool
     stages: int = 1
+    merge: bool = True
     packed: bool = False
 
 
@@ -55,18 +55,19 @@ def choose_cut(
     sms: int,
 ) -> Cut:  # fmt: skip
     """By measurement on an H200 (benchmarks/gpu_decode_attention.py): where programs are many, one
-    warp each, so that no thread waits for another; where they are few, more warps, still on keys
-    of their own."""
+    warp each, so that no thread waits for another; where they are few, more warps on more keys."""
     programs = num_seqs * num_kv_heads
     packed = itemsize == 1 and not (support.IS_ROCM or support.INTERPRETED)
     if head_dim > 128 or itemsize > 2:
-        cut = Cut(32, 1, 128, 4, 0, 2)
+        cut = Cut(32, 1, 128, 4, True)
+    elif programs >= 3 * sms and itemsize == 1:
+        cut = Cut(16, 1, 128, 1, False, 5)
+    elif programs >= 6 * sms:
+        cut = Cut(16, 1, 128, 1, False, 3)
     elif programs >= 3 * sms:
-        cut = Cut(16, 1, 128, 1, 0, 5 if itemsize == 1 else 3)
-    elif programs >= sms:
-        cut = Cut(16, 1, 256, 4, 4, 2)
+        cut = Cut(32, 1, 128, 2, True)
     else:
-        cut = Cut(16, 1, 256, 8, 8, 2)
+        cut = Cut(64, 1, 256, 4, True)
     cut = cut._replace(packed=packed and head_dim >= 64)
     if programs >= sms:
         return cut
@@ -108,7 +109,7 @@ def launch(
     partials, counters = workspace(device)
     if cut.parts > 1:
         assert _partial_size(num_seqs * hk * cut.parts, group, dim) <= WORKSPACE, cut
-        assert cut.min_part >= cut.block_n * max(cut.ways, 1), cut
+        assert cut.min_part >= cut.block_n, cut
     block_size = k_cache.shape[1]
     packed = cut.packed and q.dtype != torch.float32
     if packed:
@@ -160,14 +161,24 @@ def launch(
         ONE_PAGE=params.window == 0 and block_size % cut.block_n == 0,
         BLOCK_N=cut.block_n,
         SPLIT=cut.parts > 1,
-        WAYS=cut.ways,
+        AHEAD=cut.ahead,
         STAGES=cut.stages,
         PACKED=packed,
+        MERGE=cut.merge,
         STEP=step,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         PDL=bool(pdl),
         num_warps=cut.warps,
         **pdl,
     )
+    if cut.parts > 1 and not cut.merge:
+        merge_kernel[hk, num_seqs](
+            out, meta.seq_lens, partials if params.sinks is None else params.sinks, partials,
+            params.v_scale, out.stride(0), cut.parts, cut.min_part,
+            HK=hk, G=group, D=dim, D_PAD=dim_pad, WINDOW=params.window,
+            SINKS=params.sinks is not None, FUSED=fused, STEP=step,
+            PDL=bool(pdl), num_warps=4, **pdl,
+        )  # fmt: skip
     return out
 
 

@@ -2,8 +2,7 @@
 
 Program (h, s, i) takes KV head h of sequence s, with all the query heads that read it, and part i
 of the keys: tiles are dealt out in turn to as many parts as the length is worth, the others end at
-once. The part that finishes last merges them, in their order: in a launch of its own, merging
-took 2 to 6 us longer on an H200.
+once. The part that finishes last merges them, in their order.
 
 With FUSED the query comes unrotated, from the projection: every program norms and rotates its query
 heads in registers, and the first part also the new key, which it writes to the cache and attends to
@@ -15,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from atom.ops.triton.launch import begin
 from atom.ops.triton.rotation import rotated, rotation, to_cache
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -32,31 +32,20 @@ def _scores(s, factor, cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def _products(q, k):
-    """q [..., G, D] by k [..., N, D]."""
-    precision: tl.constexpr = "ieee" if q.dtype == tl.float32 else "tf32"
-    k = k.to(q.dtype)
-    k = tl.permute(k, (0, 2, 1)) if len(k.shape) == 3 else tl.trans(k)
-    return tl.dot(q, k, input_precision=precision)
-
-
-@triton.jit
-def _softmax_step(s, seen, m, den, factor, cap, CAPPED: tl.constexpr):
-    """Of the running softmax: products s [..., G, N], maxima m [..., G] -> those and denominators
-    now, what earlier results shrink by, and the weights. Denominators stay sums per column until
-    the end: adding up columns takes all threads."""
-    s = tl.where(tl.expand_dims(seen, -2), _scores(s, factor, cap, CAPPED), float("-inf"))
-    new_m = tl.maximum(m, tl.max(s, -1))
-    base = tl.where(new_m == float("-inf"), 0.0, new_m)  # no key seen yet
-    alpha = tl.expand_dims(tl.exp2(m - base), -1)
-    p = tl.exp2(s - tl.expand_dims(base, -1))
-    return new_m, den * alpha + p, alpha, p
-
-
-@triton.jit
-def _add_values(p, v, acc, alpha):
-    precision: tl.constexpr = "ieee" if v.dtype == tl.float32 else "tf32"
-    return tl.dot(p.to(v.dtype), v, acc * alpha, input_precision=precision)
+def _tile(
+    q, k, v, seen, m, den, acc, factor, cap,
+    CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One step of the running softmax: q [G, D], k and v [N, D], seen [N]. The denominator stays a
+    sum per column until the end: adding up columns takes all threads."""
+    s = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
+    s = tl.where(seen[None, :], _scores(s, factor[:, None], cap, CAPPED), float("-inf"))
+    new_m = tl.maximum(m, tl.max(s, 1))
+    alpha = tl.exp2(m - new_m)
+    p = tl.exp2(s - new_m[:, None])
+    den = den * alpha[:, None] + p
+    acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * alpha[:, None], input_precision=PRECISION)
+    return new_m, den, acc
 
 
 @triton.jit
@@ -86,8 +75,8 @@ def _unpack(words):
 
 @triton.jit
 def _deal(x):
-    """x [..., D] as four tiles, its channels dealt out as `_unpack` does."""
-    even, odd = tl.split(tl.reshape(x, x.shape[:-1] + [x.shape[-1] // 4, 2, 2]))  # noqa: RUF005
+    """x [G, D] as four tiles, its channels dealt out as `_unpack` does."""
+    even, odd = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 4, 2, 2)))
     x0, x2 = tl.split(even)
     x1, x3 = tl.split(odd)
     return x0, x1, x2, x3
@@ -96,30 +85,32 @@ def _deal(x):
 @triton.jit
 def _undeal(x0, x1, x2, x3):
     x = tl.join(tl.join(x0, x2), tl.join(x1, x3))
-    return tl.reshape(x, x0.shape[:-1] + [4 * x0.shape[-1]])  # noqa: RUF005
+    return tl.reshape(x, (x0.shape[0], 4 * x0.shape[1]))
 
 
 @triton.jit
-def _attend(
-    q0, q1, q2, q3, k, v, seen, m, den, acc, a1, a2, a3, factor, cap,
-    CAPPED: tl.constexpr, PACKED: tl.constexpr,
+def _packed_tile(
+    q0, q1, q2, q3, words_k, words_v, seen, m, den, a0, a1, a2, a3, factor, cap,
+    CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """A tile of keys and values. Only packed ones use what is numbered from 1."""
-    if PACKED:
-        k0, k1, k2, k3 = _unpack(k)
-        s = _products(q0, k0) + _products(q1, k1) + _products(q2, k2) + _products(q3, k3)
-    else:
-        s = _products(q0, k)
-    m, den, alpha, p = _softmax_step(s, seen, m, den, factor, cap, CAPPED)
-    if PACKED:
-        v0, v1, v2, v3 = _unpack(v)
-        acc = _add_values(p, v0, acc, alpha)
-        a1 = _add_values(p, v1, a1, alpha)
-        a2 = _add_values(p, v2, a2, alpha)
-        a3 = _add_values(p, v3, a3, alpha)
-    else:
-        acc = _add_values(p, v.to(q0.dtype), acc, alpha)
-    return m, den, acc, a1, a2, a3
+    """`_tile` over float8 words."""
+    k0, k1, k2, k3 = _unpack(words_k)
+    s = tl.dot(q0, tl.trans(k0))
+    s = tl.dot(q1, tl.trans(k1), s)
+    s = tl.dot(q2, tl.trans(k2), s)
+    s = tl.dot(q3, tl.trans(k3), s)
+    s = tl.where(seen[None, :], _scores(s, factor[:, None], cap, CAPPED), float("-inf"))
+    new_m = tl.maximum(m, tl.max(s, 1))
+    alpha = tl.exp2(m - new_m)[:, None]
+    p = tl.exp2(s - new_m[:, None])
+    den = den * alpha + p
+    p = p.to(tl.float16)
+    v0, v1, v2, v3 = _unpack(words_v)
+    a0 = tl.dot(p, v0, a0 * alpha)
+    a1 = tl.dot(p, v1, a1 * alpha)
+    a2 = tl.dot(p, v2, a2 * alpha)
+    a3 = tl.dot(p, v3, a3 * alpha)
+    return new_m, den, a0, a1, a2, a3
 
 
 @triton.jit
@@ -173,25 +164,29 @@ def _merge(
 
 
 @triton.jit
-def _pages(table, rows, offsets, bound, BLOCK_SIZE: tl.constexpr, ONE_PAGE: tl.constexpr):
-    """The blocks of the keys `rows` + `offsets` [N], those past `bound` left out; with ONE_PAGE, a
-    row of them is in one block."""
-    n = rows if ONE_PAGE else tl.expand_dims(rows, -1) + offsets
+def _num_parts(num_keys, most, min_part):
+    """Into how many parts the keys are dealt out."""
+    return tl.minimum(tl.maximum(tl.cdiv(num_keys, min_part), 1), most)
+
+
+@triton.jit
+def _pages(table, start, offsets, bound, BLOCK_SIZE: tl.constexpr, ONE_PAGE: tl.constexpr):
+    """The blocks of the keys from `start` on, those past `bound` left out: of each key, or the one
+    of them all."""
+    n = start if ONE_PAGE else start + offsets
     return tl.load(table + n // BLOCK_SIZE, mask=n < bound, other=0)
 
 
 @triton.jit
 def _places(
-    page, rows, offsets, cache_block, cache_slot,
+    page, start, offsets, cache_block, cache_slot,
     BLOCK_SIZE: tl.constexpr, ONE_PAGE: tl.constexpr,
 ):  # fmt: skip
-    """Where the keys `rows` + `offsets` [N] stand in a cache: [..., N, 1]."""
+    """Where the keys from `start` on stand in a cache: [N, 1]."""
     base = page.to(tl.int64) * cache_block
     if ONE_PAGE:
-        at = tl.expand_dims(base + rows % BLOCK_SIZE * cache_slot, -1) + offsets * cache_slot
-    else:
-        at = base + (tl.expand_dims(rows, -1) + offsets) % BLOCK_SIZE * cache_slot
-    return tl.expand_dims(at, -1)
+        return base + start % BLOCK_SIZE * cache_slot + (offsets * cache_slot)[:, None]
+    return (base + (start + offsets) % BLOCK_SIZE * cache_slot)[:, None]
 
 
 @triton.jit
@@ -203,13 +198,12 @@ def decode_kernel(
     HK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, R: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr,
     FUSED: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr, ONE_PAGE: tl.constexpr,
-    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, WAYS: tl.constexpr, STAGES: tl.constexpr,
-    PACKED: tl.constexpr, STEP: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
+    PACKED: tl.constexpr, MERGE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """WAYS > 0: a tile is that many times BLOCK_N keys, each with a softmax of its own until the
-    end, so that as many warps need not wait for each other; the first tile is read before the
-    query, each other one as soon as the registers are free. WAYS = 0: Triton pipelines the loop
-    in STAGES. PACKED: caches of float8 come as words of four,
+    """AHEAD: the next tile of keys and values is read into registers while one is worked on.
+    Otherwise Triton pipelines the loop in STAGES. PACKED: caches of float8 come as words of four,
     strides count words.
 
     All that the kernel before this one cannot have written is read before waiting for it: lengths,
@@ -225,24 +219,20 @@ def decode_kernel(
     table = block_table + seq.to(tl.int64) * table_row
     length = tl.load(seq_lens + seq)
     low = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else 0
-    TILE: tl.constexpr = max(WAYS, 1) * BLOCK_N
-    first = low + part * TILE
-    lanes = tl.arange(0, WAYS) * BLOCK_N if WAYS > 0 else 0
+    first = low + part * BLOCK_N
     # Which of them hold keys is not known yet: the length is on its way, too.
-    page = _pages(table, first + lanes, offsets, table_row * BLOCK_SIZE, BLOCK_SIZE, ONE_PAGE)
+    page = _pages(table, first, offsets, table_row * BLOCK_SIZE, BLOCK_SIZE, ONE_PAGE)
     if FUSED:
         angles = cos_sin + tl.load(positions + seq) * R
         slot = tl.load(slots + seq)
     end = length - 1 if FUSED else length  # keys in the cache
-    parts = 1
-    if SPLIT:
-        parts = tl.minimum(tl.maximum(tl.cdiv(end - low, min_part), 1), tl.num_programs(2))
+    parts = _num_parts(end - low, tl.num_programs(2), min_part) if SPLIT else 1
     if (length == 0) | (part >= parts):
         # The first part waits all the same: the next kernel relies on this one for those before.
         if PDL and part == 0:
             tl.extra.cuda.gdc_wait()
         return
-    step = parts * TILE
+    step = parts * BLOCK_N
 
     WORD: tl.constexpr = 4 if PACKED else 1  # channels
     ZERO: tl.constexpr = 0 if PACKED else 0.0
@@ -251,13 +241,12 @@ def decode_kernel(
     in_w = (w < D // WORD)[None, :]
     k_base = k_cache + head * cache_head + w[None, :]
     v_base = v_cache + head * cache_head + w[None, :]
-    if WAYS > 0:
-        keys = first + lanes
-        at = _places(page, keys, offsets, cache_block, cache_slot, BLOCK_SIZE, ONE_PAGE)
-        seen = keys[:, None] + offsets < end
-        k = tl.load(k_base + at, mask=seen[:, :, None] & in_w, other=ZERO)
-        v = tl.load(v_base + at, mask=seen[:, :, None] & in_w, other=ZERO)
-        page = _pages(table, keys + step, offsets, end, BLOCK_SIZE, ONE_PAGE)
+    if AHEAD:
+        at = _places(page, first, offsets, cache_block, cache_slot, BLOCK_SIZE, ONE_PAGE)
+        here = (first + offsets < end)[:, None] & in_w
+        k = tl.load(k_base + at, mask=here, other=ZERO)
+        v = tl.load(v_base + at, mask=here, other=ZERO)
+        page = _pages(table, first + step, offsets, end, BLOCK_SIZE, ONE_PAGE)
     weight_q, other_q, weight_k, other_k = 1.0, 1.0, 1.0, 1.0
     if FUSED:
         other, cos, sin = rotation(angles, D_PAD, R, INTERLEAVED)
@@ -308,47 +297,47 @@ def decode_kernel(
         new_s = _scores(new_s, factor, cap, CAPPED)
         new_s = tl.where(part == 0, new_s, float("-inf"))
 
-    if WAYS > 0:
-        m = tl.full((WAYS, GROUP), float("-inf"), tl.float32)
-        den = tl.zeros((WAYS, GROUP, BLOCK_N), tl.float32)
-        acc = tl.zeros((WAYS, GROUP, D_PAD // WORD), tl.float32)
-        query = tl.broadcast_to(query[None, :, :], (WAYS, GROUP, D_PAD))
-    else:
-        m = tl.full((GROUP,), float("-inf"), tl.float32)
-        den = tl.zeros((GROUP, BLOCK_N), tl.float32)
-        acc = tl.zeros((GROUP, D_PAD // WORD), tl.float32)
-    factor = factor[:, None]
+    m = tl.full((GROUP,), float("-inf"), tl.float32)
+    den = tl.zeros((GROUP, BLOCK_N), tl.float32)
     if PACKED:
         q0, q1, q2, q3 = _deal(query)
-        a1, a2, a3 = acc, acc, acc
+        a0 = tl.zeros((GROUP, D_PAD // 4), tl.float32)
+        a1, a2, a3 = a0, a0, a0
     else:
-        q0, q1, q2, q3, a1, a2, a3 = query, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    if WAYS > 0:
-        m, den, acc, a1, a2, a3 = _attend(
-            q0, q1, q2, q3, k, v, seen, m, den, acc, a1, a2, a3, factor, cap, CAPPED, PACKED
-        )
-        first += step
-    for start in tl.range(first, end, step, num_stages=STAGES):
-        keys = start + lanes
-        seen = tl.expand_dims(keys, -1) + offsets < end if WAYS > 0 else start + offsets < end
-        here = tl.expand_dims(seen, -1) & in_w
-        at = _places(page, keys, offsets, cache_block, cache_slot, BLOCK_SIZE, ONE_PAGE)
-        k = tl.load(k_base + at, mask=here, other=ZERO)
-        v = tl.load(v_base + at, mask=here, other=ZERO)
-        page = _pages(table, keys + step, offsets, end, BLOCK_SIZE, ONE_PAGE)
-        m, den, acc, a1, a2, a3 = _attend(
-            q0, q1, q2, q3, k, v, seen, m, den, acc, a1, a2, a3, factor, cap, CAPPED, PACKED
-        )
+        acc = tl.zeros((GROUP, D_PAD), tl.float32)
+    if AHEAD:
+        for start in tl.range(first, end, step, num_stages=1):
+            n = start + step
+            at = _places(page, n, offsets, cache_block, cache_slot, BLOCK_SIZE, ONE_PAGE)
+            here = (n + offsets < end)[:, None] & in_w
+            next_k = tl.load(k_base + at, mask=here, other=ZERO)
+            next_v = tl.load(v_base + at, mask=here, other=ZERO)
+            page = _pages(table, n + step, offsets, end, BLOCK_SIZE, ONE_PAGE)
+            seen = start + offsets < end
+            if PACKED:
+                m, den, a0, a1, a2, a3 = _packed_tile(
+                    q0, q1, q2, q3, k, v, seen, m, den, a0, a1, a2, a3, factor, cap, CAPPED
+                )
+            else:
+                m, den, acc = _tile(query, k, v, seen, m, den, acc, factor, cap, CAPPED, PRECISION)
+            k, v = next_k, next_v
+    else:
+        for start in tl.range(first, end, step, num_stages=STAGES):
+            seen = start + offsets < end
+            at = _places(page, start, offsets, cache_block, cache_slot, BLOCK_SIZE, ONE_PAGE)
+            k = tl.load(k_base + at, mask=seen[:, None] & in_w, other=ZERO)
+            v = tl.load(v_base + at, mask=seen[:, None] & in_w, other=ZERO)
+            page = _pages(table, start + step, offsets, end, BLOCK_SIZE, ONE_PAGE)
+            if PACKED:
+                m, den, a0, a1, a2, a3 = _packed_tile(
+                    q0, q1, q2, q3, k, v, seen, m, den, a0, a1, a2, a3, factor, cap, CAPPED
+                )
+            else:
+                m, den, acc = _tile(query, k, v, seen, m, den, acc, factor, cap, CAPPED, PRECISION)
 
     if PACKED:
-        acc = _undeal(acc, a1, a2, a3)
-    total = tl.sum(den, -1)
-    if WAYS > 0:
-        top = tl.max(m, 0)
-        shares = tl.exp2(m - tl.where(top == float("-inf"), 0.0, top)[None, :])
-        total = tl.sum(total * shares, 0)
-        acc = tl.sum(acc * shares[:, :, None], 0)
-        m = top
+        acc = _undeal(a0, a1, a2, a3)
+    total = tl.sum(den, 1)
     if FUSED:
         new_m = tl.maximum(m, new_s)
         alpha, weight = tl.exp2(m - new_m), tl.exp2(new_s - new_m)
@@ -367,11 +356,33 @@ def decode_kernel(
         tl.store(sums + row * 2, m, mask=mask_heads)
         tl.store(sums + row * 2 + 1, total, mask=mask_heads)
         tl.store(partials + row[:, None] * D + d[None, :], acc, mask=mask_q)
-        tl.debug_barrier()  # all threads have written before one of them says so
-        counter = counters + seq * HK + head
-        if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
-            tl.store(counter, 0)  # ready for the next launch
-            _merge(
-                out, partials, parts, base, all_parts, head, sinks, v_scale, G, D, D_PAD, SINKS,
-                STEP,
-            )  # fmt: skip
+        if MERGE:
+            tl.debug_barrier()  # all threads have written before one of them says so
+            counter = counters + seq * HK + head
+            if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
+                tl.store(counter, 0)  # ready for the next launch
+                _merge(
+                    out, partials, parts, base, all_parts, head, sinks, v_scale, G, D, D_PAD,
+                    SINKS, STEP,
+                )  # fmt: skip
+
+
+@triton.jit
+def merge_kernel(
+    out, seq_lens, sinks, partials, v_scale, out_row, most_parts, min_part,
+    HK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
+    WINDOW: tl.constexpr, SINKS: tl.constexpr, FUSED: tl.constexpr, STEP: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """The merging of the parts in a launch of its own: program (h, s)."""
+    head, seq = tl.program_id(0), tl.program_id(1)
+    begin(PDL)
+    length = tl.load(seq_lens + seq)
+    end = length - 1 if FUSED else length
+    low = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else 0
+    parts = _num_parts(end - low, most_parts, min_part)
+    if parts > 1:
+        base = (seq * HK + head) * most_parts
+        total = tl.num_programs(1) * HK * most_parts
+        out += seq.to(tl.int64) * out_row
+        _merge(out, partials, parts, base, total, head, sinks, v_scale, G, D, D_PAD, SINKS, STEP)

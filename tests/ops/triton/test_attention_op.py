@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         {"k_scale": 0.02, "v_scale": 0.005},
     ),
 }
-CUTS = [Cut(16, 1, 32, 4, 2), Cut(16, 3, 16, 4, 0)]
+CUTS = [Cut(16, 1, 16, 4, True), Cut(16, 3, 16, 4, False)]
 
 
 def _case(name: str, device: str, longer: int) -> tuple[Cached, AttentionParams, Tensor, Tensor]:
@@ -109,7 +109,7 @@ def test_equals_the_operations_in_a_row(device: str, on_gpu: bool, name: str, lo
     expected, _ = compose(qkv.clone(), positions, other, params)
     runs = [None, *(CUTS if cached.meta.is_decode else [])]
     if on_gpu and cached.meta.is_decode and cached.k_cache.dtype == FP8:
-        runs += [Cut(32, 2, 64, 2, ways, 3, packed=True) for ways in (0, 2)]
+        runs += [Cut(32, 2, 32, 2, ahead, 3, packed=True) for ahead in (True, False)]
     for cut in runs:
         mine = cached.copy()
         given = poison(torch.empty_like(expected))

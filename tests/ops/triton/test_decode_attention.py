@@ -71,13 +71,13 @@ def _check(case: tuple[Any, ...], device: str, cuts: list[Cut | None]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("ways", [0, 1, 2])
-def test_equals_the_reference(device: str, on_gpu: bool, name: str, ways: int) -> None:
-    cuts: list[Cut | None] = [Cut(16, 1, 32, 4, ways), Cut(16, 4, 32, 4, ways)]
+@pytest.mark.parametrize("ahead", [True, False])
+def test_equals_the_reference(device: str, on_gpu: bool, name: str, ahead: bool) -> None:
+    cuts: list[Cut | None] = [Cut(16, 1, 16, 4, ahead), Cut(16, 4, 16, 4, ahead)]
     if on_gpu:
-        cuts += [None, Cut(32, 8, 64, 4, ways, 3), Cut(16, 2, 128, 8, 4 * ways, 2)]
+        cuts += [None, Cut(32, 8, 32, 4, ahead, 3), Cut(64, 2, 64, 8, ahead, 2)]
         if CASES[name][4] == FP8:
-            cuts += [Cut(32, 2, 64, 2, ways, 3, packed=True)]
+            cuts += [Cut(32, 2, 32, 2, ahead, 3, packed=True)]
     _check(CASES[name], device, cuts)
 
 
@@ -86,12 +86,16 @@ def test_equals_the_reference(device: str, on_gpu: bool, name: str, ways: int) -
 def test_long_contexts(device: str, on_gpu: bool, name: str) -> None:
     if not on_gpu:
         pytest.skip("needs a GPU")
-    cuts: list[Cut | None] = [None, Cut(16, 4, 64, 4, 4), Cut(32, 2, 128, 2, 0, 3)]
+    cuts: list[Cut | None] = [None, Cut(64, 4, 64, 4, True), Cut(32, 2, 128, 2, False, 3)]
     if len(GPU_CASES[name][0]) < 8:  # the workspace bounds sequences times parts
-        cuts += [Cut(16, 64, 16, 1, 1), Cut(16, 32, 64, 1, 0, 5), Cut(32, 4, 256, 8, 8)]
+        cuts += [Cut(16, 64, 16, 1, True), Cut(16, 32, 64, 1, False, 5)]
     if GPU_CASES[name][4] == FP8:
-        cuts += [Cut(16, 1, 64, 4, ways, 3, packed=True) for ways in (0, 4)]
+        cuts += [Cut(64, 1, 64, 4, ahead, 3, packed=True) for ahead in (True, False)]
     _check(GPU_CASES[name], device, cuts)
+
+
+def test_merging_in_a_launch_of_its_own(device: str) -> None:
+    _check(CASES["plain"], device, [Cut(16, 4, 16, 4, True, 1, False)])
 
 
 def test_equal_twice(device: str) -> None:

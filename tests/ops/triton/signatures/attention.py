@@ -18,7 +18,7 @@ def _decode(
     cut: tuple[int, bool, int],
     *,
     fused: bool = True,
-    ways: int = 0,
+    ahead: bool = True,
     extras: bool = False,
     pdl: bool = True,
 ) -> Row:
@@ -43,8 +43,10 @@ def _decode(
             "HK": 8, "G": group, "D": dim, "D_PAD": dim_pad, "R": dim if fused else 0,
             "BLOCK_SIZE": 16, "WINDOW": 128 if extras else 0, "CAPPED": extras, "SINKS": extras,
             "FUSED": fused, "INTERLEAVED": extras, "NORM": fused, "ONE_PAGE": block_n == 16,
-            "BLOCK_N": block_n, "SPLIT": split, "WAYS": ways, "STAGES": 2 if ways else 3,
-            "PACKED": kv == "i32", "STEP": 4, "PDL": pdl,
+            "BLOCK_N": block_n,
+            "SPLIT": split, "AHEAD": ahead, "STAGES": 1 if ahead else 3, "PACKED": kv == "i32",
+            "MERGE": True, "STEP": 4,
+            "PRECISION": "ieee" if dtype == "fp32" else "tf32", "PDL": pdl,
         },
         {"num_warps": warps},
     )  # fmt: skip
@@ -72,13 +74,13 @@ def _rope(dtype: str, kv: str, dim: int, rotated: int, interleaved: bool = False
 
 
 SIGNATURES: list[Row] = [
-    _decode("bf16", "bf16", (4, 128, 128), (16, True, 8), ways=8),
-    _decode("bf16", "bf16", (4, 128, 128), (16, False, 1)),
+    _decode("bf16", "bf16", (4, 128, 128), (64, True, 4)),
+    _decode("bf16", "bf16", (4, 128, 128), (16, False, 1), ahead=False),
     _decode("bf16", "fp8e4nv", (2, 128, 128), (32, False, 4)),
-    _decode("bf16", "i32", (4, 128, 128), (16, True, 4), ways=4),
-    _decode("fp16", "fp16", (7, 80, 128), (16, True, 4), ways=4, extras=True),
+    _decode("bf16", "i32", (4, 128, 128), (64, True, 4), ahead=False),
+    _decode("fp16", "fp16", (7, 80, 128), (64, True, 4), extras=True),
     _decode("fp32", "fp32", (1, 64, 64), (32, True, 4), pdl=False),
-    _decode("bf16", "bf16", (8, 256, 256), (32, True, 4), fused=False),
+    _decode("bf16", "bf16", (8, 256, 256), (32, True, 4), fused=False, ahead=False),
     _rope("bf16", "bf16", 128, 128),
     _rope("bf16", "fp8e4nv", 80, 32),
     _rope("fp32", "fp32", 128, 128, interleaved=True),
