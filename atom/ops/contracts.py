@@ -269,7 +269,7 @@ class FusedExperts(Protocol):
 class SparseMoE(Protocol):
     """op `sparse_moe`. A mixture of experts from the norm before it on, optional to implement.
 
-    r = x + residual (without one, x), rounded; y = RMSNorm(r) * norm_weight; the logits y @ router.T
+    r = x + residual (without one, x), rounded; y = RMSNorm(r) * norm_weight; logits y @ router.T
     choose as `topk_softmax` does; then `fused_experts`. x, residual [T, K]; router [E, K]; w13 and
     w2 as there. Returns (the experts' sum [T, K], r); r is a new tensor and no input is written.
     """

@@ -28,7 +28,7 @@ DOING = {
     "kv_cache": "allocating the KV cache",
     "compile": "compiling the model",
     "warm_up": "running the first steps",
-    "capture": "capturing graphs",
+    "graphs": "capturing graphs",
 }
 _WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|[KMGT]iB)")
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
