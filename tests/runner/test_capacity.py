@@ -207,12 +207,12 @@ def test_each_phase_says_what_to_change_with_this_model_s_numbers() -> None:
     change = "max_num_batched_tokens 16384 -> 8192"
     assert said(profile, change) == pytest.approx(less / GIB, abs=0.01)
     table |= {"kv_cache": 100 * GIB, "graphs": 2 * GIB, "total": TOTAL}
-    for phase in ("kv_cache", "capture", "compile", "warm_up"):
+    for phase in ("kv_cache", "graphs", "compile", "warm_up"):
         error = explainer.explain(phase, shortage())
         assert said(error, "gpu_memory_utilization 0.90 -> 0.85") == pytest.approx(7.0)
         assert "KV cache 100.00 GiB" in str(error)
         assert "\n" not in str(error)
-    captured = explainer.explain("capture", shortage())
+    captured = explainer.explain("graphs", shortage())
     assert said(captured, "cudagraph_mode none") == pytest.approx(2.0)
     rows = said(captured, "max_num_seqs 512 -> 256")
     assert rows >= 1.0 + 256 * 8192 * 4 / GIB - 0.01  # half of the graphs and of the token table

@@ -187,7 +187,7 @@ def test_graphs_at_the_default_level() -> None:
     assert runner.startup_s["graphs"] > 0
     assert runner.memory_bytes["graphs"] > 0
     core = EngineCore(config, runner)
-    generate(core, [random_prompt(9, seed=i) for i in range(19)], greedy(6))
+    generate(core, [random_prompt(9, seed=i) for i in range(27)], greedy(6))
     assert runner.graph_counts["decode 32"] >= 4
     graphs = runner._graphs
     assert graphs is not None
