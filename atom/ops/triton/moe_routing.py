@@ -102,10 +102,12 @@ def choose(
     BLOCK_J: tl.constexpr,
 ):
     """scores [R, BLOCK_E] -> the TOP_K largest of each row, of equals the first, and their softmax:
-    [R, BLOCK_J] each, the rest 0."""
+    [R, BLOCK_J] each, the rest 0.
+
+    A row of NaN, such as padding may hold, gets NaN weights of experts that exist."""
     experts = tl.arange(0, BLOCK_E)[None, :]
     choices = tl.arange(0, BLOCK_J)[None, :]
-    rest = scores
+    rest = tl.where(scores == scores, scores, float("-inf"))
     largest = tl.max(rest, axis=1)
     total = tl.sum(tl.exp(rest - largest[:, None]), axis=1)
     shares = tl.zeros((scores.shape[0], BLOCK_J), dtype=tl.float32)

@@ -53,6 +53,14 @@ def test_of_equal_logits_the_first_experts_are_taken(device: str) -> None:
     assert ids.tolist() == [[0, 1, 2], [0, 1, 2]]
 
 
+def test_padding_of_nan_chooses_experts_that_exist(device: str) -> None:
+    logits = torch.randn(3, 6, device=device)
+    logits[1] = float("nan")
+    weights, ids = moe_routing.topk_softmax(logits, 2, True)
+    assert 0 <= int(ids.min()) <= int(ids.max()) < 6
+    assert torch.isfinite(weights[[0, 2]]).all()
+
+
 @pytest.mark.parametrize(
     ("tokens", "k", "experts", "block"),
     [(1, 2, 4, 16), (37, 3, 5, 16), (64, 4, 16, 32), (700, 6, 20, 64)],
