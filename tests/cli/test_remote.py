@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
 import pty
 import select
-import signal
 import subprocess
 import sys
-import termios
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -224,17 +221,27 @@ def test_mistakes(
     assert server.asked == []
 
 
+# Makes ^C typed at stdin a signal, and one that is not ignored (as in xdist's workers). Done by
+# the new process itself: code between fork and exec may hang where the parent has threads.
+AT_A_TERMINAL = """
+import fcntl, runpy, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[0] = "atom"
+runpy.run_module("atom.cli", run_name="__main__")
+"""
+
+
 def test_a_chat_at_a_terminal(server: Fake) -> None:
     """The real thing: a pseudo-terminal, typed lines, /exit."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "atom.cli", "run", "--url", server.url],
+        [sys.executable, "-c", AT_A_TERMINAL, "run", "--url", server.url],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         env=clean_environment(TERM="dumb"),
         start_new_session=True,
-        preexec_fn=lambda: heed_interrupts(theirs),
     )
     os.close(theirs)
     seen = read_until(ours, ">>> ")
@@ -247,12 +254,6 @@ def test_a_chat_at_a_terminal(server: Fake) -> None:
     assert process.wait(timeout=30) == 0
     os.close(ours)
     assert server.asked[0][1]["messages"][-1]["content"] == "hi"
-
-
-def heed_interrupts(terminal: int) -> None:
-    """Make ^C typed there a signal, and one that is not ignored (as it is in xdist's workers)."""
-    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_until(terminal: int, end: str) -> str:

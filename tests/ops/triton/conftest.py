@@ -1,7 +1,7 @@
 """Kernels run on a GPU where there is one, else on CPU tensors under Triton's interpreter.
 
-Which of the two is settled when a kernel is declared, so it is settled here, before a test module
-imports one. The interpreter is slow: tests ask `on_gpu` for bigger shapes.
+Which of the two is settled by `tests/conftest.py`, before a test module imports a kernel. The
+interpreter is slow: tests ask `on_gpu` for bigger shapes.
 
 The interpreter of Triton 3.6 has three faults that are mended here: it cannot loop to a bound that
 is computed in the kernel (numpy 2.4 refuses its conversion), it does not round to bfloat16 and
@@ -10,15 +10,11 @@ float8 as GPUs do, and its dot multiplies the bits of bfloat16.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def _mend_interpreter() -> None:
