@@ -148,7 +148,7 @@ class CompileConfig:
     )
     cudagraph_mode: str | None = setting(
         None,
-        "What is captured as graphs (default: full_and_piecewise at level 3 on a GPU, else none)",
+        "What is captured as graphs (default: full_and_piecewise at level 3 on one GPU, else none)",
         choices=("none", "piecewise", "full", "full_decode_only", "full_and_piecewise"),
     )
     cudagraph_capture_sizes: tuple[int, ...] = setting(

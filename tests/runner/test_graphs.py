@@ -13,7 +13,7 @@ from serving import Shared, generate, greedy, make_config, make_runner
 from tiny import make_config as write_config
 from tiny import random_prompt, tiny_checkpoint
 
-from atom.config.schema import Config
+from atom.config.schema import Config, ParallelConfig
 from atom.engine.core import EngineCore
 from atom.engine.runner import graph_plan, graphs
 from atom.engine.runner.graph_plan import plan_graphs
@@ -223,6 +223,15 @@ def test_levels_and_modes() -> None:
     assert piecewise.decode_sizes == ()
     assert {3, 100, 300} <= set(piecewise.token_sizes)
     assert planned(cudagraph_capture_sizes=(3, 700)).decode_sizes == (3, 100)
+
+
+def test_several_ranks_capture_only_when_asked() -> None:
+    config = make_config(None)
+    config = dataclasses.replace(config, parallel=ParallelConfig(tensor_parallel_size=2))
+    plan = plan_graphs(config, "cuda")
+    assert (plan.mode, "several ranks" in str(plan)) == ("none", True)
+    asked = dataclasses.replace(config.compile, cudagraph_mode="full")
+    assert plan_graphs(dataclasses.replace(config, compile=asked), "cuda").kind == "full"
 
 
 def test_kernels_that_cannot_be_captured() -> None:
