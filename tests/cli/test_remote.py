@@ -248,18 +248,24 @@ def test_a_chat_at_a_terminal(server: Fake) -> None:
     assert "m1: /help lists the commands" in seen
     os.write(ours, b"hi\n")
     assert "Hello ✓" in read_until(ours, ">>> ")
-    os.write(ours, b"\x03")  # Ctrl-C at the prompt only drops the line
-    read_until(ours, ">>> ")
+    read_until(ours, ">>> ", pressing=b"\x03")  # Ctrl-C at the prompt only drops the line
     os.write(ours, b"/exit\n")
     assert process.wait(timeout=30) == 0
     os.close(ours)
     assert server.asked[0][1]["messages"][-1]["content"] == "hi"
 
 
-def read_until(terminal: int, end: str) -> str:
-    seen = b""
+def read_until(terminal: int, end: str, pressing: bytes = b"") -> str:
+    """What comes until `end`. `pressing` is typed, and again each second without news: readline
+    does not notice a signal between its prompt and its first look at the terminal."""
+    seen, silent_s = b"", 0
+    os.write(terminal, pressing)
     while not seen.decode(errors="replace").endswith(end):
-        ready, _, _ = select.select([terminal], [], [], 30)
-        assert ready, f"only this came: {seen!r}"
-        seen += os.read(terminal, 1024)
+        ready, _, _ = select.select([terminal], [], [], 1)
+        if ready:
+            seen += os.read(terminal, 1024)
+            continue
+        silent_s += 1
+        assert silent_s < 30, f"only this came: {seen!r}"
+        os.write(terminal, pressing)
     return seen.decode()
