@@ -139,6 +139,12 @@ def select_fused(query: OpQuery) -> Callable[..., Any] | None:
     return select(query)
 
 
+def unusable(device: str) -> dict[str, str]:
+    """Backends of `device` ("cpu" or "cuda") that cannot be loaded here, and why."""
+    reasons = {backend: _load(backend) for backend in PREFERENCE[device]}
+    return {backend: why for backend, why in reasons.items() if why is not None}
+
+
 def chosen() -> dict[OpQuery, str]:
     """What `select` has answered in this process."""
     return dict(_state.chosen)

@@ -52,3 +52,11 @@ def test_nobody_accepts_and_everyone_says_why() -> None:
     assert "\n" not in message
     for part in ("linear(", "broken: ModuleNotFoundError", "fast: no Q4_1 here", "plain: does not"):
         assert part in message
+
+
+def test_a_backend_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.BACKEND_MODULES, "triton", ("no_such_module_here",))
+    monkeypatch.setattr(registry._state, "loaded", {})
+    assert registry.unusable("cuda") == {
+        "triton": "ModuleNotFoundError: No module named 'no_such_module_here'"
+    }

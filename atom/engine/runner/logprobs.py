@@ -15,6 +15,7 @@ from torch import Tensor
 
 from atom.engine.messages import TokenLogprobs
 from atom.engine.runner import host_sampling
+from atom.ops import triton
 
 
 class LogprobTensors(NamedTuple):
@@ -50,10 +51,10 @@ def raw_logprobs(
         logits, rows = logits[rows], None
     if logits.device.type == "cpu":
         return _HostLogprobs(logits, num_top)
-    try:
-        from atom.ops.triton.logprobs import logprobs
-    except ImportError:
+    if not triton.is_installed():
         return _TorchLogprobs(logits if rows is None else logits[rows], num_top)
+    from atom.ops.triton.logprobs import logprobs
+
     return _KernelLogprobs(logits, rows, num_top, logprobs)
 
 

@@ -47,6 +47,7 @@ from atom.engine.runner.steps import DeviceStep, HostStep, StepResult
 from atom.engine.runner.upload import Upload
 from atom.layers.context import ForwardContext, set_forward_context
 from atom.models.loader import load_model, resolve_dtype
+from atom.ops import registry
 from atom.parallel.state import SINGLE, ParallelState
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ class ModelRunner:
                 traceable=compilation.needs_tracing(config, self._device),
                 selects_rows=compilation.can_select_rows(config, self._device),
             )
+        if self._device.type != "cpu":  # the CPU's kernels say so themselves
+            for backend, why in registry.unusable(self._device.type).items():
+                log.warning("no %s kernels, slower ones serve: %s", backend, why)
         self.memory_bytes["weights"] = self.model.weight_bytes
         self._forward: compilation.Forward = self.model.forward
         self._program: Program | None = None

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from atom.ops import triton
+
 _MAX_HISTORY = 1 << 22  # tokens looked at together; bounds the temporaries
 _MAX_ROWS = 64  # rows counted together; bounds the counters
 
@@ -87,10 +89,9 @@ class Penalties:
 
 def _device_way() -> Apply:
     """Kernels where there are some."""
-    try:
-        from atom.ops.triton import penalties
-    except ImportError:
+    if not triton.is_installed():
         return _apply_in_torch
+    from atom.ops.triton import penalties
 
     def apply(logits: Tensor, counts: Tensor, token_pool: Tensor, inputs: PenaltyInputs) -> None:
         penalties.apply(logits, counts, token_pool, *inputs)

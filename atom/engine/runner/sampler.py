@@ -23,6 +23,7 @@ from atom.engine.runner import draw, host_sampling, randomness
 from atom.engine.runner.logprobs import LogprobTensors, raw_logprobs
 from atom.engine.runner.penalties import Penalties, apply_edits
 from atom.engine.runner.sampling_rows import RandomRows, SamplingStep
+from atom.ops import triton
 
 
 class Sampled(NamedTuple):
@@ -64,10 +65,9 @@ class Sampler:
 
 def _device_choice() -> Choose:
     """Kernels where there are some."""
-    try:
-        from atom.ops.triton import sampling
-    except ImportError:
+    if not triton.is_installed():
         return _choose_in_torch
+    from atom.ops.triton import sampling
 
     def choose(logits: Tensor, random: RandomRows | None) -> Tensor:
         if random is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from atom.ops.contracts import AttentionMetadata, AttentionParams
 from atom.ops.triton import support
-from atom.ops.triton.decode_kernel import decode_kernel, merge_kernel
+from atom.ops.triton.decode_kernel import decode_kernel
 from atom.ops.triton.launch import pdl_options
 
 FP8 = torch.float8_e4m3fn
@@ -32,7 +32,6 @@ class Cut(NamedTuple):
     warps: int
     ahead: bool
     stages: int = 1
-    merge: bool = True
     packed: bool = False
 
 
@@ -164,21 +163,12 @@ def launch(
         AHEAD=cut.ahead,
         STAGES=cut.stages,
         PACKED=packed,
-        MERGE=cut.merge,
         STEP=step,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         PDL=bool(pdl),
         num_warps=cut.warps,
         **pdl,
     )
-    if cut.parts > 1 and not cut.merge:
-        merge_kernel[hk, num_seqs](
-            out, meta.seq_lens, partials if params.sinks is None else params.sinks, partials,
-            params.v_scale, out.stride(0), cut.parts, cut.min_part,
-            HK=hk, G=group, D=dim, D_PAD=dim_pad, WINDOW=params.window,
-            SINKS=params.sinks is not None, FUSED=fused, STEP=step,
-            PDL=bool(pdl), num_warps=4, **pdl,
-        )  # fmt: skip
     return out
 
 

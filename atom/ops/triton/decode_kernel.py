@@ -14,7 +14,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from atom.ops.triton.launch import begin
 from atom.ops.triton.rotation import rotated, rotation, to_cache
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -199,7 +198,7 @@ def decode_kernel(
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr,
     FUSED: tl.constexpr, INTERLEAVED: tl.constexpr, NORM: tl.constexpr, ONE_PAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr, STAGES: tl.constexpr,
-    PACKED: tl.constexpr, MERGE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """AHEAD: the next tile of keys and values is read into registers while one is worked on.
@@ -356,33 +355,11 @@ def decode_kernel(
         tl.store(sums + row * 2, m, mask=mask_heads)
         tl.store(sums + row * 2 + 1, total, mask=mask_heads)
         tl.store(partials + row[:, None] * D + d[None, :], acc, mask=mask_q)
-        if MERGE:
-            tl.debug_barrier()  # all threads have written before one of them says so
-            counter = counters + seq * HK + head
-            if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
-                tl.store(counter, 0)  # ready for the next launch
-                _merge(
-                    out, partials, parts, base, all_parts, head, sinks, v_scale, G, D, D_PAD,
-                    SINKS, STEP,
-                )  # fmt: skip
-
-
-@triton.jit
-def merge_kernel(
-    out, seq_lens, sinks, partials, v_scale, out_row, most_parts, min_part,
-    HK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    WINDOW: tl.constexpr, SINKS: tl.constexpr, FUSED: tl.constexpr, STEP: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
-    """The merging of the parts in a launch of its own: program (h, s)."""
-    head, seq = tl.program_id(0), tl.program_id(1)
-    begin(PDL)
-    length = tl.load(seq_lens + seq)
-    end = length - 1 if FUSED else length
-    low = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else 0
-    parts = _num_parts(end - low, most_parts, min_part)
-    if parts > 1:
-        base = (seq * HK + head) * most_parts
-        total = tl.num_programs(1) * HK * most_parts
-        out += seq.to(tl.int64) * out_row
-        _merge(out, partials, parts, base, total, head, sinks, v_scale, G, D, D_PAD, SINKS, STEP)
+        tl.debug_barrier()  # all threads have written before one of them says so
+        counter = counters + seq * HK + head
+        if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
+            tl.store(counter, 0)  # ready for the next launch
+            _merge(
+                out, partials, parts, base, all_parts, head, sinks, v_scale, G, D, D_PAD,
+                SINKS, STEP,
+            )  # fmt: skip

@@ -94,8 +94,8 @@ def test_long_contexts(device: str, on_gpu: bool, name: str) -> None:
     _check(GPU_CASES[name], device, cuts)
 
 
-def test_merging_in_a_launch_of_its_own(device: str) -> None:
-    _check(CASES["plain"], device, [Cut(16, 4, 16, 4, True, 1, False)])
+def test_short_parts_are_merged(device: str) -> None:
+    _check(CASES["plain"], device, [Cut(16, 4, 16, 4, True)])
 
 
 def test_equal_twice(device: str) -> None:

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from atom.ops import registry
 from atom.ops.registry import OpQuery
-
-linear = pytest.importorskip("atom.ops.triton.linear")
-products = pytest.importorskip("atom.ops.triton.linear_products")
-config = pytest.importorskip("atom.ops.triton.linear_config")
+from atom.ops.triton import linear
+from atom.ops.triton import linear_config as config
+from atom.ops.triton import linear_products as products
 
 EPS = 1e-5
 ONE_TOKEN = [

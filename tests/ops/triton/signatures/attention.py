@@ -45,7 +45,7 @@ def _decode(
             "FUSED": fused, "INTERLEAVED": extras, "NORM": fused, "ONE_PAGE": block_n == 16,
             "BLOCK_N": block_n,
             "SPLIT": split, "AHEAD": ahead, "STAGES": 1 if ahead else 3, "PACKED": kv == "i32",
-            "MERGE": True, "STEP": 4,
+            "STEP": 4,
             "PRECISION": "ieee" if dtype == "fp32" else "tf32", "PDL": pdl,
         },
         {"num_warps": warps},
