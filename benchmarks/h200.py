@@ -228,7 +228,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--log", type=Path, default=Path("h200.log"), help="the engines' output")
     parser.add_argument("--limit-s", type=float, default=CELL_LIMIT_S, help="silence of an engine")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for model in args.models:
+        if not (model / "config.json").is_file():
+            parser.error(f"--models {model}: there is no config.json; name a folder that has one")
+    return args
 
 
 def main() -> None:
@@ -238,6 +242,8 @@ def main() -> None:
     settings: dict[str, Any] = {"device": args.device, "load_dummy": True, **dict(args.set)}
     about = {"machine": machine(), "settings": settings, "quick": args.quick}
     say(json.dumps(about))
+    if tiny:
+        say("on a CPU: shapes are tiny, the floors are an H200's, nobody's figures are beside them")
     # Fp8 against bfloat16 KV on the first model, unless told.
     long = args.long if args.long is not None else [args.models[0].resolve().name]
     done = []

@@ -79,7 +79,7 @@ def cells(tiny: bool, quick: bool, with_long: bool) -> list[Cell]:
         work = (4, 128, 8) if tiny else (64, 8192, 128)
         # The fp8 engine is another process: it is the second start too.
         rows += [Cell(f"long-{kv}", "long", *work, kv=kv, repeats=1) for kv in ("auto", "fp8")]
-    rows.append(Cell("start", "start", kv="start"))
+    rows.append(Cell("start", "start", batch=0 if tiny else 1, kv="start"))
     return rows
 
 
@@ -127,7 +127,7 @@ def target_of(cell: Cell, shape: Shape) -> Target | None:
             return Target(1.1 * peer.throughput, peer.throughput, False)
         case "prefill" if (cell.batch, cell.prompt) == (32, 2048):
             return Target(peer.prefill, peer.prefill, False)
-        case "start":
+        case "start" if cell.batch:  # on a GPU
             return Target(START_S, peer.start_s, True)
         case _:
             return None
