@@ -27,6 +27,8 @@ INTERRUPTED = 130
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("atom.cli.serve", "Serve a model with an OpenAI-compatible API."),
     "run": ("atom.cli.run", "Chat in the terminal, or get one answer."),
+    "bench": ("atom.cli.bench", "Benchmark a server; keep, show and compare the results."),
+    "dashboard": ("atom.cli.dashboard", "Build or serve the dashboard of the run history."),
     "doctor": ("atom.cli.doctor", "Show the machine, the kernels chosen on it and a memory plan."),
     "recipe": ("atom.cli.recipe", "Check and show recipes; list every setting."),
     "version": ("atom.cli.version", "Show the versions of atom and of what it stands on."),
@@ -48,7 +50,7 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(
     cls=LazyGroup,
     name="atom",
-    help="Serve large language models from one recipe file.",
+    help="Serve and measure large language models from one recipe file.",
     no_args_is_help=True,
     context_settings=CONTEXT,
     pretty_exceptions_enable=False,
