@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # One thread per test process: the suite runs JOBS of them side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: check install lint types imports test format docs clean
+.PHONY: check install lint types imports test format docs vendor clean
 
 check: lint types imports test
 
@@ -41,6 +41,10 @@ format: install
 # The reference in docs/reference is generated from atom/config; a test compares it.
 docs: install
 	$(BIN)/python -m atom.config.reference
+
+# The dashboard's chart library, from packages pinned by checksum; needs npm. The result is kept in git.
+vendor:
+	atom/bench/dashboard/vendor/build.sh
 
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
