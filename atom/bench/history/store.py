@@ -6,6 +6,7 @@ not lost: it is written to a file of its own, and the error says where.
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import threading
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -94,7 +95,7 @@ class History:
         """Store a run and its samples (a sequence for each repeat); False if it is there already.
 
         A run that is there keeps what it has, but takes samples that it lacks. If the history
-        cannot take the run, it is written to a file of its own and `HistoryError.saved` is its path.
+        cannot take the run, it is written to a file of its own, whose path is `HistoryError.saved`.
         """
         try:
             return self._run(lambda connection: self._add(connection, run, records), write=True)
@@ -108,7 +109,7 @@ class History:
             raise HistoryError(f"{error}{tail}", saved=saved) from error
 
     def attach(self, run_id: str, kind: str, path: Path | str) -> None:
-        """Note a file that belongs to a run (kind: trace, records, log, ...); once for each path."""
+        """Note a file that belongs to a run (kind: trace, records, log, ...), once."""
         artefact = {"kind": kind, "path": str(Path(path).absolute())}
 
         def change(connection: sqlite3.Connection) -> None:
@@ -202,12 +203,10 @@ class History:
         query = "SELECT records FROM samples WHERE run_id = ? AND repeat = ? AND block = ?"
         block = 0
         while True:
-            row = self._run(
-                lambda c, b=block: c.execute(query, (key, repeat, b)).fetchone(), write=False
-            )
-            if row is None:
+            data = self._run(functools.partial(_one, query, (key, repeat, block)), write=False)
+            if data is None:
                 return
-            yield from codec.decode_records([row["records"]])
+            yield from codec.decode_records([data])
             block += 1
 
     def resolve(self, text: str) -> list[RunResult]:
@@ -270,7 +269,7 @@ class History:
         row: sqlite3.Row = rows[0]
         return row
 
-    def _nothing(self, run_id: str) -> Any:
+    def _nothing(self, run_id: str) -> NoReturn:
         raise HistoryError(
             f"no run {run_id} in {self.path}; atom bench list shows the runs that there are"
         )
@@ -356,6 +355,12 @@ def _row_of(run: RunResult, text: str, lists: bytes | None) -> tuple[Any, ...]:
         text,
         lists,
     )
+
+
+def _one(query: str, values: Sequence[Any], connection: sqlite3.Connection) -> bytes | None:
+    """The first column of the first row."""
+    row = connection.execute(query, values).fetchone()
+    return None if row is None else row[0]
 
 
 @contextmanager
