@@ -1,8 +1,8 @@
 """The metrics' names: one vocabulary for results, history, comparison, objectives and dashboard.
 
-A latency is `<statistic>_<what>_ms`: mean, median, std, p90, p99, p99.9 of ttft, tpot, itl, e2el,
-client_queue or server_queue. The rest is listed in `PLAIN`. The names of the original's
-`benchmark_serving` are kept where it has the metric.
+A latency is `<statistic>_<what>_ms`: mean, median, std, p90, p99, p99.9 of what `LATENCIES` lists.
+The rest is listed in `PLAIN`. The names of the original's `benchmark_serving` are kept where it has
+the metric.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ LATENCIES: dict[str, str] = {
     "tpot": "Time per output token",
     "itl": "Inter-token latency",
     "e2el": "End-to-end latency",
+    "first_text": "Time to first visible text",
+    "chunk_gap": "Gap between streamed chunks",
     "client_queue": "Wait in the client",
     "server_queue": "Wait in the server's queue",
 }
