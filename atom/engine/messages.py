@@ -82,6 +82,7 @@ class TokenChunk(msgspec.Struct, array_like=True):
     error: str | None = None
     num_cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
     timings: Timings | None = None  # with the last chunk
+    queued_s: float | None = None  # with the first chunk; as in `Timings`
 
 
 class SchedulerStats(msgspec.Struct, array_like=True):

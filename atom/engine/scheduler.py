@@ -257,6 +257,7 @@ class Scheduler:
     def _first(seq: Sequence, chunk: TokenChunk, now: float) -> None:
         seq.first_token_t = now
         chunk.num_cached_tokens = seq.num_cached_tokens
+        chunk.queued_s = seq.timings().queued_s
         chunk.prompt_logprobs, seq.prompt_logprobs = seq.prompt_logprobs, None
 
     def _stop(
@@ -296,6 +297,7 @@ class Scheduler:
             if seq is not None and seq.finish_reason is None:
                 chunk = TokenChunk(seq.request_id, [], num_cached_tokens=seq.num_cached_tokens)
                 chunk.prompt_logprobs = seq.prompt_logprobs
+                chunk.queued_s = seq.timings().queued_s
                 chunks.append(chunk)
                 self._finish(seq, chunk, "length")
 

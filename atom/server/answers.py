@@ -35,6 +35,7 @@ class Usage(_Shape):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    queue_s: float | None
     ttft_s: float | None
     tpot_s: float | None
     latency_s: float | None

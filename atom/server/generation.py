@@ -65,6 +65,7 @@ class Choice:
         self.request = request
         self.num_tokens = 0
         self.num_cached_tokens = 0
+        self.queued_s: float | None = None  # in the engine, before its first step
         self.finish_reason: str | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self.arrival = arrival
@@ -128,6 +129,7 @@ class Choice:
         if self.first_at is None:
             self.first_at = now
             self.num_cached_tokens = chunk.num_cached_tokens
+            self.queued_s = chunk.queued_s
             self.prompt_logprobs = chunk.prompt_logprobs
             prompt_tokens = len(self.request.prompt_token_ids)
             self._metrics.on_first_token(now - self.arrival, prompt_tokens, count)
@@ -184,13 +186,15 @@ class Choice:
 def usage(choices: Sequence[Choice], per_prompt: int) -> dict[str, Any]:
     """OpenAI's usage of all choices, `per_prompt` for each prompt; extras: seconds from arrival.
 
-    `ttft_s` is to the first token of any choice, `tpot_s` the mean time per token after a choice's
-    first, `latency_s` to the last token. They are null while there is nothing to measure.
+    `queue_s` is the longest that a choice waited in the engine's queue, `ttft_s` is to the first
+    token of any choice, `tpot_s` the mean time per token after a choice's first, `latency_s` to the
+    last token. They are null while there is nothing to measure.
     """
     prompts = choices[::per_prompt]
     prompt_tokens = sum(len(c.request.prompt_token_ids) for c in prompts)
     completion_tokens = sum(c.num_tokens for c in choices)
     started = [c for c in choices if c.first_at is not None]
+    queued = [c.queued_s for c in choices if c.queued_s is not None]
     firsts = [c.first_at - c.arrival for c in started if c.first_at is not None]
     gaps = sum(c.num_tokens - 1 for c in started if c.num_tokens > 1)
     spent = sum(c.last_at - (c.first_at or c.last_at) for c in started if c.num_tokens > 1)
@@ -199,6 +203,7 @@ def usage(choices: Sequence[Choice], per_prompt: int) -> dict[str, Any]:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(c.num_cached_tokens for c in prompts)},
+        "queue_s": round(max(queued), 6) if queued else None,
         "ttft_s": round(min(firsts), 6) if firsts else None,
         "tpot_s": round(spent / gaps, 6) if gaps else None,
         "latency_s": round(max(c.last_at - c.arrival for c in choices), 6) if firsts else None,

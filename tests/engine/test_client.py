@@ -330,7 +330,7 @@ async def test_nothing_new_is_taken_while_draining() -> None:
 def test_merging_loses_nothing(tokens: list[int], data: st.DataObject) -> None:
     chunks = [TokenChunk("a", [token]) for token in tokens]
     chunks[0].num_cached_tokens = 5
-    chunks[0].prompt_logprobs = [None]
+    chunks[0].prompt_logprobs, chunks[0].queued_s = [None], 0.5
     chunks[-1].finish_reason, chunks[-1].stop_token_id = "stop", tokens[-1]
     chunks[-1].timings = Timings(0.0, 1.0, 2.0)
     merged: list[TokenChunk] = []
@@ -341,7 +341,7 @@ def test_merging_loses_nothing(tokens: list[int], data: st.DataObject) -> None:
             merged.append(chunk)
     assert [token for chunk in merged for token in chunk.token_ids] == tokens
     assert merged[0].num_cached_tokens == 5
-    assert merged[0].prompt_logprobs == [None]
+    assert (merged[0].prompt_logprobs, merged[0].queued_s) == ([None], 0.5)
     assert [chunk.finish_reason for chunk in merged] == [None] * (len(merged) - 1) + ["stop"]
     assert merged[-1].timings is not None
     assert merged[-1].stop_token_id == tokens[-1]

@@ -508,6 +508,7 @@ def test_timings_are_taken_from_the_clock() -> None:
     assert timings is not None
     # "first" took the steps at 0 and 1 s; "a" was scheduled at 2 s and had tokens at 2, 3 and 4 s.
     assert (timings.queued_s, timings.prefill_s, timings.decode_s) == (2.0, 0.0, 2.0)
+    assert engine.chunks["a"][0].queued_s == 2.0
 
 
 def test_drawn_seeds_repeat_with_the_configured_seed_and_differ_per_request() -> None:

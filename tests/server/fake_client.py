@@ -143,6 +143,7 @@ class FakeClient:
             for start in starts
         ]
         first, last = chunks[0][1], chunks[-1][1]
+        first.queued_s = 0.01
         first.num_cached_tokens = len(request.prompt_token_ids) // 16 * 16
         if sampling.prompt_logprobs is not None:
             values = self._logprobs(request.prompt_token_ids, sampling.prompt_logprobs) or []

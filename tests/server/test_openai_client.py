@@ -29,6 +29,7 @@ def test_completion(served: Served) -> None:
     extras = answer.usage.model_dump()
     assert 0 < extras["ttft_s"] <= extras["latency_s"]
     assert extras["tpot_s"] >= 0
+    assert extras["queue_s"] == 0.01
 
 
 def test_completion_defaults_to_sixteen_tokens(served: Served) -> None:
