@@ -6,6 +6,7 @@ arrivals would otherwise miss the rate by 10% at random, and two runs would diff
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class ArrivalSpec:
             raise BenchError(f"--burstiness is {self.burstiness}; it must be above 0 (1: Poisson)")
         if self.ramp_to is not None and not (0 < self.ramp_to < math.inf and rate < math.inf):
             raise BenchError(
-                f"--request-rate {rate:g}:{self.ramp_to:g}: both must be finite and > 0"
+                f"--request-rate {rate:g}:{self.ramp_to:g}: both must be above 0 and finite"
             )
         if self.ramp not in get_args(Ramp):
             raise BenchError(f"ramp is {self.ramp!r}; it must be linear or exponential")
@@ -145,7 +146,7 @@ def arrival_times(
 def _replayed(spec: ArrivalSpec, count: int | None, duration_s: float | None) -> list[float]:
     assert spec.timestamps is not None
     times = [round(t * spec.time_scale, 9) for t in spec.timestamps[:count]]
-    assert all(a <= b for a, b in zip(times, times[1:], strict=False))
+    assert all(a <= b for a, b in itertools.pairwise(times))
     return times if duration_s is None else [t for t in times if t < duration_s]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from atom.bench.errors import BenchError
 from atom.bench.types import Workload
 from atom.bench.workloads.spec import SYNTHETIC, WorkloadSpec
@@ -13,11 +15,16 @@ def needs_tokens(spec: WorkloadSpec) -> bool:
     return spec.dataset in SYNTHETIC
 
 
-def make_workload(spec: WorkloadSpec, tokens: TokenSource | None, seed: int) -> Workload:
+class NotedWorkload(Workload, Protocol):
+    """A workload with something to say."""
+
+    notes: list[str]  # lines for people: the range of lengths, rows left out
+
+
+def make_workload(spec: WorkloadSpec, tokens: TokenSource | None, seed: int) -> NotedWorkload:
     """The jobs of `spec` and `seed`; `tokens` may be None where `needs_tokens` says so.
 
-    Beyond `types.Workload` it has `notes`: lines for people, such as the range of lengths. Raises
-    `BenchError` for a file that cannot be read, or lengths that cannot be made.
+    Raises `BenchError` for a file that cannot be read, or lengths that cannot be made.
     """
     if tokens is None and needs_tokens(spec):
         raise BenchError(f"the data set {spec.dataset} needs a tokenizer; give --tokenizer")
@@ -25,6 +32,7 @@ def make_workload(spec: WorkloadSpec, tokens: TokenSource | None, seed: int) -> 
         from atom.bench.workloads.synthetic import MultiTurnWorkload, RandomWorkload
 
         assert tokens is not None
-        kind = MultiTurnWorkload if spec.dataset == "multi-turn" else RandomWorkload
-        return kind(spec, tokens, seed)
+        if spec.dataset == "multi-turn":
+            return MultiTurnWorkload(spec, tokens, seed)
+        return RandomWorkload(spec, tokens, seed)
     raise BenchError(f"the data set {spec.dataset} is not there yet")

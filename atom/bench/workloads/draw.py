@@ -1,7 +1,7 @@
 """Randomness that depends on a key alone: a seed, a purpose, a number.
 
-There is no generator with a state: what job 7 draws is the same whether jobs 0 to 6 were made before
-or not, in any process, on any Python. The bits are those of SHAKE-128 over the key's text.
+There is no generator with a state: what job 7 draws is the same whether jobs 0 to 6 were made
+before or not, in any process, on any Python. The bits are those of SHAKE-128 over the key's text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def uniforms(count: int, *key: object) -> NDArray[np.float64]:
 
     raw = np.frombuffer(bits(8 * count, *key), dtype="<u8")
     # 52 bits and a half: with 53 the largest would round to 1.
-    return ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    numbers: NDArray[np.float64] = ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return numbers
 
 
 def indices(count: int, size: int, *key: object) -> NDArray[np.int64]:
@@ -45,7 +46,8 @@ def indices(count: int, size: int, *key: object) -> NDArray[np.int64]:
     import numpy as np
 
     raw = np.frombuffer(bits(4 * count, *key), dtype="<u4").astype(np.uint64)
-    return ((raw * np.uint64(size)) >> np.uint64(32)).astype(np.int64)
+    numbers: NDArray[np.int64] = ((raw * np.uint64(size)) >> np.uint64(32)).astype(np.int64)
+    return numbers
 
 
 def permutation(size: int, *key: object) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """One small synchronous JSON client, for questions asked before a run: tokens of a text, usage.
 
-The load itself is the client's (`atom.bench.client`). No proxy of the environment is used, as there.
+The load itself is the client's (`atom.bench.client`). As there, proxies of the environment are left
+alone.
 """
 
 from __future__ import annotations
@@ -90,8 +91,21 @@ class JsonServer:
 
 # Fields of a request that say how much is generated, not what the prompt is.
 _OUTPUT_FIELDS = frozenset(
-    ("max_tokens", "max_completion_tokens", "min_tokens", "stream", "stream_options", "n")
-    + ("best_of", "logprobs", "top_logprobs", "echo", "ignore_eos", "stop", "response_format")
+    [
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "stream",
+        "stream_options",
+        "n",
+        "best_of",
+        "logprobs",
+        "top_logprobs",
+        "echo",
+        "ignore_eos",
+        "stop",
+        "response_format",
+    ]
 )
 
 

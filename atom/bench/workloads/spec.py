@@ -1,4 +1,4 @@
-"""What a workload is asked to be: every parameter with a sentence, and the checks that need no data."""
+"""What a workload is asked to be: every parameter with a sentence, and its checks."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def parse_dataset(text: str) -> tuple[Dataset, str | None]:
     name, _, path = text.partition(":")
     name = name.replace("_", "-")
     if name in DATASETS:
-        return name, path or None  # type: ignore[return-value]
+        return name, path or None
     if text in PROMPT_SETS:
         return "prompts", text
     known = [*DATASETS, *PROMPT_SETS]

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from atom.bench.types import Job, Turn
+from atom.bench.types import Endpoint, Job, Turn
 from atom.bench.workloads import draw
 from atom.bench.workloads.lengths import LengthRange, bounds
 from atom.bench.workloads.maker import Maker, check_context
-from atom.bench.workloads.spec import INPUT_LEN, OUTPUT_LEN, WorkloadSpec
+from atom.bench.workloads.spec import INPUT_LEN, OUTPUT_LEN, PromptForm, WorkloadSpec
 from atom.bench.workloads.tokens import TokenSource
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ class _Synthetic:
     length: int | None = None  # they never end
 
     def __init__(self, spec: WorkloadSpec, maker: Maker, seed: int) -> None:
-        self.name = spec.dataset
-        self.endpoint = spec.endpoint
+        self.name: str = spec.dataset
+        self.endpoint: Endpoint = spec.endpoint
         self.spec, self.seed, self.maker = spec, seed, maker
         length = spec.input_len or INPUT_LEN
         ratio, convention = spec.range_ratio, spec.length_convention
@@ -109,7 +109,9 @@ class MultiTurnWorkload(_Synthetic):
     """
 
     def __init__(self, spec: WorkloadSpec, tokens: TokenSource, seed: int) -> None:
-        form = None if spec.endpoint == "chat" else "text"  # answers come as text
+        form: PromptForm | None = (
+            None if spec.endpoint == "chat" else "text"
+        )  # answers come as text
         super().__init__(spec, Maker(tokens, spec.endpoint, form), seed)
         self.turns_range = LengthRange(spec.turns, spec.turns_max or spec.turns)
         turns = self.turns_range.high
