@@ -8,36 +8,39 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from atom.config.fields import Setting, sections, settings
+from atom.config.fields import Setting, settings, tool_settings
 
 MIN_TABLE_COLUMNS = 116
 
-# Further long spellings, without dashes; kept out of the help's narrow first column.
-_LONG_ALIASES = {
-    alias[2:]: setting.flag[2:]
-    for setting in settings().values()
-    for alias in setting.aliases
-    if alias.startswith("--")
-}
+
+def context_for(table: Iterable[Setting]) -> dict[str, Any]:
+    """Click's context settings of a command whose flags are these settings.
+
+    --max_num_seqs means --max-num-seqs, --block-size means --kv-cache-block-size: further long
+    spellings are kept out of the help's narrow first column.
+    """
+    aliases = {
+        alias[2:]: setting.flag[2:]
+        for setting in table
+        for alias in setting.aliases
+        if alias.startswith("--")
+    }
+
+    def normalize(name: str) -> str:
+        name = name.replace("_", "-")
+        return aliases.get(name, name)
+
+    return {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"]}
 
 
-def _normalize(name: str) -> str:
-    """--max_num_seqs means --max-num-seqs, --block-size means --kv-cache-block-size."""
-    name = name.replace("_", "-")
-    return _LONG_ALIASES.get(name, name)
-
-
-# Give it to every command.
-CONTEXT = {
-    "token_normalize_func": _normalize,
-    "help_option_names": ["-h", "--help"],
-}
+# Give it to every command that has no settings but the server's.
+CONTEXT = context_for(settings().values())
 
 
 class SettingsCommand(TyperCommand):
@@ -81,6 +84,11 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
     return collects([_parameter(s) for s in chosen], into="flags")
 
 
+def with_tool(tool: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """As `with_settings`, for all settings of a tool."""
+    return collects([_parameter(s) for s in tool_settings(tool).values()], into="flags")
+
+
 def option_parameter(
     name: str,
     annotation: Any,
@@ -122,14 +130,9 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         [*names, *short],
         help=_help(setting),
         metavar=None if setting.kind is bool else _metavar(setting),
-        panel=_panel(setting.section),
+        panel=f"{setting.group}: {setting.title}",
         completion=_completion(setting),
     )
-
-
-def _panel(section: str) -> str:
-    doc = (sections()[section].__doc__ or section).splitlines()[0].rstrip(".")
-    return f"{section}: {doc}"
 
 
 def _help(setting: Setting) -> str:

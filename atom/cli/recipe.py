@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +12,13 @@ import typer
 
 from atom.cli.common import add_row, console, print_json, resolve_target, table
 from atom.cli.flags import CONTEXT, SettingsCommand, with_settings
-from atom.config import Resolved, resolve
-from atom.config.fields import Setting, settings, value_of
+from atom.config import Resolved, ResolvedTool, resolve, resolve_tool
+from atom.config.fields import TOOLS, Setting, settings, tool_settings, value_of
 from atom.config.json_schema import json_schema
 from atom.config.resolve import DEFAULT
 from atom.config.schema import SECTIONS
 from atom.config.serial import public_tree
-from atom.errors import ConfigError
+from atom.errors import AtomError, ConfigError
 
 app = typer.Typer(
     context_settings=CONTEXT,
@@ -34,12 +36,14 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Validate recipes; exit code 2 if any is wrong. The environment has no say."""
+    read_settings = importlib.import_module("atom.bench.settings").read
     problems: dict[str, str | None] = {}
     for path in recipes:
         try:
             resolve(path)
+            read_settings(resolve_tool("bench", path))
             problems[str(path)] = None
-        except ConfigError as error:
+        except AtomError as error:
             problems[str(path)] = str(error)
     if as_json:
         print_json([{"recipe": p, "ok": e is None, "error": e} for p, e in problems.items()])
@@ -63,10 +67,12 @@ def show(
     *,
     flags: dict[str, Any],
 ) -> None:
-    """Print every resolved setting and where it came from."""
+    """Print every resolved setting and where it came from; of the tools', what is not default."""
     resolved = resolve_target(target, flags)
+    recipe = Path(target) if target is not None and target.endswith(".toml") else None
+    tools = [resolve_tool(tool, recipe, os.environ) for tool in TOOLS]
     if as_json:
-        print_json(_with_sources(resolved))
+        print_json({**_with_sources(resolved), **{t.tool: _tool_with_sources(t) for t in tools}})
         return
     rows = table("setting", "value", "from")
     for setting in settings().values():
@@ -74,7 +80,25 @@ def show(
         source = resolved.sources.get(setting.name, DEFAULT)
         style = "dim" if source is DEFAULT else ""
         add_row(rows, setting.key, value, str(source), style=style)
+    for tool in tools:
+        for name, setting in tool_settings(tool.tool).items():
+            if name in tool.sources:
+                value = setting.show(value_of(tool.config, setting))
+                add_row(rows, setting.key, value, str(tool.sources[name]))
     console().print(rows)
+
+
+def _tool_with_sources(tool: ResolvedTool) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name, setting in tool_settings(tool.tool).items():
+        value = value_of(tool.config, setting)
+        source = tool.sources.get(name, DEFAULT)
+        shown[name] = {
+            "value": "***" if setting.secret and value else value,
+            "source": source.kind,
+            "where": source.where or None,
+        }
+    return shown
 
 
 def _with_sources(resolved: Resolved) -> dict[str, Any]:
@@ -98,9 +122,11 @@ def schema(as_json: Json = False) -> None:
     if as_json:
         print_json(json_schema())
         return
-    for section in SECTIONS:
+    tables = [(s, [x for x in settings().values() if x.section == s]) for s in SECTIONS]
+    tables += [(tool, list(tool_settings(tool).values())) for tool in TOOLS]
+    for section, keys in tables:
         rows = table("key", "type", "default", "meaning")
-        for setting in (s for s in settings().values() if s.section == section):
+        for setting in keys:
             add_row(rows, *_row(setting))
         out = console()
         out.print(f"\n[bold cyan]\\[{section}][/bold cyan]")

@@ -2,9 +2,11 @@
 
 from atom.config.resolve import (
     Resolved,
+    ResolvedTool,
     Source,
     resolve,
     resolve_arguments,
+    resolve_tool,
     resolve_with_sources,
 )
 from atom.config.schema import Config
@@ -12,8 +14,10 @@ from atom.config.schema import Config
 __all__ = [
     "Config",
     "Resolved",
+    "ResolvedTool",
     "Source",
     "resolve",
     "resolve_arguments",
+    "resolve_tool",
     "resolve_with_sources",
 ]

@@ -52,6 +52,8 @@ def _parse(setting: Setting, text: str, where: str) -> Any:
 
 
 def _one(setting: Setting, value: Any, where: str) -> Any:
+    if setting.loose and type(value) in (int, float):
+        value = str(value)
     # TOML and JSON write 1 for 1.0; a bool is an int only to Python.
     if setting.kind is float and type(value) is int:
         value = float(value)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from atom.config.coerce import coerce_text
-from atom.config.fields import Setting, nearest, settings
+from atom.config.fields import Setting, every_setting, nearest
 from atom.config.support import REFUSED_ENVIRONMENT
 from atom.errors import ConfigError
 
@@ -86,9 +86,9 @@ def is_service_link(name: str, value: str) -> bool:
 
 
 def read_environment(env: Mapping[str, str]) -> Iterator[EnvironmentValue]:
-    """The settings that `env` gives; raises `ConfigError` for a bad or unknown variable."""
+    """The settings that `env` gives, tools' too; `ConfigError` for a bad or unknown variable."""
     known = _known()
-    seen: dict[str, EnvironmentValue] = {}
+    seen: dict[tuple[str, str], EnvironmentValue] = {}
     for name in sorted(env):
         text = env[name]
         if not name.startswith(PREFIX) or not text or is_service_link(name, text):
@@ -104,7 +104,7 @@ def read_environment(env: Mapping[str, str]) -> Iterator[EnvironmentValue]:
             _check_process_variable(name, text)
             continue
         found = EnvironmentValue(setting, coerce_text(setting, text, name), name)
-        earlier = seen.setdefault(setting.name, found)
+        earlier = seen.setdefault((setting.tool, setting.name), found)
         if earlier.value != found.value:
             raise ConfigError(
                 f"{name} and {earlier.variable} both set {setting.name}, to different values"
@@ -130,7 +130,7 @@ def environment_problem(env: Mapping[str, str]) -> str | None:
 def _known() -> dict[str, Setting | None]:
     """Every ATOM_ name -> its setting, or None for a process variable."""
     table: dict[str, Setting | None] = {v.name: None for v in PROCESS_VARIABLES}
-    for setting in settings().values():
+    for setting in every_setting():
         table[setting.env] = setting
         if setting.env_alias:
             table[setting.env_alias] = setting

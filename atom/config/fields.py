@@ -1,7 +1,8 @@
 """The schema as a flat table: one `Setting` per key, found by name.
 
 Recipe keys, flags and environment variables are all spellings of these names, so a name is unique
-over all sections.
+over all sections of the server's tree. A tool (`atom bench`) has one section and a table of its
+own: its names may be the server's too, and its variables are ATOM_<TOOL>_<NAME>.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Union
 
+from atom.config.bench import BenchConfig
 from atom.config.schema import Config
+
+# Section of a recipe -> the tree of its tool: dataclasses in groups, whose keys all stand in it.
+TOOLS: dict[str, type] = {"bench": BenchConfig}
 
 # Resets an optional setting to its default where a language has no null.
 AUTO = "auto"
@@ -23,9 +28,16 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One key of the tree. `kind` is the type of a value, or of an element if `many`."""
+    """One key of the tree. `kind` is the type of a value, or of an element if `many`.
+
+    `group` is the field of the tree that holds it: the section, but for a tool's settings. `title`
+    says in a line what the group is about. `tool` is "" for the server's settings.
+    """
 
     section: str
+    group: str
+    title: str
+    tool: str
     name: str
     kind: type
     many: bool
@@ -39,6 +51,7 @@ class Setting:
     aliases: tuple[str, ...]
     secret: bool
     env_alias: str | None
+    loose: bool
 
     @property
     def key(self) -> str:
@@ -51,7 +64,7 @@ class Setting:
 
     @property
     def env(self) -> str:
-        return f"ATOM_{self.name.upper()}"
+        return "_".join(filter(None, ("ATOM", self.tool.upper(), self.name.upper())))
 
     @property
     def type_name(self) -> str:
@@ -85,7 +98,7 @@ class Setting:
         if isinstance(value, bool):
             return "true" if value else "false"
         if isinstance(value, tuple):
-            return ",".join(str(item) for item in value)
+            return ",".join(f"{i:g}" if isinstance(i, float) else str(i) for i in value)
         return str(value)
 
 
@@ -119,32 +132,56 @@ def sections() -> dict[str, type]:
 
 @lru_cache(maxsize=1)
 def settings() -> dict[str, Setting]:
-    """Name -> setting, in the order of the schema."""
+    """Name -> setting of the server's tree, in the order of the schema."""
+    return _table(Config, "")
+
+
+@lru_cache(maxsize=8)
+def tool_settings(tool: str) -> dict[str, Setting]:
+    """Name -> setting of a tool, in the order of its schema."""
+    return _table(TOOLS[tool], tool)
+
+
+def every_setting() -> list[Setting]:
+    """The server's and all tools'."""
+    return [*settings().values(), *(s for tool in TOOLS for s in tool_settings(tool).values())]
+
+
+def _table(root: type, tool: str) -> dict[str, Setting]:
     table: dict[str, Setting] = {}
-    for section, owner in sections().items():
+    for group, owner in typing.get_type_hints(root).items():
         hints = typing.get_type_hints(owner)
         for field in dataclasses.fields(owner):
-            kind, many, optional = _unwrap(hints[field.name])
-            meta = field.metadata
             assert field.name not in table, f"{field.name} stands in two sections"
-            table[field.name] = Setting(
-                section=section,
-                name=field.name,
-                kind=kind,
-                many=many,
-                optional=optional,
-                default=field.default,
-                doc=meta["doc"],
-                choices=meta["choices"],
-                ge=meta["ge"],
-                gt=meta["gt"],
-                le=meta["le"],
-                aliases=meta["aliases"],
-                secret=meta["secret"],
-                env_alias=meta["env"],
-            )
+            table[field.name] = _setting(field, hints[field.name], group, owner, tool)
     return table
 
 
-def value_of(config: Config, setting: Setting) -> Any:
-    return getattr(getattr(config, setting.section), setting.name)
+def _setting(field: Any, annotation: Any, group: str, owner: type, tool: str) -> Setting:
+    kind, many, optional = _unwrap(annotation)
+    meta = field.metadata
+    return Setting(
+        section=tool or group,
+        group=group,
+        title=(owner.__doc__ or group).splitlines()[0].rstrip("."),
+        tool=tool,
+        name=field.name,
+        kind=kind,
+        many=many,
+        optional=optional,
+        default=field.default,
+        doc=meta["doc"],
+        choices=meta["choices"],
+        ge=meta["ge"],
+        gt=meta["gt"],
+        le=meta["le"],
+        aliases=meta["aliases"],
+        secret=meta["secret"],
+        env_alias=meta["env"],
+        loose=meta["loose"],
+    )
+
+
+def value_of(config: Any, setting: Setting) -> Any:
+    """The value of a setting in its tree: `Config`, or the tree of the setting's tool."""
+    return getattr(getattr(config, setting.group), setting.name)

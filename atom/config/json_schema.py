@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atom.config.fields import AUTO, Setting, sections, settings
+from atom.config.fields import AUTO, TOOLS, Setting, sections, settings, tool_settings
 from atom.config.support import LATER_SECTIONS
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -19,6 +19,13 @@ def json_schema() -> dict[str, Any]:
             "type": "object",
             "description": (owner.__doc__ or "").strip(),
             "properties": keys,
+            "additionalProperties": False,
+        }
+    for tool, root in TOOLS.items():
+        properties[tool] = {
+            "type": "object",
+            "description": (root.__doc__ or "").strip(),
+            "properties": {s.name: _property(s) for s in tool_settings(tool).values()},
             "additionalProperties": False,
         }
     return {
@@ -45,6 +52,8 @@ def _property(setting: Setting) -> dict[str, Any]:
 
 def _value(setting: Setting) -> dict[str, Any]:
     value: dict[str, Any] = {"type": _TYPES[setting.kind]}
+    if setting.loose:
+        return {"type": ["string", "number"], "minLength": 1}
     if setting.kind is str:
         value["minLength"] = 1
     if setting.choices:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atom.config.fields import Setting, nearest, sections, settings
+from atom.config.fields import TOOLS, Setting, nearest, sections, settings, tool_settings
 from atom.config.support import LATER_SECTIONS
 from atom.errors import ConfigError
 
@@ -29,7 +29,7 @@ class RecipeValue(NamedTuple):
 
 
 def read_recipe(path: Path) -> Iterator[RecipeValue]:
-    """The settings of a recipe in order; raises `ConfigError` at the first mistake."""
+    """The settings of a recipe in order, tools' too; raises `ConfigError` at the first mistake."""
     text = _read(path)
     try:
         tree = tomllib.loads(text)
@@ -41,13 +41,13 @@ def read_recipe(path: Path) -> Iterator[RecipeValue]:
             raise ConfigError(
                 f"{where}: [{section}] is not in this version: {LATER_SECTIONS[section]}"
             )
-        if section not in sections():
+        if section not in sections() and section not in TOOLS:
             raise ConfigError(f"{where}: {_unknown_section(section)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{where}: {section} is a section: write [{section}] and keys below")
         for key, value in table.items():
             place = _place(path, text, section, key)
-            setting = settings().get(key)
+            setting = (tool_settings(section) if section in TOOLS else settings()).get(key)
             if setting is None or setting.section != section:
                 raise ConfigError(f"{place}: {_unknown_key(section, key)}")
             yield RecipeValue(setting, value, place)
@@ -68,15 +68,23 @@ def _unknown_section(section: str) -> str:
     if section in settings():
         owner = settings()[section].section
         return f"{section} belongs in [{owner}]"
-    known = ", ".join(sections())
-    return f"unknown section [{section}]{nearest(section, sections())}; there are {known}"
+    known = (*sections(), *TOOLS)
+    return f"unknown section [{section}]{nearest(section, known)}; there are {', '.join(known)}"
 
 
 def _unknown_key(section: str, key: str) -> str:
+    if section in TOOLS:
+        hint = nearest(key, tool_settings(section))
+        if not hint and key in settings():
+            return f"{key} belongs in [{settings()[key].section}], not in [{section}]"
+        return f"unknown key {key} in [{section}]{hint}"
     if key in settings():
         return f"{key} belongs in [{settings()[key].section}], not in [{section}]"
     here = [s.name for s in settings().values() if s.section == section]
     hint = nearest(key, here) or nearest(key, settings())
+    if not hint and any(key in tool_settings(tool) for tool in TOOLS):
+        owner = next(tool for tool in TOOLS if key in tool_settings(tool))
+        return f"{key} belongs in [{owner}], not in [{section}]"
     return f"unknown key {key} in [{section}]{hint}"
 
 

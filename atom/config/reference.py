@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from atom.config.environment import OTHER_VARIABLES, PROCESS_VARIABLES, Variable
-from atom.config.fields import Setting, sections, settings
+from atom.config.fields import TOOLS, Setting, every_setting, sections, settings, tool_settings
 from atom.config.support import (
     LATER_SECTIONS,
     REFUSALS,
@@ -69,7 +70,7 @@ def _flags() -> str:
         "`atom serve` and `atom recipe show` take all of these; `atom run` and `atom doctor` all "
         "but `[server]`. Kebab-case and snake_case mean the same. A flag wins over the "
         "environment, which wins over the recipe. Lists are given by repeating the flag or "
-        "separated by commas.\n",
+        "separated by commas. Those of `atom bench` are under [bench] below.\n",
     ]
     for section in sections():
         parts.append(f"## [{section}] {_title(section)}\n")
@@ -77,6 +78,9 @@ def _flags() -> str:
             (_code(_spelling(s)), _type(s), _code(s.show(s.default)), s.doc) for s in _of(section)
         ]
         parts.append(_table(("flag", "type", "default", "meaning"), rows))
+    for tool in TOOLS:
+        parts.append(f"## [{tool}] {_tool_title(tool)}\n")
+        parts += _tool_groups(tool, "flag")
     parts.append("## Refused, with the reason\n")
     parts.append(
         "What cannot work is an error, never ignored. Flags that other "
@@ -99,6 +103,26 @@ def _flags() -> str:
     return "\n".join(parts)
 
 
+def _tool_title(tool: str) -> str:
+    return (TOOLS[tool].__doc__ or "").splitlines()[0].rstrip(".")
+
+
+def _tool_groups(tool: str, column: str) -> Iterable[str]:
+    """A table for each group of a tool's settings; `column` is flag or key."""
+    for title, group in itertools.groupby(tool_settings(tool).values(), lambda s: s.title):
+        yield f"{title}:\n"
+        rows = (
+            (
+                _code(_spelling(s) if column == "flag" else s.name),
+                _type(s),
+                _code(s.show(s.default)),
+                s.doc,
+            )
+            for s in group
+        )
+        yield _table((column, "type", "default", "meaning"), rows)
+
+
 def _spelling(setting: Setting) -> str:
     names = [setting.flag, *setting.aliases]
     if setting.kind is bool:
@@ -114,7 +138,7 @@ def _environment() -> str:
             _code(s.show(s.default)),
             s.doc,
         )
-        for s in settings().values()
+        for s in every_setting()
     ]
     return "\n".join(
         [
@@ -159,6 +183,9 @@ def _recipes() -> str:
         parts.append(f"## [{section}]\n\n{_title(section)}\n")
         rows = [(_code(s.name), _type(s), _code(s.show(s.default)), s.doc) for s in _of(section)]
         parts.append(_table(("key", "type", "default", "meaning"), rows))
+    for tool in TOOLS:
+        parts.append(f"## [{tool}]\n\n{_tool_title(tool)}\n")
+        parts += _tool_groups(tool, "key")
     parts.append("## Reserved sections\n")
     parts.append("Refused in this version:\n")
     parts.append(

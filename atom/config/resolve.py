@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any
 from atom.config.checks import cross_check
 from atom.config.coerce import coerce, coerce_text
 from atom.config.environment import read_environment
-from atom.config.fields import Setting, flag_name, nearest, sections, settings
+from atom.config.fields import (
+    TOOLS,
+    Setting,
+    flag_name,
+    nearest,
+    sections,
+    settings,
+    tool_settings,
+)
 from atom.config.recipe import read_recipe
 from atom.config.schema import Config
 from atom.config.support import refuse_unsupported
@@ -41,6 +50,21 @@ class Resolved:
 
     config: Config
     sources: Mapping[str, Source]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedTool:
+    """The tree of one of `TOOLS` and, by setting name, where each value came from."""
+
+    config: Any
+    sources: Mapping[str, Source]
+    tool: str
+
+    def where(self, name: str) -> str:
+        """What the user wrote (or the key, for a default), to open an error message with."""
+        if name in self.sources:
+            return self.sources[name].subject(name)
+        return tool_settings(self.tool)[name].flag
 
 
 def resolve(
@@ -74,33 +98,73 @@ def resolve_with_sources(
     """Like `resolve`, with the source of each value that is not the default."""
     values: dict[str, Any] = {}
     sources: dict[str, Source] = {}
-    if recipe is not None:
-        for setting, raw, where in read_recipe(recipe):
-            source = sources[setting.name] = Source("recipe", where)
-            values[setting.name] = coerce(setting, raw, source.subject(setting.name))
+    _take_recipe(recipe, values, sources)
     _take_environment(env or {}, values, sources)
     _take_named(flags or {}, values, sources, Source("flag"))
     return _build(values, sources)
 
 
+def resolve_tool(
+    tool: str,
+    recipe: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> ResolvedTool:
+    """The tree of a tool by the same rules: its section of the recipe < ATOM_<TOOL>_* < flags.
+
+    The rest of the recipe and of the environment is checked all the same.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, Source] = {}
+    _take_recipe(recipe, values, sources, tool)
+    _take_environment(env or {}, values, sources, tool)
+    _take_named(flags or {}, values, sources, Source("flag"), tool)
+    known = tool_settings(tool)
+    parts = {
+        group: owner(**{n: value for n, value in values.items() if known[n].group == group})
+        for group, owner in typing.get_type_hints(TOOLS[tool]).items()
+    }
+    return ResolvedTool(TOOLS[tool](**parts), sources, tool)
+
+
+def _take_recipe(
+    recipe: Path | None, values: dict[str, Any], sources: dict[str, Source], tool: str = ""
+) -> None:
+    if recipe is None:
+        return
+    for setting, raw, where in read_recipe(recipe):
+        source = Source("recipe", where)
+        value = coerce(setting, raw, source.subject(setting.name))
+        if setting.tool == tool:
+            values[setting.name] = value
+            sources[setting.name] = source
+
+
 def _take_environment(
-    env: Mapping[str, str], values: dict[str, Any], sources: dict[str, Source]
+    env: Mapping[str, str], values: dict[str, Any], sources: dict[str, Source], tool: str = ""
 ) -> None:
     for setting, value, variable in read_environment(env):
+        if setting.tool != tool:
+            continue
         values[setting.name] = value
         sources[setting.name] = Source("environment", variable)
 
 
 def _take_named(
-    given: Mapping[str, Any], values: dict[str, Any], sources: dict[str, Source], source: Source
+    given: Mapping[str, Any],
+    values: dict[str, Any],
+    sources: dict[str, Source],
+    source: Source,
+    tool: str = "",
 ) -> None:
+    known = tool_settings(tool) if tool else settings()
     for name, raw in given.items():
         if raw is None:
             continue
         where = flag_name(name) if source.kind == "flag" else name
-        setting = settings().get(name)
+        setting = known.get(name)
         if setting is None:
-            raise ConfigError(f"{where}: unknown setting{nearest(name, settings())}")
+            raise ConfigError(f"{where}: unknown setting{nearest(name, known)}")
         values[name] = _coerce_named(setting, raw, where)
         sources[name] = Source(source.kind, where)
 

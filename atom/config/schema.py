@@ -23,11 +23,12 @@ def setting(
     aliases: tuple[str, ...] = (),
     secret: bool = False,
     env: str | None = None,
+    loose: bool = False,
 ) -> Any:
     """A field with its sentence and limits.
 
     `aliases` are further flag spellings, e.g. "-tp"; `env` is a further environment variable beside
-    ATOM_<NAME>; `secret` values are shown as ***.
+    ATOM_<NAME>; `secret` values are shown as ***; a `loose` text may be a bare number in a recipe.
     """
     meta = {
         "doc": doc,
@@ -38,6 +39,7 @@ def setting(
         "aliases": aliases,
         "secret": secret,
         "env": env,
+        "loose": loose,
     }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=meta)

@@ -96,7 +96,6 @@ WITHOUT_EFFECT: tuple[Refusal, ...] = (
 LATER_SECTIONS: dict[str, str] = {
     "quantization": "quantised GGUF files are read as they are; other formats come later",
     "speculative": "speculative decoding comes later",
-    "bench": "the benchmark comes later",
     "profile": "the profiler comes later",
     "eval": "the evaluator comes later",
 }
