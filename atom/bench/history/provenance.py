@@ -159,9 +159,9 @@ def _experiment(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hardware_name(hardware: Mapping[str, Any]) -> dict[str, Any]:
     """GPUs by name and count; without them the CPU; of an unknown machine its hashed name."""
-    if hardware.get("num_gpus"):
-        names = sorted({str(gpu.get("name", "")) for gpu in hardware.get("gpus") or []})
-        return {"gpus": names, "num_gpus": hardware["num_gpus"]}
+    names = sorted({str(gpu.get("name", "")) for gpu in hardware.get("gpus") or []})
+    if hardware.get("num_gpus") or (names and hardware.get("num_gpus") is None):
+        return {"gpus": names, "num_gpus": hardware.get("num_gpus")}
     if hardware.get("cpu"):
         return {"cpu": hardware["cpu"], "usable_cpus": hardware.get("usable_cpus")}
     return {"machine": hardware.get("machine", "")}
