@@ -46,6 +46,12 @@ PROCESS_VARIABLES: tuple[Variable, ...] = (
         "CPU kernels in C++: 1 for this machine, 0 for none, or for less than this machine has",
         ("0", "1", "avx2", "avx512", "avx512-bf16"),
     ),
+    Variable(
+        "ATOM_HISTORY",
+        "file",
+        "~/.local/share/atom/history.db",
+        "Where the runs of atom bench are kept; --history goes before it",
+    ),
     Variable("ATOM_DEBUG", "0 or 1", "0", "Show the Python traceback of an error", ("0", "1")),
 )
 

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from atom.bench.errors import BenchError
 from atom.bench.history import codec
 from atom.bench.types import RequestRecord, RunResult
 
-OURS = "atom"
+PART = "atom"  # of a document; beside it are the original's flat fields
 RECORDS = "records"
 
 
@@ -29,25 +30,32 @@ class Loaded(NamedTuple):
 
 
 def to_document(run: RunResult, records: Sequence[Sequence[RequestRecord]] = ()) -> dict[str, Any]:
-    rest = codec.plain_run(run)
-    legacy = rest.pop("legacy")
+    """The result file's content (see `atom.bench.metrics.result`), with samples if given."""
+    from atom.bench.metrics.result import result_json  # its package imports numpy
+
+    document = result_json(run)
     if records:
-        rest[RECORDS] = [codec.finite(msgspec.to_builtins(list(r))) for r in records]
-    return {**legacy, OURS: rest}
+        document[PART][RECORDS] = [msgspec.to_builtins(list(repeat)) for repeat in records]
+    found: dict[str, Any] = codec.finite(document)
+    return found
 
 
 def is_document(tree: Any) -> bool:
-    return (
-        isinstance(tree, Mapping) and isinstance(tree.get(OURS), Mapping) and "run_id" in tree[OURS]
-    )
+    part = tree.get(PART) if isinstance(tree, Mapping) else None
+    return isinstance(part, Mapping) and "run_id" in part
 
 
 def from_document(tree: Mapping[str, Any]) -> Loaded:
-    """The inverse of `to_document`; raises `msgspec.ValidationError`."""
-    legacy = {key: value for key, value in tree.items() if key != OURS}
-    rest = {key: value for key, value in tree[OURS].items() if key != RECORDS}
-    records = [codec.records_from_plain(r) for r in tree[OURS].get(RECORDS) or ()]
-    return Loaded(codec.run_from_plain({**rest, "legacy": legacy}), records)
+    """The inverse of `to_document`; raises `BenchError`."""
+    from atom.bench.metrics.result import from_result_json
+
+    part = {key: value for key, value in tree[PART].items() if key != RECORDS}
+    run = from_result_json({**tree, PART: part})
+    try:
+        records = [codec.records_from_plain(r) for r in tree[PART].get(RECORDS) or ()]
+    except msgspec.ValidationError as error:
+        raise BenchError(f"a result of atom bench with damaged samples: {error}") from None
+    return Loaded(run, records)
 
 
 def rescue(run: RunResult, records: Sequence[Sequence[RequestRecord]], beside: Path) -> Path | None:

@@ -81,10 +81,9 @@ def load_text(load: Mapping[str, Any]) -> str:
 
 
 def lengths_text(workload: Mapping[str, Any]) -> str:
-    """Input/output lengths as asked, 1024/128; "" where the data decide."""
-    both = [workload.get("input_len"), workload.get("output_len")]
-    if any(value is None for value in both):
-        return ""
-    return "/".join(
-        f"{value:g}" if isinstance(value, int | float) else str(value) for value in both
-    )
+    """Input/output lengths as asked, 1024/128, or where only means are known, ~1024/128; or ""."""
+    for mark, prefix in (("", ""), ("~", "mean_")):
+        both = [workload.get(f"{prefix}{side}_len") for side in ("input", "output")]
+        if all(value is not None for value in both):
+            return mark + "/".join(str(value) for value in both)
+    return ""

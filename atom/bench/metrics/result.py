@@ -33,6 +33,7 @@ def from_result_json(document: Mapping[str, Any]) -> RunResult:
     legacy = {key: value for key, value in document.items() if key != PART}
     fields = {key: value for key, value in part.items() if key != "format"}
     try:
-        return msgspec.convert({**fields, "legacy": legacy}, RunResult)
+        # Not strict: the history writes the numbers that JSON has not as "inf", "-inf" and "nan".
+        return msgspec.convert({**fields, "legacy": legacy}, RunResult, strict=False)
     except msgspec.ValidationError as error:
         raise BenchError(f"a damaged result of atom bench: {error}") from error

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from atom.bench.errors import BenchError
 from atom.bench.history.documents import Loaded, from_document, is_document
 from atom.bench.history.importers import github_action, lm_eval, serving
@@ -32,8 +30,8 @@ class Format(NamedTuple):
 def _read_ours(tree: Any, origin: Origin) -> Iterator[Loaded]:
     try:
         yield from_document(tree)
-    except msgspec.ValidationError as error:
-        raise BenchError(f"{origin.where}: a run of atom that cannot be read: {error}") from None
+    except BenchError as error:
+        raise BenchError(f"{origin.where}: {error}") from None
 
 
 FORMATS = (

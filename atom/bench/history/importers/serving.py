@@ -29,7 +29,6 @@ TOOL = "benchmark_serving"
 _RENAMED = {
     "request_goodput:": "request_goodput",  # with the colon, as ATOM and older vLLM write it
     "concurrency": "mean_concurrency",
-    "max_concurrent_requests": "peak_concurrency",
     "accept_length": "accept_length",
     "spec_decode_acceptance_length": "accept_length",
     "spec_decode_acceptance_rate": "acceptance_rate",
@@ -72,7 +71,7 @@ def read(tree: Mapping[str, Any], origin: Origin) -> Iterator[Loaded]:
         name=model.rpartition("/")[2],
         model=model,
         load=_load(tree),
-        workload=_workload(tree),
+        workload=_workload(tree, metrics),
         provenance=_provenance(tree, hardware),
         metrics=metrics,
         duration_s=number(tree.get("duration")) or 0.0,
@@ -152,12 +151,20 @@ def _load(tree: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _workload(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _workload(tree: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
+    """vLLM's files do not tell the data set: the mean lengths then tell workloads apart."""
     given = "random" if number(tree.get("random_input_len")) is not None else None
+    if given is None:
+        means = {side: metrics.get(f"mean_{side}_tokens") for side in ("input", "output")}
+        return without_nothing(
+            dataset=tree.get("dataset_name") or "unknown",
+            **{f"mean_{side}_len": round(n) for side, n in means.items() if n is not None},
+            output_len=whole(tree.get("sharegpt_output_len")),
+        )
     return without_nothing(
         dataset=tree.get("dataset_name") or given or "unknown",
         input_len=whole(tree.get("random_input_len")),
-        output_len=whole(tree.get("random_output_len") or tree.get("sharegpt_output_len")),
+        output_len=whole(tree.get("random_output_len")),
         range_ratio=number(tree.get("random_range_ratio")),
     )
 
