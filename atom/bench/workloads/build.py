@@ -12,7 +12,11 @@ from atom.bench.workloads.tokens import TokenSource
 
 def needs_tokens(spec: WorkloadSpec) -> bool:
     """Whether `make_workload` asks its token source anything."""
-    return spec.dataset in SYNTHETIC
+    return spec.dataset in _COUNTED or spec.path == "sonnet"
+
+
+# Data sets whose prompts are made to a length, or chosen by it.
+_COUNTED = SYNTHETIC | {"sharegpt", "trace"}
 
 
 class NotedWorkload(Workload, Protocol):
@@ -28,11 +32,34 @@ def make_workload(spec: WorkloadSpec, tokens: TokenSource | None, seed: int) -> 
     """
     if tokens is None and needs_tokens(spec):
         raise BenchError(f"the data set {spec.dataset} needs a tokenizer; give --tokenizer")
-    if spec.dataset in SYNTHETIC:
-        from atom.bench.workloads.synthetic import MultiTurnWorkload, RandomWorkload
+    # Imported here: each data set loads only what it reads with.
+    if spec.dataset == "jsonl":
+        from atom.bench.workloads.jsonl import jsonl_workload
 
-        assert tokens is not None
-        if spec.dataset == "multi-turn":
-            return MultiTurnWorkload(spec, tokens, seed)
-        return RandomWorkload(spec, tokens, seed)
-    raise BenchError(f"the data set {spec.dataset} is not there yet")
+        return jsonl_workload(spec, seed)
+    if not needs_tokens(spec):
+        from atom.bench.workloads.bundled import prompt_set
+
+        return prompt_set(spec, seed)
+    assert tokens is not None
+    return _counted(spec, tokens, seed)
+
+
+def _counted(spec: WorkloadSpec, tokens: TokenSource, seed: int) -> NotedWorkload:
+    if spec.dataset == "prompts":
+        from atom.bench.workloads.bundled import SonnetWorkload
+
+        return SonnetWorkload(spec, tokens, seed)
+    if spec.dataset == "sharegpt":
+        from atom.bench.workloads.sharegpt import ShareGPTWorkload
+
+        return ShareGPTWorkload(spec, tokens, seed)
+    if spec.dataset == "trace":
+        from atom.bench.workloads.trace import TraceWorkload
+
+        return TraceWorkload(spec, tokens, seed)
+    from atom.bench.workloads.synthetic import MultiTurnWorkload, RandomWorkload
+
+    if spec.dataset == "multi-turn":
+        return MultiTurnWorkload(spec, tokens, seed)
+    return RandomWorkload(spec, tokens, seed)

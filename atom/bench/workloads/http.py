@@ -90,23 +90,10 @@ class JsonServer:
 
 
 # Fields of a request that say how much is generated, not what the prompt is.
-_OUTPUT_FIELDS = frozenset(
-    [
-        "max_tokens",
-        "max_completion_tokens",
-        "min_tokens",
-        "stream",
-        "stream_options",
-        "n",
-        "best_of",
-        "logprobs",
-        "top_logprobs",
-        "echo",
-        "ignore_eos",
-        "stop",
-        "response_format",
-    ]
-)
+_OUTPUT_FIELDS = {
+    *("max_tokens", "max_completion_tokens", "min_tokens", "n", "best_of", "stop", "ignore_eos"),
+    *("stream", "stream_options", "logprobs", "top_logprobs", "echo", "response_format"),
+}
 
 
 def prompt_tokens(server: JsonServer, prompt: str | list[int] | None, chat: str | None) -> int:

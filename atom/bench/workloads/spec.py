@@ -73,6 +73,7 @@ class WorkloadSpec:
         _check_numbers(self)
         _check_file(self)
         _check_length_convention(self)
+        _check_belongs(self)
         if self.prompt_form == "ids" and self.endpoint == "chat":
             raise BenchError("token ids cannot be sent to the chat endpoint; use text")
         if self.prompt_form == "ids" and self.dataset == "multi-turn":
@@ -133,6 +134,8 @@ def _check_numbers(spec: WorkloadSpec) -> None:
             raise BenchError(f"{name} is {value}; it must be at least {low:g}")
     if not 0 < spec.time_scale < math.inf:
         raise BenchError(f"time_scale is {spec.time_scale}; it must be above 0")
+    if spec.dataset != "multi-turn" and spec.turns_max is not None:
+        raise BenchError("turns_max goes with multi-turn")
     if spec.num_prefixes > 1 and not spec.prefix_len:
         raise BenchError("num_prefixes needs a prefix_len")
     if spec.dataset == "prefix-repetition" and not spec.prefix_len:
@@ -157,6 +160,28 @@ def _check_file(spec: WorkloadSpec) -> None:
     elif not Path(spec.path).is_file():
         missing = "is a directory" if Path(spec.path).is_dir() else "does not exist"
         raise BenchError(f"data set {spec.path} {missing}; give a file")
+
+
+# Which data sets a parameter means something for; beside its default it is refused elsewhere.
+_BELONGS: dict[str, tuple[object, frozenset[str]]] = {
+    "input_len": (None, SYNTHETIC | {"sonnet"}),
+    "range_ratio": (None, SYNTHETIC | {"sonnet"}),
+    "prefix_len": (0, SYNTHETIC),
+    "turns": (1, frozenset(("multi-turn", "sharegpt", "mt_bench"))),
+    "think_time_s": (0.0, frozenset(("multi-turn", "sharegpt", "mt_bench"))),
+    "time_scale": (1.0, frozenset(("trace",))),
+    "block_size": (512, frozenset(("trace",))),
+}
+
+
+def _check_belongs(spec: WorkloadSpec) -> None:
+    """Nothing is accepted and ignored."""
+    kind = spec.path if spec.dataset == "prompts" else spec.dataset
+    for name, (default, kinds) in _BELONGS.items():
+        value = getattr(spec, name)
+        if value != default and kind not in kinds:
+            known = ", ".join(sorted(kinds))
+            raise BenchError(f"{name} means nothing for {kind}; it goes with {known}")
 
 
 def _check_length_convention(spec: WorkloadSpec) -> None:

@@ -109,9 +109,8 @@ class MultiTurnWorkload(_Synthetic):
     """
 
     def __init__(self, spec: WorkloadSpec, tokens: TokenSource, seed: int) -> None:
-        form: PromptForm | None = (
-            None if spec.endpoint == "chat" else "text"
-        )  # answers come as text
+        # Answers come as text, and a later turn is sent behind them.
+        form: PromptForm | None = None if spec.endpoint == "chat" else "text"
         super().__init__(spec, Maker(tokens, spec.endpoint, form), seed)
         self.turns_range = LengthRange(spec.turns, spec.turns_max or spec.turns)
         turns = self.turns_range.high

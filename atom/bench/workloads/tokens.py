@@ -88,7 +88,7 @@ def _usage(server: JsonServer, pool: Pool, places: list[int], form: Form) -> int
     if form == "text":
         return prompt_tokens(server, text, None)
     if pool.ids is None:
-        raise BenchError("token ids are unknown without a tokenizer; give --tokenizer, or use text")
+        raise BenchError("token ids are unknown without --tokenizer")
     return prompt_tokens(server, [pool.ids[i] for i in places], None)
 
 
