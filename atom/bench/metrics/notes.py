@@ -38,7 +38,7 @@ def notes(
         _no_window(outcome, window, options),
     ]
     if window is not None:
-        made.append(_little(outcome.records, window, options.closed))
+        made.append(_little(outcome.records, window))
         if options.closed:
             made.append(_burst(parts.completed, window))
         else:
@@ -99,12 +99,12 @@ def _no_window(outcome: LoadOutcome, window: Window | None, options: MetricOptio
     return "no steady state: arrivals must go on for longer than the slowest requests take"
 
 
-def _little(records: Sequence[RequestRecord], window: Window, closed: bool) -> str:
+def _little(records: Sequence[RequestRecord], window: Window) -> str:
     """In flight = rate x time in flight (Little). Over a stationary window both sides agree."""
     inside = [r for r in records if window.start < r.ended_s <= window.end]
-    if len(inside) < 30:  # too few for the borders not to matter
-        return ""
     measured = mean_flight(records, window.start, window.end)
+    if len(inside) < 30 or len(inside) < 5 * measured:  # too few for the borders not to matter
+        return ""
     stay = sum(r.ended_s - r.sent_s for r in inside)
     expected = stay / window.length
     if measured <= 0 or abs(expected / measured - 1) <= LITTLE:
