@@ -100,6 +100,7 @@ class Load:
     num_requests: int | None = None  # jobs
     duration_s: float | None = None
     workers: int | None = None  # client processes; None: as many as are needed
+    keep_text: bool = False  # into RequestRecord.text
 
 
 class RequestRecord(msgspec.Struct, omit_defaults=True):
