@@ -15,6 +15,8 @@ from atom.bench.types import RunResult
 SAME_WORK = 0.01
 SAME_CACHED = 0.02
 
+NO_EXPERIMENT = frozenset({"seed", "seeds", "path", "repeats", "workers", "label", "source"})
+
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
@@ -42,7 +44,7 @@ def run_facts(run: RunResult) -> RunFacts:
         name=run.name or run.model,
         model=run.model,
         server=_server(run),
-        commit=commit_of(run),
+        commit=commit_text(run),
         started_at=started_at(run),
         status=run.status,
         fingerprint=run.fingerprint,
@@ -53,6 +55,12 @@ def run_facts(run: RunResult) -> RunFacts:
 def point(run: RunResult) -> str:
     """The load and the lengths, for people: "c=8 1024/128"."""
     return " ".join(filter(None, (load_text(run.load), lengths_text(run.workload))))
+
+
+def commit_text(run: RunResult) -> str:
+    """Short, with a mark where the checkout had changes that no commit holds."""
+    dirty = rules.get(run.provenance, "server", "dirty")
+    return commit_of(run)[:12] + ("-dirty" if dirty and commit_of(run) else "")
 
 
 def _server(run: RunResult) -> str:
@@ -76,9 +84,9 @@ def _described(run: RunResult) -> Iterator[tuple[str, str]]:
     get = rules.get
     yield "model", run.model
     yield "server", _server(run)
-    yield "commit", commit_of(run)[:12] + ("-dirty" if get(run.provenance, "atom", "dirty") else "")
+    yield "commit", commit_text(run)
     yield "recipe", recipe_of(run)
-    yield "recipe text", str(get(run.provenance, "recipe", "hash") or "")[:12]
+    yield "recipe text", str(get(run.provenance, "recipe", "sha256") or "")[:12]
     for key, value in _flat(run.load):
         yield f"load: {key}", value
     for key, value in _flat(run.workload):
@@ -94,9 +102,9 @@ def _described(run: RunResult) -> Iterator[tuple[str, str]]:
 
 
 def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Plain values; what was measured, lists and seeds (each repeat has its own) are left out."""
+    """Plain values that set an experiment; what came of it, and where its files lie, do not."""
     for key, value in tree.items():
-        if isinstance(value, str | int | float) and key not in ("seed", "seeds"):
+        if isinstance(value, str | int | float) and key not in NO_EXPERIMENT:
             yield str(key), f"{value:g}" if isinstance(value, float) else str(value)
 
 

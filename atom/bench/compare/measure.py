@@ -40,7 +40,7 @@ class Measured(NamedTuple):
     paired: bool
     value: float | None  # None: there is no ratio
     wide: tuple[float, float] | None  # the 95 % interval; None: the noise is not known
-    narrow: tuple[float, float] | None  # the 90 % interval
+    narrow: tuple[float, float] | None  # the 80 % interval, for `rules.EQUAL_ALPHA`
     p_value: float | None
     unknown: str  # why there is no interval
     repeats_needed: int | None
@@ -83,7 +83,7 @@ def measure(
         paired=together,
         value=value,
         wide=estimate.interval(rules.CONFIDENCE),
-        narrow=estimate.interval(1 - 2 * rules.ALPHA),
+        narrow=estimate.interval(1 - 2 * rules.EQUAL_ALPHA),
         p_value=estimate.p_value,
         repeats_needed=_repeats_needed(value, rule, _within(tx, ty, together, noise), noise),
     )
@@ -144,7 +144,7 @@ def _repeats_needed(value: float, rule: rules.Judged, within: float, noise: Nois
         error = math.sqrt(within / count + 2.0 * noise.start.variance)
         df = 2.0 * count - 2.0
         proven = abs(value) >= max(rule.floor, t_quantile(0.5 + rules.CONFIDENCE / 2, df) * error)
-        equal = abs(value) + t_quantile(1 - rules.ALPHA, df) * error <= rule.margin
+        equal = abs(value) + t_quantile(1 - rules.EQUAL_ALPHA, df) * error <= rule.margin
         if proven or equal:
             return count
     return None
@@ -166,7 +166,7 @@ def _error_rate(a: RunResult, b: RunResult, rule: rules.Judged) -> Measured | No
         paired=False,
         value=value,
         wide=share_difference(bad_a, all_a, bad_b, all_b, rules.CONFIDENCE),
-        narrow=share_difference(bad_a, all_a, bad_b, all_b, 1 - 2 * rules.ALPHA),
+        narrow=share_difference(bad_a, all_a, bad_b, all_b, 1 - 2 * rules.EQUAL_ALPHA),
         p_value=fisher_p(bad_a, all_a, bad_b, all_b),
         unknown="",
         repeats_needed=None,

@@ -65,7 +65,7 @@ def transformed(values: Sequence[float], scale: rules.Scale) -> list[float]:
     return [math.log(v) for v in values] if all(v > 0 for v in values) else []
 
 
-PAIRED_FROM = 0.8  # correlation; five unrelated pairs reach it once in twenty
+PAIRED_FROM = 0.7  # correlation; five unrelated pairs reach it once in ten
 
 
 def paired(a: RunResult, b: RunResult, xs: Sequence[float], ys: Sequence[float]) -> bool:

@@ -16,11 +16,12 @@ from atom.bench.types import RunResult
 
 Scale = Literal["ratio", "difference"]
 
-CONFIDENCE = 0.95
-# A difference is called real at this level, and worth a verdict from this share of the margin on:
-# a proven 0.3 % is nothing that anyone acts upon.
-ALPHA = 1.0 - CONFIDENCE
-FLOOR = 0.5
+CONFIDENCE = 0.95  # of the intervals shown
+ALPHA = 0.05  # a difference is called real at this level, two-sided
+EQUAL_ALPHA = 0.10  # "same": each side's chance to be beyond the margin is at most this
+# A difference is worth a verdict from this share of the margin on: half of a per cent, however well
+# proven, is nothing that anyone acts upon.
+FLOOR = 0.6
 
 MARGIN_RATE = 0.05  # throughput: a loss of more is a regression
 MARGIN_LATENCY = 0.10
@@ -31,7 +32,7 @@ MARGIN_ERRORS = 0.01  # of failed requests, in points
 # Standard deviation of a metric's logarithm between two starts of the same server, assumed where no
 # history tells; and for how many degrees of freedom that assumption stands once some history does.
 PRIOR_START_SIGMA = 0.005
-PRIOR_START_DF = 4.0
+PRIOR_START_DF = 6.0
 
 # Latencies of a queue that is nearly empty: a factor of two of 0.1 ms is no news.
 QUEUE_FLOOR_MS = 1.0
