@@ -214,6 +214,21 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileConfig:
+    """What POST /start_profile records."""
+
+    torch_profiler_dir: str | None = setting(
+        None, "Directory of the profiler's traces; without it the profiler is off"
+    )
+    profiler_more: bool = setting(
+        False, "Record shapes, Python stacks and memory, too; slows the steps"
+    )
+    profiler_max_seconds: float = setting(
+        60.0, "A profile that nobody stopped ends after so many seconds; they fill memory", gt=0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The whole tree."""
 
@@ -223,6 +238,7 @@ class Config:
     compile: CompileConfig = field(default_factory=CompileConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
 SECTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Config))

@@ -96,13 +96,11 @@ WITHOUT_EFFECT: tuple[Refusal, ...] = (
 LATER_SECTIONS: dict[str, str] = {
     "quantization": "quantised GGUF files are read as they are; other formats come later",
     "speculative": "speculative decoding comes later",
-    "profile": "the profiler comes later",
     "eval": "the evaluator comes later",
 }
 
 # Flags of ROCm/ATOM, vLLM and SGLang that people will type. Kebab-case, without the dashes.
 _NO_SPECULATION = "speculative decoding is not in this version"
-_NO_PROFILER = "the profiler is not in this version"
 _NO_CODE = "code shipped in a checkpoint is never executed"
 REFUSED_FLAGS: dict[str, str] = {
     "trust-remote-code": _NO_CODE + "; supported architectures need none of it",
@@ -110,8 +108,7 @@ REFUSED_FLAGS: dict[str, str] = {
     "num-speculative-tokens": _NO_SPECULATION,
     "draft-model": _NO_SPECULATION,
     "speculative-config": _NO_SPECULATION,
-    "torch-profiler-dir": _NO_PROFILER,
-    "mark-trace": _NO_PROFILER + ", so there are no traces to mark",
+    "mark-trace": "marks of steps and layers in traces are not in this version",
     "enable-dp-attention": "data parallel attention is not in this version",
     "enable-tbo": "two-batch overlap is not in this version",
     "all2all-backend": "expert parallelism is not in this version",
@@ -133,8 +130,6 @@ _FUSION = "kernels are chosen per operation when the model is built, see atom do
 REFUSED_ENVIRONMENT: dict[str, str] = {
     "ATOM_DP_RANK": "data parallelism is not in this version; unset it",
     "ATOM_DP_RANK_LOCAL": "data parallelism is not in this version; unset it",
-    "ATOM_TORCH_PROFILER_DIR": _NO_PROFILER + "; unset it",
-    "ATOM_PROFILER_MORE": _NO_PROFILER + "; unset it",
     "ATOM_ENABLE_QK_NORM_ROPE_CACHE_QUANT_FUSION": _FUSION,
     "ATOM_USE_TRITON_GEMM": _FUSION,
     "ATOM_USE_TRITON_MXFP4_BMM": _FUSION,

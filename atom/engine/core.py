@@ -63,6 +63,8 @@ class EngineRunner(Runner, Protocol):
     def memory_bytes(self) -> Mapping[str, int]: ...
     @property
     def memory_notes(self) -> Mapping[str, str]: ...
+    def start_profile(self, stamp: str) -> None: ...
+    def stop_profile(self) -> Callable[[], list[str]]: ...
 
 
 class _Launched(NamedTuple):
@@ -95,7 +97,13 @@ class EngineCore:
     """One scheduler and one runner. `before_s`: phases of the start before the runner's own.
     `clock` gives monotonic seconds; tests may own it."""
 
-    UTILITIES = ("reset_prefix_cache", "stats", "check_invariants")
+    UTILITIES = (
+        "reset_prefix_cache",
+        "stats",
+        "check_invariants",
+        "start_profile",
+        "stop_profile",
+    )
 
     def __init__(
         self,
@@ -248,7 +256,10 @@ class EngineCore:
     # -- rare calls -----------------------------------------------------------------------------
 
     def call(self, method: str, args: list[Any]) -> Any:
-        """A utility by name; raises `RequestError` for one that does not exist."""
+        """A utility by name; raises `RequestError` for one that does not exist.
+
+        What can be called in its turn is the rest of the work, for another thread.
+        """
         if method not in self.UTILITIES:
             raise RequestError(f"unknown call {method}: one of {', '.join(self.UTILITIES)}")
         return getattr(self, method)(*args)
@@ -266,6 +277,16 @@ class EngineCore:
         """Assert the scheduler's and block manager's invariants."""
         self.scheduler.check_invariants()
         return True
+
+    def start_profile(self, stamp: str) -> bool:
+        """Record the steps from now on; `stamp` becomes part of the files' names."""
+        self._runner.start_profile(stamp)
+        return True
+
+    def stop_profile(self) -> Callable[[], list[str]]:
+        """Stop recording. What it returns writes the traces and gives their paths; steps may go on
+        meanwhile, on this thread."""
+        return self._runner.stop_profile()
 
     def shutdown(self) -> None:
         self._runner.shutdown()

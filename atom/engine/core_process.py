@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,15 @@ class CoreProcess:
     """The loop between the sockets and the engine."""
 
     def __init__(
-        self, core: EngineCore, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], check: bool
+        self,
+        core: EngineCore,
+        directory: Path,
+        inbox: zmq.Socket[bytes],
+        outbox: zmq.Socket[bytes],
+        check: bool,
     ) -> None:
         self._core = core
+        self._directory = directory
         self._inbox = inbox
         self._outbox = outbox
         self._check = check  # invariants, whenever idle
@@ -119,7 +126,26 @@ class CoreProcess:
             reply.result = self._core.call(call.method, call.args)
         except (RequestError, AssertionError, TypeError) as error:
             reply.error = str(error)
-        self._outbox.send(wire.encode(reply))
+        if callable(reply.result):
+            work = threading.Thread(target=self._finish, args=(reply,), name="call", daemon=True)
+            work.start()
+        else:
+            self._outbox.send(wire.encode(reply))
+
+    def _finish(self, reply: UtilityReply) -> None:
+        """The rest of a call, on a thread of its own and so with a socket of its own."""
+        try:
+            reply.result = reply.result()
+        except AtomError as error:
+            reply.result, reply.error = None, str(error)
+        except Exception as error:
+            log.exception("a call could not be finished")
+            reply.result, reply.error = None, f"{type(error).__name__}: {error}"
+        context: zmq.Context[Any] = zmq.Context.instance()
+        with context.socket(zmq.PUSH) as outbox:
+            outbox.setsockopt(zmq.LINGER, _FLUSH_MS)
+            outbox.connect(wire.out_address(self._directory))
+            outbox.send(wire.encode(reply))
 
     def _send(self, chunks: list[TokenChunk], idle: bool = False) -> None:
         if self._errors:
@@ -163,7 +189,7 @@ def _serve(directory: Path, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes])
     gc.freeze()  # the model and its modules are not garbage: do not walk them in mid-step
     try:
         outbox.send(wire.encode(core.info))
-        CoreProcess(core, inbox, outbox, setup.config.engine.check_invariants).run()
+        CoreProcess(core, directory, inbox, outbox, setup.config.engine.check_invariants).run()
     finally:
         core.shutdown()
 

@@ -142,6 +142,15 @@ class Version(_Shape):
     version: str
 
 
+class Profiling(_Shape):
+    status: str
+    directory: str
+
+
+class Traces(_Shape):
+    traces: list[str]
+
+
 ANSWERS: dict[str, type[BaseModel]] = {
     "completions": Completion,
     "chat": ChatCompletion,
@@ -152,6 +161,8 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "health": Status,
     "ready": Status,
     "version": Version,
+    "start_profile": Profiling,
+    "stop_profile": Traces,
 }
 
 

@@ -19,6 +19,7 @@ _ERRORS: dict[int, str] = {
     401: "No valid API key",
     404: "No such model or route",
     405: "The route has other methods",
+    409: "A profile is running, or none is",
     413: "The body is too large",
     415: "The body is not declared as JSON",
     429: "The queue is full; see Retry-After",
@@ -66,7 +67,13 @@ def generation(name: str, body: type[BaseModel]) -> dict[str, Any]:
         "application/json": {"schema": _ref(ANSWERS[name].__name__)},
         "text/event-stream": {},  # the body is text, its events are chunks; see OpenAI
     }
-    return _route(answer, tuple(_ERRORS), body)
+    return _route(answer, tuple(code for code in _ERRORS if code != 409), body)
+
+
+def profile(name: str) -> dict[str, Any]:
+    """A route without a body; 404 where the profiler is off."""
+    answer = {"application/json": {"schema": _ref(ANSWERS[name].__name__)}}
+    return _route(answer, (401, 404, 405, 409, 500, 503), None)
 
 
 def metrics() -> dict[str, Any]:

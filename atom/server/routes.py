@@ -42,6 +42,7 @@ def make_router(state: ServerState) -> APIRouter:
     _add_tokens(router, state)
     _add_models(router, state)
     _add_status(router, state)
+    _add_profiler(router, state)
     return router
 
 
@@ -190,3 +191,17 @@ def _add_status(router: APIRouter, state: ServerState) -> None:
     async def version() -> Response:
         """The version of atom."""
         return _json({"version": __version__})
+
+
+def _add_profiler(router: APIRouter, state: ServerState) -> None:
+    @router.post("/start_profile", **openapi.profile("start_profile"))
+    async def start_profile() -> Response:
+        """Record the engine's steps from now on (--torch-profiler-dir)."""
+        state.require_ready()
+        return _json({"status": "profiling", "directory": await state.profiler.start()})
+
+    @router.post("/stop_profile", **openapi.profile("stop_profile"))
+    async def stop_profile() -> Response:
+        """Stop recording; answers when the traces are complete."""
+        state.require_started()
+        return _json({"traces": await state.profiler.stop()})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from atom.config.schema import Config
 from atom.server.errors import ApiError, too_busy, unavailable
 from atom.server.metrics import Metrics
+from atom.server.profile import Profiler
 from atom.server.sampling import SamplingDefaults
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class ServerState:
             config.scheduler.max_num_seqs, config.scheduler.max_queued_requests
         )
         self.metrics = Metrics(self)
+        self.profiler = Profiler(config.profile, client)
         self.running: set[RunningRequest] = set()
         self.engine_info: EngineInfo | None = None
         self._phase = Phase.STARTING

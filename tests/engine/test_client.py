@@ -163,6 +163,20 @@ async def test_utilities_and_unknown_ones() -> None:
             await client.call("stats", 1)
 
 
+async def test_a_call_may_end_while_the_steps_go_on() -> None:
+    async with running() as client:
+        stream = client.generate(GenerateRequest("a", [1], ENDLESS))
+        await anext(stream)
+        assert await client.call("start_profile", "stamp") is True
+        with pytest.raises(RequestError, match="a profile is running"):
+            await client.call("start_profile", "again")
+        assert await client.call("stop_profile") == ["rank_0/fake_ts_stamp"]
+        with pytest.raises(RequestError, match="no profile is running"):
+            await client.call("stop_profile")
+        assert (await anext(stream)).finish_reason is None
+        await stream.aclose()
+
+
 async def test_signals_are_the_parents_affair() -> None:
     async with running() as client:
         assert client.pid is not None

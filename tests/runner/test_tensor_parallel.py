@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import torch.distributed as dist
 from serving import generate, greedy, make_config
 from tiny import make_tiny, random_prompt, tiny_checkpoint
 
-from atom.config.schema import Config, ParallelConfig
+from atom.config.schema import Config, ParallelConfig, ProfileConfig
 from atom.engine.core import EngineCore
 from atom.engine.messages import GenerateRequest
 from atom.engine.plan import NewRow, RowBlocks, StepPlan
@@ -22,7 +24,7 @@ from atom.engine.runner import plan_wire
 from atom.engine.runner.model_runner import ModelRunner
 from atom.engine.runner.tp import TensorParallelRunner, make_runner
 from atom.engine.sampling_params import SamplingParams
-from atom.errors import EngineDeadError, ModelError
+from atom.errors import EngineDeadError, ModelError, RequestError
 from atom.models.source import resolve_source
 
 PROMPTS = [random_prompt(n, seed=n) for n in (1, 5, 17, 40, 64)]
@@ -90,6 +92,35 @@ def test_a_worker_s_death_ends_the_engine(ended: None) -> None:
         os.kill(runner.worker_pids[0], signal.SIGKILL)
         with pytest.raises(EngineDeadError, match=r"^tensor-parallel rank 1 ended with signal 9$"):
             run_out(core)
+    finally:
+        runner.shutdown()
+
+
+def test_every_rank_writes_its_trace(tmp_path: Path, ended: None) -> None:
+    """Twice, the first time with a rank that cannot write: its failure is said, and serving goes
+    on."""
+    config = config_of(tiny_checkpoint("llama3"), 2)
+    config = dataclasses.replace(config, profile=ProfileConfig(torch_profiler_dir=str(tmp_path)))
+    runner = make_runner(config, resolve_source(config.model))
+    try:
+        core = EngineCore(config, runner)
+        (tmp_path / "rank_1").touch()  # a file where rank 1 wants its folder
+        core.call("start_profile", ["a"])
+        generate(core, PROMPTS[:1], PARAMS[0])
+        with pytest.raises(
+            RequestError, match=r"^rank 1: the trace could not be written: .*exists"
+        ):
+            core.call("stop_profile", [])()
+        (tmp_path / "rank_1").unlink()
+        core.call("start_profile", ["b"])
+        generate(core, PROMPTS[:1], PARAMS[0])
+        paths = core.call("stop_profile", [])()
+        assert [path[len(str(tmp_path)) :][:8] for path in paths] == ["/rank_0/", "/rank_1/"]
+        for rank, path in enumerate(paths):
+            with gzip.open(path) as file:
+                trace = json.load(file)
+            assert trace["atom"]["rank"] == rank
+            assert any(event.get("cat") == "cpu_op" for event in trace["traceEvents"])
     finally:
         runner.shutdown()
 

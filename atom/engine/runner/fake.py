@@ -10,6 +10,7 @@ position that is computed twice, out of order, or not at all. numpy only.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from atom.config.schema import Config
 from atom.engine.messages import TokenLogprobs
 from atom.engine.plan import NewRow, RowBlocks, StepOutput, StepPlan
 from atom.engine.sampling_params import SamplingParams
+from atom.errors import RequestError
 
 U64 = NDArray[np.uint64]
 
@@ -148,6 +150,8 @@ class FakeRunner:
         self.device = "cpu"
         self.backends: dict[str, str] = {"model": "fake"}
         self.graphs, self.graph_steps = "none (fake)", 0
+        self.profiles: list[str] = []  # stamps of what was started and stopped; nothing is recorded
+        self._profiling = ""
         self.startup_s: dict[str, float] = {"load": 0.0}
         self.memory_bytes: dict[str, int] = {"kv_cache": 8 * self.num_blocks * self.block_size}
         self.memory_notes: dict[str, str] = {}
@@ -170,6 +174,18 @@ class FakeRunner:
             return _Done(output, 0.0)
         self._free_at = max(self._free_at, time.monotonic()) + self.options.step_s
         return _Done(output, self._free_at)
+
+    def start_profile(self, stamp: str) -> None:
+        if self._profiling:
+            raise RequestError("a profile is running", code="profile_running")
+        self._profiling = stamp
+
+    def stop_profile(self) -> Callable[[], list[str]]:
+        stamp, self._profiling = self._profiling, ""
+        if not stamp:
+            raise RequestError("no profile is running", code="no_profile")
+        self.profiles.append(stamp)
+        return lambda: [f"rank_0/fake_ts_{stamp}"]
 
     def shutdown(self) -> None:
         self._rows = []

@@ -26,6 +26,7 @@ from atom.engine.runner import (
     dummy,
     kv_cache,
     oom,
+    profiler,
     prompt_logprobs,
     settle,
     threads,
@@ -45,6 +46,7 @@ from atom.engine.runner.sampler import Sampler
 from atom.engine.runner.sampling_rows import PROMPT_LOGPROBS, SamplingRows, SamplingStep
 from atom.engine.runner.steps import DeviceStep, HostStep, StepResult
 from atom.engine.runner.upload import Upload
+from atom.errors import RequestError
 from atom.layers.context import ForwardContext, set_forward_context
 from atom.models.loader import load_model, resolve_dtype
 from atom.ops import registry
@@ -80,6 +82,12 @@ class ModelRunner:
         for row in without_effect(config, self._device.type):
             log.warning("%s has no effect: %s", row.setting, row.reason)
         self._parallel = parallel
+        self._profiler: profiler.RankProfiler | None = None
+        if config.profile.torch_profiler_dir is not None:
+            profiler.check_folder(config.profile.torch_profiler_dir)
+            self._profiler = profiler.RankProfiler(
+                config.profile, parallel.tp_rank, source.name, self._device
+            )
         self._set_threads(config, parallel.tp_size)
         dtype = resolve_dtype(config, source, self._device)
         self.dtype = str(dtype).removeprefix("torch.")
@@ -353,6 +361,21 @@ class ModelRunner:
         if not samples:
             return None, columns
         return compute_logits(hidden if index is None else hidden[index]), columns
+
+    # -- profiling ------------------------------------------------------------------------------
+
+    def start_profile(self, stamp: str) -> None:
+        """Record from the next step on, for files whose names hold `stamp`."""
+        if self._profiler is None:
+            raise RequestError("the profiler is off (--torch-profiler-dir)", code="profiler_off")
+        self._profiler.start(stamp)
+
+    def stop_profile(self) -> profiler.Writer:
+        """Stop recording. The files of all ranks are there when the writer has returned; call it
+        on another thread, and steps go on."""
+        if self._profiler is None:
+            raise RequestError("the profiler is off (--torch-profiler-dir)", code="profiler_off")
+        return self._profiler.stop()
 
     def shutdown(self) -> None:
         """Let go of the model and its caches."""

@@ -1,4 +1,7 @@
-"""A `StepPlan` as bytes, for ranks in other processes: ids and counts, never full tables."""
+"""A `StepPlan` as bytes, for ranks in other processes: ids and counts, never full tables.
+
+The same way goes, between two plans, the word to start or stop the profiler.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ class _Plan(msgspec.Struct, array_like=True):
     samples: bytes
 
 
+_PROFILE = b"profile "  # no plan begins so: it is an array
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Plan).decode
 
@@ -38,6 +43,16 @@ def encode(plan: StepPlan) -> bytes:
             plan.samples.tobytes(),
         )
     )
+
+
+def encode_profile(stamp: str) -> bytes:
+    """Start a profile with that stamp; stop it, for an empty one."""
+    return _PROFILE + stamp.encode()
+
+
+def profile_stamp(data: bytes) -> str | None:
+    """What was given to `encode_profile`; None for a plan."""
+    return data[len(_PROFILE) :].decode() if data.startswith(_PROFILE) else None
 
 
 def decode(data: bytes) -> StepPlan:

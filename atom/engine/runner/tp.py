@@ -16,6 +16,7 @@ from atom.config.schema import Config
 from atom.engine.plan import StepHandle, StepOutput, StepPlan
 from atom.engine.runner import plan_wire, settle
 from atom.engine.runner.model_runner import ModelRunner
+from atom.engine.runner.profiler import Writer
 from atom.engine.runner.tp_workers import Workers, WorkerSetup
 from atom.parallel.rendezvous import listen, rendezvous
 from atom.parallel.state import ParallelState
@@ -77,6 +78,23 @@ class TensorParallelRunner(ModelRunner):
             return _Watched(super().launch(plan), self._workers)
         except RuntimeError as error:
             raise self._workers.explain(error) from error
+
+    def start_profile(self, stamp: str) -> None:
+        super().start_profile(stamp)  # what it refuses never reaches the others
+        self._workers.send(plan_wire.encode_profile(stamp))
+
+    def stop_profile(self) -> Writer:
+        own = super().stop_profile()
+        self._workers.send(plan_wire.encode_profile(""))
+
+        def write() -> list[str]:
+            try:
+                paths = own()
+            finally:
+                others = self._workers.traces()  # heard in any case: the next ones follow them
+            return paths + others
+
+        return write
 
     def shutdown(self) -> None:
         super().shutdown()

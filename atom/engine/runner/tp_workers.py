@@ -21,12 +21,13 @@ import zmq
 
 from atom.config.schema import Config
 from atom.engine.wire import make_private_dir, unlimited
-from atom.errors import EngineDeadError
+from atom.errors import EngineDeadError, RequestError
 
 log = logging.getLogger("atom.runner")
 
 _STOP_S = 10.0  # how long a worker may take to end when told to
 _NOTICE_S = 2.0  # how long to wait for the exit status of a worker whose connection broke
+_TRACE_POLL_MS = 200  # how often it is looked whether a worker still lives that writes a trace
 _STUCK_S = 10.0  # how long a collective may outlive a dead peer
 
 
@@ -37,6 +38,13 @@ class WorkerSetup(msgspec.Struct):
     config: Config
     model_name: str
     port: int
+
+
+class TracesWritten(msgspec.Struct):
+    """A worker's answer, when it has written what its profiler recorded."""
+
+    paths: list[str]
+    error: str = ""
 
 
 class Workers:
@@ -108,6 +116,25 @@ class Workers:
         for socket in self._sockets:
             socket.send(data, copy=False)
 
+    def traces(self) -> list[str]:
+        """Wait until every worker has written its trace; their paths. For any thread.
+
+        Raises `RequestError` if one could not, `EngineDeadError` if one has died.
+        """
+        paths, error = [], ""
+        with self._context.socket(zmq.PULL) as inbox:
+            inbox.bind(trace_address(self._directory))
+            for _ in self._processes:
+                while not inbox.poll(_TRACE_POLL_MS):
+                    if self._died is not None or self._stopping:
+                        raise EngineDeadError(self._died or "the engine is shutting down")
+                written = msgspec.msgpack.decode(inbox.recv(), type=TracesWritten)
+                paths += written.paths
+                error = error or written.error
+        if error:
+            raise RequestError(error, code="no_trace")
+        return sorted(paths)
+
     def explain(self, error: Exception) -> Exception:
         """What to raise for an error of a collective: a worker's death, if that is behind it."""
         self._noticed.wait(_NOTICE_S)
@@ -132,6 +159,10 @@ class Workers:
             socket.close()
         self._context.term()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def trace_address(directory: Path) -> str:
+    return f"ipc://{directory}/traces"
 
 
 def address(directory: Path, rank: int) -> str:

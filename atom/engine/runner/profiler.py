@@ -1,0 +1,97 @@
+"""One rank's torch profiler: from `start` to a finished trace file.
+
+Recording stops between two steps, on the thread that steps. What is written afterwards is written
+by whoever calls the `Writer`, so that steps go on meanwhile; under its final name a file is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from atom._version import __version__
+from atom.config.schema import ProfileConfig
+from atom.errors import ConfigError, RequestError
+
+Writer = Callable[[], list[str]]  # writes the files; their paths
+
+_GZIP_LEVEL = 3  # of a trace, 1.3 times the size of level 9 in a sixth of its time
+
+
+class RankProfiler:
+    """Writes `rank_<rank>/<model>_ts_<stamp>.pt.trace.json.gz` below the configured directory."""
+
+    def __init__(self, config: ProfileConfig, rank: int, model: str, device: torch.device) -> None:
+        assert config.torch_profiler_dir is not None
+        self._folder = Path(config.torch_profiler_dir).absolute() / f"rank_{rank}"
+        self._more = config.profiler_more
+        self._device = device
+        self._about = {"atom": __version__, "model": model, "rank": rank, "device": str(device)}
+        self._stem = re.sub(r"[^\w.-]+", "_", model) or "model"
+        self._running: profile | None = None
+        self._target = Path()
+
+    def start(self, stamp: str) -> None:
+        """Record from now on; raises `RequestError` if it does already."""
+        if self._running is not None:
+            raise RequestError("a profile is running", code="profile_running")
+        activities = [ProfilerActivity.CPU]
+        if self._device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        running = profile(
+            activities=activities,
+            record_shapes=self._more,
+            profile_memory=self._more,
+            with_stack=self._more,
+        )
+        running.start()
+        self._running = running
+        self._target = self._folder / f"{self._stem}_ts_{stamp}.pt.trace.json.gz"
+
+    def stop(self) -> Writer:
+        """Stop recording; raises `RequestError` if it does not."""
+        running, self._running = self._running, None
+        if running is None:
+            raise RequestError("no profile is running", code="no_profile")
+        running.add_metadata_json("atom", json.dumps(self._about))
+        running.stop()
+        target = self._target
+        return lambda: [_write(running, target)]
+
+
+def check_folder(directory: str) -> None:
+    """Make it if need be; raises `ConfigError` where no trace could be written."""
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--torch-profiler-dir {directory}: {error.strerror}") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(f"--torch-profiler-dir {directory} cannot be written to")
+
+
+def _write(recorded: Any, target: Path) -> str:
+    """The trace compressed under its name; raises `RequestError` and leaves nothing half done."""
+    raw, packed = target.with_suffix(".raw"), target.with_suffix(".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        recorded.export_chrome_trace(str(raw))
+        with raw.open("rb") as source, gzip.open(packed, "wb", _GZIP_LEVEL) as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+        packed.replace(target)
+    except (OSError, RuntimeError) as error:
+        raise RequestError(f"the trace could not be written: {error}", code="no_trace") from error
+    finally:
+        for left in (raw, packed):
+            with contextlib.suppress(OSError):
+                left.unlink()
+    return str(target)
