@@ -2,8 +2,8 @@
 
 Each has one of `prompt` (a text), `messages` (chat), `token_ids` (completions) and `turns` (a list
 of texts, or of objects with prompt or messages, and max_tokens, delay_s); and optionally
-`max_tokens`, `label`, `extra_body`. `text` is read as prompt, `output_tokens` as max_tokens, `id` as
-label.
+`max_tokens`, `label`, `extra_body`. `text` is read as prompt, `output_tokens` as max_tokens, `id`
+as label.
 """
 
 from __future__ import annotations

@@ -90,6 +90,6 @@ def check_context(spec: WorkloadSpec, longest_input: int, longest_output: int) -
     if spec.max_len is not None and longest_input + longest_output > spec.max_len:
         raise BenchError(
             f"prompts of up to {longest_input} and answers of up to {longest_output} tokens exceed "
-            f"the model's context of {spec.max_len}; lower --random-input-len or "
-            "--random-output-len"
+            f"the model's context of {spec.max_len}; lower --input-len or "
+            "--output-len"
         )

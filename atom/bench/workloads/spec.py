@@ -32,7 +32,7 @@ PROMPT_SETS: dict[str, str] = {
     "mt_bench": "80 questions of two turns (FastChat, Apache-2.0)",
     "vicuna": "80 questions (FastChat, Apache-2.0)",
     "self_instruct": "252 instructions of everyday work (self-instruct, Apache-2.0)",
-    "sonnet": "lines of Shakespeare, as many as --random-input-len needs (LLMPerf, Apache-2.0)",
+    "sonnet": "lines of Shakespeare, as many as --input-len needs (LLMPerf, Apache-2.0)",
 }
 SYNTHETIC: frozenset[Dataset] = frozenset(("random", "prefix-repetition", "multi-turn"))
 INPUT_LEN = 1024  # where none is asked for
@@ -199,11 +199,11 @@ def _check_length_convention(spec: WorkloadSpec) -> None:
                 low, high = bounds(length, ratio, name)
                 meanings.append(f"{name}: {low} to {high}")
         raise BenchError(
-            f"--random-range-ratio {ratio:g} means different lengths for {length} tokens "
+            f"--range-ratio {ratio:g} means different lengths for {length} tokens "
             f"({', '.join(meanings)}); say which with --length-convention"
         )
     if not (0 <= ratio < 1 if convention == "vllm" else 0 <= ratio <= 1):
         limit = "at least 0 and below 1" if convention == "vllm" else "from 0 to 1"
         raise BenchError(
-            f"--random-range-ratio is {ratio:g}; in the convention of {convention} it is {limit}"
+            f"--range-ratio is {ratio:g}; in the convention of {convention} it is {limit}"
         )

@@ -28,7 +28,7 @@ _BLOCKS_KEPT = 4096  # the words of as many blocks stay in memory: 16 MiB at 512
 class TraceWorkload:
     """One job per request of the trace, in order of time; it ends with the trace.
 
-    `Job.arrival_s` counts from the first request of the file, before time scaling.
+    `Job.arrival_s` counts from the first request that is sent, before time scaling.
     """
 
     def __init__(self, spec: WorkloadSpec, tokens: TokenSource, seed: int) -> None:
@@ -38,15 +38,15 @@ class TraceWorkload:
         self.spec, self.seed = spec, seed
         self._source = read_source(spec.path)
         self.kind, recorded = read_trace(self._source, spec.block_size)
-        self._begin = recorded[0].time_s
         self._maker = Maker(tokens, spec.endpoint, spec.prompt_form)
         self.notes = list(self._maker.notes)
         self._rows = self._fitting(recorded)
+        self._begin = self._rows[0].time_s
         self.length: int | None = len(self._rows)
         self._block = lru_cache(maxsize=_BLOCKS_KEPT)(self._make_block)
 
     def arrivals(self) -> list[float]:
-        """Seconds from the first request of the file, one per job, before time scaling."""
+        """Seconds from the first request, one per job, before time scaling."""
         return [round(row.time_s - self._begin, 9) for row in self._rows]
 
     def jobs(self, start: int = 0) -> Iterator[Job]:
@@ -77,6 +77,8 @@ class TraceWorkload:
     def _fitting(self, recorded: Sequence[Recorded]) -> list[Recorded]:
         """The requests as they will be sent; what was changed or left out goes to the notes."""
         least = self._maker.overhead + 1
+        if self.spec.max_len is not None:
+            self._maker.check_room(self.spec.max_len // 2)
         empty = long = short = 0
         rows = []
         for row in recorded:

@@ -21,9 +21,7 @@ class Recorded(NamedTuple):
     time_s: float  # on the trace's own clock
     input_len: int
     output_len: int
-    hash_ids: tuple[int, ...] | None = (
-        None  # Mooncake: the prompt's blocks; equal ids, equal tokens
-    )
+    hash_ids: tuple[int, ...] | None = None  # Mooncake: the prompt's blocks
 
 
 class _Mooncake(msgspec.Struct):
