@@ -298,9 +298,10 @@ class MockServer:
         self.truth.append(truth)
         fault = asked.behaviour.fault(asked.index)
         if fault is not None and fault.kind in ("http", "html"):
-            truth.outcome = f"http {fault.number}" if fault.kind == "http" else "html"
+            status = fault.number if fault.kind == "http" else 200
+            truth.outcome = f"http {status}" if fault.kind == "http" else "html"
             truth.ended_s = now()
-            self._send(connection, answer(fault.number or 200, fault.kind))
+            self._send(connection, answer(status, fault.kind))
             if not connection.shut:
                 self._answered(connection)
             return
