@@ -1,0 +1,194 @@
+"""What the pages say about a run besides its metrics: names, shape, load, place, command.
+
+Provenance of imported files is patchy, so each fact is None or "" where the run does not tell it;
+none is guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from atom.bench.history.runs import commit_of, lengths_text, recipe_of, started_at
+from atom.bench.types import RunResult
+
+
+class Load(NamedTuple):
+    """How a run was loaded; `level` orders the points of a curve."""
+
+    mode: str  # concurrency, rate, other
+    level: float | None
+    label: str  # c=16, 4 req/s, 1 to 8 req/s
+
+
+class Facts(NamedTuple):
+    """One run for the pages; the fields are the columns' names in `data.js`."""
+
+    time_ms: int  # since the epoch
+    backend: str  # atom, vllm, ...
+    version: str  # of the server
+    shape: str  # 1024/1024: tokens asked in and out; else the data set
+    dataset: str
+    load: Load
+    hardware: str  # 8x MI300X; the CPU's name
+    gpus: int | None  # 0: a CPU machine; None: not known
+    devices: int  # what per-device figures are divided by; never 0
+    tp: int | None
+    commit: str
+    dirty: bool
+    recipe: str  # its name
+    series: str  # runs of one series differ in their load alone
+    command: str  # reproduces this point; "" where it is not known
+
+
+def facts(run: RunResult) -> Facts:
+    gpus = _whole(_at(run.provenance, "hardware", "num_gpus"))
+    moment = datetime.fromisoformat(started_at(run).replace("Z", "+00:00"))
+    found = Facts(
+        time_ms=int(moment.timestamp() * 1000),
+        backend=_text(_at(run.provenance, "server", "kind")),
+        version=_text(_at(run.provenance, "server", "version")),
+        shape=lengths_text(run.workload) or _dataset(run.workload),
+        dataset=_dataset(run.workload),
+        load=load(run.load),
+        hardware=_hardware(run.provenance, gpus),
+        gpus=gpus,
+        devices=max(gpus or 0, 1),
+        tp=_tensor_parallel(run.provenance),
+        commit=commit_of(run),
+        dirty=bool(_at(run.provenance, "server", "dirty")),
+        recipe=recipe_of(run),
+        series="",
+        command=command(run),
+    )
+    key = (run.name, run.model, found.backend, found.shape, found.dataset, found.hardware)
+    text = json.dumps([*key, found.gpus, found.tp, found.recipe, run.kind])
+    return found._replace(series=hashlib.sha256(text.encode()).hexdigest()[:12])
+
+
+def load(described: Mapping[str, Any]) -> Load:
+    """Closed loop: its concurrency. Open loop: its rate, a ramp by its highest."""
+    concurrency = _number(described.get("concurrency"))
+    if concurrency is not None:
+        return Load("concurrency", concurrency, f"c={concurrency:g}")
+    rate = described.get("request_rate")
+    if isinstance(rate, Sequence) and not isinstance(rate, str) and len(rate) == 2:
+        rate = f"{rate[0]}:{rate[1]}"
+    if isinstance(rate, str) and ":" in rate:
+        ends = [_number(part) for part in rate.split(":")[-2:]]
+        if None not in ends:
+            return Load("rate", ends[1], f"{ends[0]:g} to {ends[1]:g} req/s")
+    level = _number(rate)
+    if level is not None:
+        return Load("rate", level, f"{level:g} req/s")
+    if rate == "inf":
+        return Load("other", None, "all at once")
+    return Load("other", None, _text(described.get("mode")))
+
+
+# What sets the load on the command line, with how many values each takes; a point of a sweep is
+# reproduced by its own load instead.
+_LOAD_FLAGS = {"concurrency": 1, "max-concurrency": 1, "request-rate": 1, "find-max": 0}
+
+
+def command(run: RunResult) -> str:
+    """The command of this one point: the run's own, with its load in place of a sweep's."""
+    argv = run.provenance.get("argv")
+    if not isinstance(argv, list) or not argv:
+        return ""
+    arguments = [str(word) for word in argv]
+    if PurePath(arguments[0]).name == "atom":  # a whole argv; ours hold the arguments alone
+        del arguments[0]
+    if run.kind != "bench" or load(run.load).level is None:
+        return shlex.join(["atom", *arguments])
+    words = ["atom", *_without(arguments, _LOAD_FLAGS)]
+    point = load(run.load)
+    if point.mode == "concurrency":
+        words += ["--concurrency", f"{point.level:g}"]
+    else:
+        words += ["--request-rate", f"{run.load['request_rate']}"]
+    seed = run.provenance.get("seed")
+    if seed is not None and not _has(words, "seed"):
+        words += ["--seed", f"{seed}"]
+    return shlex.join(words)
+
+
+def _flag(word: str) -> str:
+    return word[2:].partition("=")[0].replace("_", "-") if word.startswith("--") else ""
+
+
+def _has(words: Sequence[str], flag: str) -> bool:
+    return any(_flag(word) == flag for word in words)
+
+
+def _without(words: list[str], flags: Mapping[str, int]) -> list[str]:
+    kept: list[str] = []
+    skip = 0
+    for word in words:
+        if skip:
+            skip -= 1
+        elif _flag(word) in flags:
+            skip = 0 if "=" in word else flags[_flag(word)]
+        else:
+            kept.append(word)
+    return kept
+
+
+def _dataset(workload: Mapping[str, Any]) -> str:
+    return _text(workload.get("dataset") or workload.get("name"))
+
+
+def _hardware(provenance: Mapping[str, Any], gpus: int | None) -> str:
+    """The GPUs in use, else the CPU; "" for a machine that is not known."""
+    names = _at(provenance, "hardware", "gpus")
+    if gpus != 0 and isinstance(names, list) and names:
+        name = _text(_at(names[0], "name"))
+        count = gpus or len(names)
+        return f"{count}x {name}" if count > 1 else name
+    if gpus:
+        return f"{gpus} GPU{'s' if gpus > 1 else ''}"
+    return _text(_at(provenance, "hardware", "cpu"))
+
+
+def _tensor_parallel(provenance: Mapping[str, Any]) -> int | None:
+    for path in (
+        ("server", "config", "parallel", "tensor_parallel_size"),
+        ("server", "config", "tensor_parallel_size"),
+        ("metadata", "tensor_parallel_size"),
+    ):
+        found = _whole(_at(provenance, *path))
+        if found is not None:
+            return found
+    return None
+
+
+def _at(tree: Any, *path: str) -> Any:
+    for key in path:
+        if not isinstance(tree, Mapping):
+            return None
+        tree = tree.get(key)
+    return tree
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else str(value)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if abs(found) != float("inf") and found == found else None
+
+
+def _whole(value: Any) -> int | None:
+    found = _number(value)
+    return None if found is None else int(found)
