@@ -223,7 +223,8 @@ def _requests(console: Console, run: RunResult) -> None:
     said = [f"{done:,.0f} completed, {failed:,.0f} failed"]
     rate = run.metrics.get("error_rate")
     if rate is not None:
-        said.append(f"{rate.value:.1%} errors (95% CI {rate.low:.1%} to {rate.high:.1%})")
+        known = f" (95% CI {rate.low:.1%} to {rate.high:.1%})" if rate.low < rate.high else ""
+        said.append(f"{rate.value:.1%} errors{known}")
     rows = [("Requests", "; ".join(said))]
     tokens = []
     for key, word in (("input", "in"), ("output", "out")):
@@ -311,7 +312,9 @@ def _health(console: Console, run: RunResult) -> None:
     workers = max((h.workers for h in health), default=1)
     processes = "1 process" if workers == 1 else f"{workers} processes"
     console.print()
-    if bound:
+    if workers == 0:  # imported: nobody watched that client
+        console.print(_line(f"Client: {health[0].reason}", style="dim"))
+    elif bound:
         console.print(_line(f"Client: the bottleneck. {bound[0].reason}", style="bold red"))
     else:
         text = f"{processes}, at most {busiest:.0%} of a core, event-loop lag p99 {number(lag)} ms"

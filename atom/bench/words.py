@@ -42,8 +42,8 @@ def number(value: float | None) -> str:
 
 
 def width(interval: Interval | None) -> str:
-    """Half the confidence interval, relative: ±1.2%."""
-    if interval is None or not interval.value:
+    """Half the confidence interval, relative: ±1.2%; nothing where there is none (imports)."""
+    if interval is None or not interval.value or interval.low == interval.high:
         return ""
     half = (interval.high - interval.low) / 2 / abs(interval.value)
     if half >= 10:

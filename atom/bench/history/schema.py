@@ -29,12 +29,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             fingerprint TEXT NOT NULL,
             sweep_id TEXT NOT NULL,
             status TEXT NOT NULL,
+            source_sha256 TEXT NOT NULL,
             document TEXT NOT NULL,
             lists BLOB
         )""",
         "CREATE INDEX runs_by_time ON runs (started_at, run_id)",
         "CREATE INDEX runs_by_fingerprint ON runs (fingerprint, started_at)",
         "CREATE INDEX runs_by_sweep ON runs (sweep_id)",
+        # An imported result is one run, whatever moment is taken for its own.
+        "CREATE UNIQUE INDEX runs_by_source ON runs (source_sha256) WHERE source_sha256 <> ''",
         """CREATE TABLE samples (
             run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE,
             repeat INTEGER NOT NULL,

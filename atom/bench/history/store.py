@@ -27,6 +27,7 @@ from atom.bench.types import RequestRecord, RunResult
 
 VARIABLE = "ATOM_HISTORY"
 AMBIGUOUS_SHOWN = 4
+_SOURCE_COLUMN = 11  # of `_row_of`
 
 _Result = TypeVar("_Result")
 
@@ -215,6 +216,16 @@ class History:
 
         return resolve(self, text)
 
+    def has(self, run: RunResult) -> bool:
+        """Whether `add` would find this run here, under its id or as the same imported result."""
+
+        def read(connection: sqlite3.Connection) -> bool:
+            source = _row_of(run, "", None)[_SOURCE_COLUMN]
+            query = "SELECT 1 FROM runs WHERE run_id = ? OR (source_sha256 = ? AND ? <> '')"
+            return connection.execute(query, (run.run_id, source, source)).fetchone() is not None
+
+        return self._read(read, lambda: False)
+
     def ids(self, prefix: str) -> list[str]:
         """The ids that begin so, oldest first."""
         query = "SELECT run_id FROM runs WHERE substr(run_id, 1, ?) = ? ORDER BY run_id"
@@ -241,12 +252,14 @@ class History:
         with _transaction(connection):
             marks = ", ".join("?" * len(row))
             done = connection.execute(
-                f"INSERT INTO runs VALUES ({marks}) ON CONFLICT (run_id) DO NOTHING",  # noqa: S608
+                f"INSERT INTO runs VALUES ({marks}) ON CONFLICT DO NOTHING",  # noqa: S608
                 row,
             )
-            connection.executemany(
-                "INSERT INTO samples VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", blocks
-            )
+            there = "SELECT 1 FROM runs WHERE run_id = ?"  # else it is there under another id
+            if connection.execute(there, (run.run_id,)).fetchone() is not None:
+                connection.executemany(
+                    "INSERT INTO samples VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", blocks
+                )
             return done.rowcount == 1
 
     def _row(self, connection: sqlite3.Connection, run_id: str) -> sqlite3.Row:
@@ -338,8 +351,10 @@ class History:
 
 
 def _row_of(run: RunResult, text: str, lists: bytes | None) -> tuple[Any, ...]:
-    recipe = run.provenance.get("recipe")
-    sha256 = recipe.get("sha256", "") if isinstance(recipe, dict) else ""
+    hashes = []
+    for part in ("recipe", "source"):
+        place = run.provenance.get(part)
+        hashes.append(str(place.get("sha256", "")) if isinstance(place, dict) else "")
     return (
         run.run_id,
         started_at(run),
@@ -347,11 +362,12 @@ def _row_of(run: RunResult, text: str, lists: bytes | None) -> tuple[Any, ...]:
         run.name,
         run.model,
         recipe_of(run),
-        sha256,
+        hashes[0],
         commit_of(run),
         run.fingerprint,
         run.sweep_id,
         run.status,
+        hashes[1],
         text,
         lists,
     )
