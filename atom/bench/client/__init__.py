@@ -8,5 +8,16 @@ whether the client itself got in the way. `probe`, `scrape` and `profile` are er
 from __future__ import annotations
 
 from atom.bench.client.load import run_load
+from atom.bench.client.probe import ServerInfo, negotiate, probe
+from atom.bench.client.profile import profile
+from atom.bench.client.scrape import delta, server_metrics
 
-__all__ = ["run_load"]
+__all__ = [
+    "ServerInfo",
+    "delta",
+    "negotiate",
+    "probe",
+    "profile",
+    "run_load",
+    "server_metrics",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 
 from atom.bench.client import wire
@@ -82,6 +83,7 @@ class Courier:
         try:
             connection = await self._pool.get(fresh)
         except OSError as error:
-            one.give_up("connect", error.strerror or str(error) or type(error).__name__)
+            said = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+            one.give_up("connect", said or type(error).__name__)
             return
         one.send(request, connection, self._setup.server.timeout_s)
