@@ -101,7 +101,7 @@ class Point:
             )
         return replace(self, num_requests=length)
 
-    def load(self, workload: Workload, seed: int) -> Load:
+    def load(self, workload: Workload, seed: int, *, keep_text: bool = False) -> Load:
         """The load of the repeat with this seed."""
         if self.concurrency is not None:
             return Load(
@@ -109,6 +109,7 @@ class Point:
                 num_requests=self.num_requests,
                 duration_s=self.duration_s,
                 workers=self.workers,
+                keep_text=keep_text,
             )
         from atom.bench.workloads.arrivals import arrival_times, trace_arrivals
 
@@ -122,6 +123,7 @@ class Point:
             num_requests=len(times),
             duration_s=self.duration_s,
             workers=self.workers,
+            keep_text=keep_text,
         )
 
     def warmups(self) -> int:

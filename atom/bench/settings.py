@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from atom.bench import points as loads
 from atom.bench.errors import BenchError
@@ -177,40 +176,40 @@ def _check_needs(resolved: ResolvedTool) -> None:
 
 
 def _base_url(resolved: ResolvedTool) -> str | None:
+    from atom.bench.client.address import parse_url
+
     server = resolved.config.server
     ranks = {name: _rank(resolved, name) for name in ("base_url", "host", "port")}
     by_parts = max(ranks["host"], ranks["port"])
     if server.base_url is not None and ranks["base_url"] >= by_parts:
         if ranks["base_url"] == by_parts:
             raise BenchError(f"{resolved.where('base_url')} and --host or --port: give one")
-        return normal_url(server.base_url, resolved.where("base_url"))
+        return parse_url(server.base_url).url
     if by_parts:
         host, port = server.host or "127.0.0.1", server.port or 8000
-        return normal_url(f"http://{host}:{port}", resolved.where("host"))
+        return parse_url(f"http://{host}:{port}").url
     return None
-
-
-def normal_url(text: str, where: str) -> str:
-    """http://host:port without /v1 or a slash at its end; raises `BenchError`."""
-    url = text.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-    try:
-        parts = urlsplit(url)
-        fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        fine = False
-    if not fine:
-        raise BenchError(f"{where} must look like {DEFAULT_URL}, got {text!r}")
-    return url
 
 
 def _headers(texts: tuple[str, ...], where: str) -> dict[str, str]:
     headers = {}
-    for text in texts:
+    for text in _whole(texts, ":="):
         match = re.fullmatch(r"([A-Za-z0-9!#$%&'*+.^_`|~-]+)\s*[:=]\s*(\S.*)", text.strip())
         if match is None:
             raise BenchError(f"{where}: write NAME=VALUE (a value is not shown here)")
         headers[match[1]] = match[2]
     return headers
+
+
+def _whole(texts: tuple[str, ...], signs: str) -> list[str]:
+    """Pairs whose values hold commas, which lists are cut at, put together again."""
+    whole: list[str] = []
+    for text in texts:
+        if whole and not any(sign in text for sign in signs):
+            whole[-1] += f",{text}"
+        else:
+            whole.append(text)
+    return whole
 
 
 def _json_object(text: str | None, where: str) -> dict[str, Any]:
@@ -227,7 +226,7 @@ def _json_object(text: str | None, where: str) -> dict[str, Any]:
 
 def _metadata(texts: tuple[str, ...], where: str) -> dict[str, str]:
     found = {}
-    for text in texts:
+    for text in _whole(texts, "="):
         key, sign, value = text.partition("=")
         if not sign or not key.strip():
             raise BenchError(f"{where} {text}: write KEY=VALUE")

@@ -132,7 +132,8 @@ def _usage_message(error: Any) -> str:
         message = head + suggests + tail.partition("?")[0] + "?" if suggests else message
         return f"{message[:1].lower()}{message[1:]} (see {where} --help)"
     name = option.lstrip("-").replace("_", "-")
-    if name in REFUSED_FLAGS:
-        return f"{option} is refused: {REFUSED_FLAGS[name]}"
+    refused = getattr(context.command, "refusal", REFUSED_FLAGS.get)(name)
+    if refused is not None:
+        return f"{option} is refused: {refused}"
     known = [o for p in context.command.params for o in (*p.opts, *p.secondary_opts)]
     return f"unknown option {option}{nearest('--' + name, known)}; see {where} --help"

@@ -201,7 +201,8 @@ class BenchStatistics:
     max_repeats: int = setting(20, "The most repeats under --precision", ge=2, le=1000)
     percentile_metrics: tuple[str, ...] = setting(
         ("ttft", "tpot", "itl", "e2el"),
-        "Latencies of the report: ttft, tpot, itl, e2el, client_queue, server_queue",
+        "Latencies of the result file's flat fields",
+        choices=("ttft", "tpot", "itl", "e2el"),
     )
     metric_percentiles: tuple[float, ...] = setting((90.0, 95.0, 99.0), "Percentiles of each")
     max_error_rate: float = setting(
@@ -230,11 +231,13 @@ class BenchObjectives:
         "Compare with the last runs of the same fingerprint; a confirmed regression is exit code "
         "3 (default: where the history holds four)",
     )
-    auto_profile: bool = setting(
-        False, "On a regression repeat the run under the server's profiler and keep the trace"
-    )
     profile: bool = setting(
-        False, "Start the server's profiler with the first repeat's load, stop it after"
+        False,
+        "One more pass of one request per place under the server's profiler; its figures do not "
+        "count",
+    )
+    auto_profile: bool = setting(
+        False, "On a regression add such a pass and keep the trace with the run"
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from atom.config import familiar
 from atom.config.environment import OTHER_VARIABLES, PROCESS_VARIABLES, Variable
 from atom.config.fields import TOOLS, Setting, every_setting, sections, settings, tool_settings
 from atom.config.support import (
@@ -81,6 +82,7 @@ def _flags() -> str:
     for tool in TOOLS:
         parts.append(f"## [{tool}] {_tool_title(tool)}\n")
         parts += _tool_groups(tool, "flag")
+    parts += _familiar()
     parts.append("## Refused, with the reason\n")
     parts.append(
         "What cannot work is an error, never ignored. Flags that other "
@@ -101,6 +103,24 @@ def _flags() -> str:
         )
     )
     return "\n".join(parts)
+
+
+def _familiar() -> list[str]:
+    """Flags of other benchmarks, for the section of ours."""
+    meant = {f"--{name}": f"`--{ours}`" for name, ours in familiar.SPELLINGS.items()}
+    meant |= {f"--{name}": f"`{ours}`" for name, ours in familiar.SWITCHES.items()}
+    meant |= {
+        f"--{name} {value}": f"`{ours}`"
+        for name, values in familiar.VALUES.items()
+        for value, ours in values.items()
+        if f"--{name}={value}" != ours
+    }
+    return [
+        "Flags of `vllm bench serve` and `benchmark_serving` that mean one of these:\n",
+        _table(("flag", "here"), ((_code(flag), ours) for flag, ours in meant.items())),
+        "And those that are refused:\n",
+        _table(("flag", "why"), ((_code("--" + n), why) for n, why in familiar.REFUSED.items())),
+    ]
 
 
 def _tool_title(tool: str) -> str:

@@ -1,0 +1,439 @@
+"""The whole of `atom bench`: a server found or started, points measured, kept and judged.
+
+Every point is stored as soon as it is measured; what comes later cannot lose it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from atom.bench import client, compare, history, points, results, search
+from atom.bench.client import ServerInfo
+from atom.bench.compare import GateReport
+from atom.bench.compare.gate import COUNTED, MIN_BASELINE, select_baseline
+from atom.bench.errors import (
+    CLIENT_BOUND,
+    INTERRUPTED,
+    REGRESSION,
+    TOO_MANY_ERRORS,
+    BenchError,
+    ServerUnreachable,
+)
+from atom.bench.history import History, HistoryError
+from atom.bench.history.runs import load_text
+from atom.bench.metrics import result_json
+from atom.bench.server_process import RecipeServer, Stopped
+from atom.bench.session import Display, Measured, Session, draw_seed
+from atom.bench.settings import DEFAULT_URL, Settings
+from atom.bench.types import Interval, RunResult, Target
+from atom.bench.workloads import TokenSource, needs_tokens, open_tokens
+from atom.config import resolve
+from atom.config.serial import changed
+
+READY_S = 1200.0  # a large model on a cold disk
+RETRY_S = 0.5
+BASELINE_LIMIT = 32  # runs looked at for the gate's eight: some of them did not go well
+STORE_FAILED = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the command line asks for, beside the settings."""
+
+    settings: Settings
+    recipe: Path | None = None
+    history: Path | None = None
+    env: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    @property
+    def own_server(self) -> bool:
+        """Whether the recipe's server is started here."""
+        return self.recipe is not None and self.settings.base_url is None
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of it."""
+
+    runs: list[RunResult] = field(default_factory=list)
+    search: search.SearchReport | None = None
+    gates: list[GateReport] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # what could not be kept where it belongs
+    interrupted: bool = False
+
+    def exit_code(self) -> int:
+        """The worst that happened; a search is judged by its answer, not by its points."""
+        states = {run.status for run in self.runs}
+        if self.interrupted or "interrupted" in states:
+            return INTERRUPTED
+        if self.search is None and "errors" in states:
+            return TOO_MANY_ERRORS
+        if "client_bound" in states:
+            return CLIENT_BOUND
+        missed = "slo_missed" in states if self.search is None else self.search.best is None
+        if missed or any(gate.regressed for gate in self.gates):
+            return REGRESSION
+        return STORE_FAILED if self.problems else 0
+
+    def as_json(self) -> Any:
+        """`--json`: the run's document; several: a list of them; a search: its answer and them."""
+        gates = {gate.run_id: gate.as_json() for gate in self.gates}
+        documents = []
+        for run in self.runs:
+            document = result_json(run)
+            if run.run_id in gates:
+                document["atom"]["gate"] = gates[run.run_id]
+            documents.append(document)
+        if self.search is not None:
+            return {"find_max": search_json(self.search), "runs": documents}
+        return documents[0] if len(documents) == 1 else documents
+
+    def last_words(self) -> list[str]:
+        """What the tables do not say: the gate's verdicts, where the runs are."""
+        words = []
+        titles = {run.run_id: load_text(run.load) for run in self.runs}
+        for gate in self.gates:
+            where = f" ({titles.get(gate.run_id, '')})" if len(self.runs) > 1 else ""
+            words.append(f"gate{where}: {gate.status}: {gate.sentence}")
+        words += [f"problem: {text}" for text in self.problems]
+        if self.interrupted:
+            words.append("interrupted: what was measured is kept")
+        return words
+
+
+class _Interrupted(Exception):
+    """A search was given up."""
+
+
+class Campaign:
+    """One `atom bench`. `stop` set: nothing new begins, what was measured is kept."""
+
+    def __init__(self, request: Request, display: Display, stop: threading.Event) -> None:
+        self.request = request
+        self.settings = request.settings
+        self.display = display
+        self.stop = stop
+        self.report = Report()
+        self._measured: dict[str, Measured] = {}
+        self._log: Path | None = None
+
+    def run(self) -> Report:
+        """Measure everything. Raises `AtomError` only when there is nothing to report."""
+        with contextlib.ExitStack() as stack:
+            store = stack.enter_context(History(self.request.history))
+            store.check_writable()
+            results.check_place(self.settings)
+            try:
+                session = self._open(stack, store)
+                self._measure_all(session, store)
+                if self.report.runs and not self.stop.is_set():
+                    self._profile(session, store)
+                    self._gate(session, store)
+            except (KeyboardInterrupt, Stopped):
+                self.report.interrupted = True
+            except BenchError as error:
+                if not self.report.runs:
+                    raise
+                # What was measured before is worth more than the error.
+                self._problem(str(error))
+        self.report.interrupted = self.report.interrupted or self.stop.is_set()
+        return self.report
+
+    # The server
+
+    def _open(self, stack: contextlib.ExitStack, store: History) -> Session:
+        server: RecipeServer | None = None
+        base_url = self.settings.base_url or DEFAULT_URL
+        if self.request.own_server:
+            server = stack.enter_context(self._start_server(store))
+            base_url = server.url
+        info = self._probe(base_url)
+        target, notes = client.negotiate(make_target(self.request, base_url, info))
+        for note in notes:
+            self.display.say(note)
+        self.display.say(f"{describe_server(info)} at {base_url}: {target.model}")
+        seed = self.settings.config.load.seed
+        seed = draw_seed() if seed is None else seed
+        several = len(self.settings.points) > 1 or self.settings.search is not None
+        session = Session(
+            self.settings,
+            target,
+            self._tokens(target, info),
+            max_len=info.max_model_len,
+            display=self.display,
+            stop=self.stop,
+            seed=seed,
+            name=self._name(target.model),
+            provenance=lambda: self._provenance(base_url, info, seed),
+            gone=server.died if server is not None else lambda: None,
+            sweep_id=history.new_run_id() if several else "",
+            notes=notes,
+        )
+        self.display.say(f"seed {seed}{'' if self.settings.config.load.seed else ' (drawn)'}")
+        return session
+
+    def _start_server(self, store: History) -> RecipeServer:
+        recipe = self.request.recipe
+        assert recipe is not None
+        stamp = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
+        self._log = store.path.parent / "logs" / f"{stamp}-{recipe.stem}-{os.getpid()}.log"
+        server = self.settings.config.server
+        self.display.say(f"starting atom serve {recipe}; its log is {self._log}")
+        return RecipeServer(
+            recipe,
+            self._log,
+            args=shlex.split(server.server_args or ""),
+            ready_s=READY_S if server.ready_timeout_s is None else server.ready_timeout_s,
+            stopped=self.stop.is_set,
+            waiting=lambda s: self.display.waiting(f"the server of {recipe} is starting", s),
+        )
+
+    def _probe(self, base_url: str) -> ServerInfo:
+        """What answers there; waits for it where that was asked for."""
+        config = self.settings.config.server
+        wait_s = 0.0 if self.request.own_server else config.ready_timeout_s or 0.0
+        began = time.monotonic()
+        while True:
+            try:
+                return client.probe(
+                    base_url,
+                    api_key(self.request),
+                    headers=self.settings.headers,
+                    model=config.model,
+                    verify_tls=config.verify_tls,
+                )
+            except ServerUnreachable:
+                waited = time.monotonic() - began
+                if waited >= wait_s:
+                    raise
+                self.display.waiting(f"nothing at {base_url} yet", waited)
+            if self.stop.wait(RETRY_S):
+                raise Stopped
+
+    def _tokens(self, target: Target, info: ServerInfo) -> TokenSource | None:
+        spec = self.settings.workload_spec(max_len=info.max_model_len, limit=None)
+        tokenizer = self.settings.config.server.tokenizer
+        if not needs_tokens(spec) and tokenizer is None:
+            return None
+        return open_tokens(target, tokenizer)
+
+    def _name(self, model: str) -> str:
+        if self.settings.config.output.label:
+            return self.settings.config.output.label
+        recipe = self.request.recipe
+        return recipe.stem if recipe is not None else model
+
+    def _provenance(self, base_url: str, info: ServerInfo, seed: int) -> dict[str, Any]:
+        config = None
+        if self.request.own_server:
+            config = changed(resolve(self.request.recipe, self.request.env))
+        return history.collect(
+            seed=seed,
+            base_url=base_url,
+            server=info,
+            server_config=config,
+            recipe=self.request.recipe,
+            num_gpus=self.settings.config.server.num_gpus,
+            metadata=self.settings.metadata,
+        )
+
+    # Measuring
+
+    def _measure_all(self, session: Session, store: History) -> None:
+        if self.settings.search is not None:
+            self._search(session, store)
+            return
+        for point in self.settings.points:
+            if self.stop.is_set():
+                return
+            self._one(session, store, point)
+
+    def _one(self, session: Session, store: History, point: points.Point) -> RunResult:
+        measured = session.measure(point)
+        self._keep(measured, store)
+        return measured.run
+
+    def _search(self, session: Session, store: History) -> None:
+        wanted = self.settings.search
+        assert wanted is not None
+
+        def measure(level: float) -> Mapping[str, Interval]:
+            run = self._one(session, store, search_point(self.settings, level))
+            if self.stop.is_set():
+                raise _Interrupted
+            return run.metrics
+
+        with contextlib.suppress(_Interrupted):
+            self.report.search = search.find_max(
+                measure,
+                self.settings.objectives,
+                low=wanted.low,
+                high=wanted.high,
+                integer=wanted.what == "concurrency",
+                budget=self.settings.config.objectives.max_runs,
+                max_error_rate=self.settings.config.statistics.max_error_rate,
+            )
+
+    def _keep(self, measured: Measured, store: History) -> None:
+        """Into the history and, if asked for, a result file; a failure is told, nothing is lost."""
+        run = measured.run
+        self.report.runs.append(run)
+        self._measured[run.run_id] = measured
+        if self._log is not None:
+            run.artefacts.append({"kind": "log", "path": str(self._log.absolute())})
+        try:
+            store.add(run, measured.records)
+        except HistoryError as error:
+            self._problem(str(error))
+        several = len(self.settings.points) != 1
+        try:
+            path = results.write(self.settings, run, measured.point, several=several)
+        except OSError as error:
+            self._problem(f"the result file: {error.strerror}: {error.filename}")
+        else:
+            self.report.files += [] if path is None else [path]
+
+    def _problem(self, text: str) -> None:
+        self.report.problems.append(text)
+        self.display.say(f"problem: {text}", important=True)
+
+    # Judging
+
+    def _gate(self, session: Session, store: History) -> None:
+        asked = self.settings.config.objectives.gate
+        if asked is False or self.report.search is not None or self.settings.search is not None:
+            return
+        judged: list[tuple[RunResult, Sequence[RunResult]]] = []
+        for run in self.report.runs:
+            if run.status not in COUNTED:
+                continue
+            before = store.find(fingerprint=run.fingerprint, limit=BASELINE_LIMIT)
+            earlier = select_baseline(run, before)
+            if asked or len(earlier) >= MIN_BASELINE:
+                judged.append((run, earlier))
+        if not judged:
+            return
+
+        def rerun(current: RunResult) -> RunResult:
+            self.display.say("beyond threshold and noise: measuring it once more")
+            measured = session.measure(self._measured[current.run_id].point)
+            self._keep(measured, store)
+            self.report.runs.remove(measured.run)  # it answers the gate, not the user
+            return measured.run
+
+        self.report.gates = compare.gate_all(judged, rerun)
+        if self.settings.config.objectives.auto_profile:
+            bad = [g.run_id for g in self.report.gates if g.regressed]
+            for run in [r for r in self.report.runs if r.run_id in bad]:
+                self._trace(session, store, run)
+
+    def _profile(self, session: Session, store: History) -> None:
+        if self.settings.config.objectives.profile:
+            for run in self.report.runs:
+                self._trace(session, store, run)
+
+    def _trace(self, session: Session, store: History, run: RunResult) -> None:
+        try:
+            paths = session.profile(self._measured[run.run_id].point)
+            for path in paths:
+                run.artefacts.append({"kind": "trace", "path": path})
+                store.attach(run.run_id, "trace", path)
+        except BenchError as error:
+            self._problem(f"no trace: {error}")
+        else:
+            self.display.say(f"trace: {', '.join(paths) or 'the server does not say where'}")
+
+
+def search_json(found: search.SearchReport) -> dict[str, Any]:
+    """A search's answer as plain data; its points' full figures are their runs'."""
+    return {
+        "best": found.best,
+        "above": found.above,
+        "limiting": found.limiting,
+        "reason": found.reason,
+        "objectives": dict(found.objectives),
+        "points": [
+            {"load": p.load, "verdict": p.verdict, "margin": p.margin, "limiting": p.limiting}
+            for p in found.points
+        ],
+    }
+
+
+def search_point(settings: Settings, level: float) -> points.Point:
+    """The point of a search at this level."""
+    from atom.bench.settings import sized
+
+    assert settings.search is not None
+    load = settings.config.load
+    if settings.search.what == "concurrency":
+        point = points.closed_point(round(level))
+    else:
+        burstiness = float("inf") if load.arrival == "constant" else load.burstiness
+        point = points.open_point(f"{level:.4g}", burstiness, load.max_concurrency)
+    return sized(point, settings.config)
+
+
+def make_target(request: Request, base_url: str, info: ServerInfo) -> Target:
+    server = request.settings.config.server
+    return Target(
+        base_url=base_url,
+        model=info.model,
+        endpoint=request.settings.endpoint(),
+        api_key=api_key(request),
+        headers=request.settings.headers,
+        extra_body=request.settings.extra_body,
+        ignore_eos=request.settings.ignore_eos(),
+        temperature=server.temperature,
+        timeout_s=server.timeout_s,
+        continuous_usage=server.continuous_usage,
+        verify_tls=server.verify_tls,
+    )
+
+
+def api_key(request: Request) -> str | None:
+    """As asked, else the recipe's or ATOM_API_KEY's first, else OPENAI_API_KEY."""
+    asked = request.settings.config.server.api_key
+    if asked is not None:
+        return asked
+    recipe = request.recipe if request.own_server else None
+    keys = resolve(recipe, request.env).server.api_key
+    if keys:
+        return keys[0]
+    return request.env.get("OPENAI_API_KEY") or None
+
+
+def describe_server(info: ServerInfo) -> str:
+    """For people: "vllm 0.11.0", "a server of unknown make"."""
+    if info.kind == "unknown":
+        return "a server of unknown make"
+    return f"{info.kind} {info.version or ''}".strip()
+
+
+def interruptible(
+    run: Callable[[], Report], stop: threading.Event, told: Callable[[str], None]
+) -> Report:
+    """Run with the signals' meaning: the first Ctrl-C or SIGTERM stops gently, the next at once."""
+    import signal
+
+    def on_signal(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        told("stopping: what was measured is kept; once more ends at once")
+
+    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
