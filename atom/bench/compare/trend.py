@@ -23,12 +23,14 @@ from atom.bench.history.runs import commit_of, started_at
 from atom.bench.types import Interval, RunResult
 
 MIN_POINTS = 6
-MIN_SEGMENT = 2
+MIN_LAST = 2  # runs on the newest level, the least that can be called one
+MIN_SEGMENT = 3  # of any other: two bad nights that pass are no level
 SIGNIFICANCE = 0.001
 MIN_CHANGE = 0.02
 # Of the segmentation, in units of variance x ln(points): low, since the test decides.
-PENALTY = 2.0
-SPIKE_SIGMAS = 5.0
+PENALTY = 3.0
+SPIKE_SIGMAS = 4.0
+SHORT = 4  # points; of a shorter segment each must be nearer to its level than to the other
 
 
 class Point(NamedTuple):
@@ -126,7 +128,7 @@ def _candidates(values: Sequence[float]) -> list[int]:
         steps = [abs(b - a) for a, b in itertools.pairwise(values)]
         sigma = max(statistics.fmean(steps), 1e-12)
     signal = np.asarray(values).reshape(-1, 1) / sigma
-    search = ruptures.KernelCPD(kernel="linear", min_size=MIN_SEGMENT).fit(signal)
+    search = ruptures.KernelCPD(kernel="linear", min_size=MIN_LAST).fit(signal)
     ends = search.predict(pen=PENALTY * math.log(len(values)))
     return [int(end) for end in ends[:-1]]
 
@@ -141,8 +143,25 @@ def _tests(values: Sequence[float], bounds: Sequence[int]) -> list[Estimate]:
     spread = math.sqrt(squares / df)
     return [
         Estimate(means[i + 1] - means[i], spread * math.sqrt(1 / len(a) + 1 / len(b)), df)
+        if _are_levels(a, b, means[i], means[i + 1], last=i == len(bounds) - 1)
+        else Estimate(0.0, 1.0, df)
         for i, (a, b) in enumerate(itertools.pairwise(segments))
     ]
+
+
+def _are_levels(
+    a: Sequence[float], b: Sequence[float], level_a: float, level_b: float, *, last: bool
+) -> bool:
+    """Whether both sides are long enough, and no short one is a far point beside usual ones."""
+    if len(a) < MIN_SEGMENT or len(b) < (MIN_LAST if last else MIN_SEGMENT):
+        return False
+    middle = (level_a + level_b) / 2
+    return all(
+        (value - middle) * (level - middle) > 0
+        for segment, level in ((a, level_a), (b, level_b))
+        if len(segment) < SHORT
+        for value in segment
+    )
 
 
 def _change_point(
