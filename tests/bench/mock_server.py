@@ -151,10 +151,11 @@ class MockServer:
 
     def _take(self, connection: Connection, step: Step, deadline: float) -> None:
         truth = connection.truth
-        if truth is None:  # an idle connection's limit
-            if connection.since <= deadline - step.gap_s + 1e-9:
+        if step.after == "idle":
+            if truth is None and connection.since <= deadline - step.gap_s + 1e-9:
                 self._drop(connection)
             return
+        assert truth is not None
         moment = now()
         if step.data:
             if step.tokens:
@@ -218,7 +219,7 @@ class MockServer:
                 self._drop(connection)
         elif limits.idle_close_ms:
             gap = limits.idle_close_ms / 1e3
-            self._at(connection.since + gap, connection, Step(gap, b""))
+            self._at(connection.since + gap, connection, Step(gap, b"", after="idle"))
 
     def _accept(self) -> None:
         while True:

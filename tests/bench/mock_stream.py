@@ -62,7 +62,7 @@ class Step(NamedTuple):
     gap_s: float
     data: bytes
     tokens: int = 0
-    after: str = ""  # opening; end: answer complete; cut, reset: the connection goes; hang
+    after: str = ""  # opening; end: answer complete; cut, reset: the connection goes; hang; idle
 
 
 def framed(data: bytes) -> bytes:
@@ -214,13 +214,21 @@ class Stream:
 
 
 def split(steps: Iterator[Step], size: int, gap_s: float) -> Iterator[Step]:
-    """Each step in pieces; the last one carries the tokens and what comes after."""
+    """Each step in pieces. The one that completes the first event carries the tokens, the last one
+    what comes after."""
     for step in steps:
-        pieces = [step.data[i : i + size] for i in range(0, len(step.data), size)] or [b""]
-        for number, piece in enumerate(pieces):
-            wait = step.gap_s if number == 0 else gap_s
-            last = number == len(pieces) - 1
-            yield Step(wait, piece, step.tokens if last else 0, step.after if last else "")
+        data = step.data
+        start = len(HEAD) if data.startswith(HEAD) else 0
+        blank = b"\r\n\r\n" if b"\r\n\r\n" in data[start:-2] else b"\n\n"
+        complete = data.find(blank, start) + len(blank) - 1
+        for place in range(0, max(1, len(data)), size):
+            carries = place <= complete < place + size
+            yield Step(
+                step.gap_s if place == 0 else gap_s,
+                data[place : place + size],
+                step.tokens if carries else 0,
+                step.after if place + size >= len(data) else "",
+            )
 
 
 def whole_answer(ask: Ask, queue_s: float, active: int) -> Step:
