@@ -330,6 +330,8 @@ class History:
                 f"file, {len(schema.MIGRATIONS)} is known here): update atom {elsewhere}"
             )
         text = str(error)
+        if self.path.is_dir():
+            return f"the history {self.path} is a folder; give a file with --history"
         if isinstance(error, schema.NotOurs) or "not a database" in text:
             return f"{self.path} is not a run history; give another file with --history"
         if "malformed" in text or "corrupt" in text:
