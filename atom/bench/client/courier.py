@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 
 from atom.bench.client import wire
 from atom.bench.client.body import request_body
 from atom.bench.client.exchange import Exchange
-from atom.bench.client.http1 import Backlog, Pool
+from atom.bench.client.http1 import Backlog, Pool, reason
 from atom.bench.client.timer import ExactTimer
 from atom.bench.types import RequestRecord
 
@@ -83,7 +82,6 @@ class Courier:
         try:
             connection = await self._pool.get(fresh)
         except OSError as error:
-            said = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-            one.give_up("connect", said or type(error).__name__)
+            one.give_up("connect", reason(error))
             return
         one.send(request, connection, self._setup.server.timeout_s)

@@ -13,6 +13,8 @@ from atom.bench.types import ErrorKind, RequestRecord
 
 MAX_ERROR_BYTES = 64 << 10
 AFTER_DONE_S = 0.05  # that a server has for ending the body after [DONE]
+# News of a connection that was closed before we wrote arrives within a round trip.
+STALE_WITHIN_S = 1.0
 Outcome = Literal["ended", "stale"]
 
 
@@ -97,7 +99,8 @@ class Exchange:
 
     def on_lost(self, now: float, error: str, answered: bool) -> None:
         connection, self._connection = self._connection, None
-        if not answered and connection is not None and connection.used > 1:
+        young = now - self._base - self.record.sent_s < STALE_WITHIN_S
+        if not answered and young and connection is not None and connection.used > 1:
             # It was closed while it lay idle; the server has not seen the request.
             self._resolve("stale")
         elif not answered:

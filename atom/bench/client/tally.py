@@ -49,7 +49,7 @@ class Usage(msgspec.Struct):
 class Chunk(msgspec.Struct):
     choices: list[ChunkChoice] = []
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
     object: str | None = None
     message: str | None = None  # of an error in vLLM's older shape
 
