@@ -164,7 +164,7 @@ def wilson(share: float, count: float, alpha: float) -> tuple[float, float]:
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     spread = z2 * (share * (1 - share) / count + z2 / (4 * count**2))
     half = float(np.sqrt(spread)) / (1 + z2 / count)
-    return min(centre - half, share), max(centre + half, share)
+    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
 
 
 def _derived(made: Mapping[str, Interval], options: MetricOptions) -> dict[str, Interval]:

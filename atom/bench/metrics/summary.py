@@ -56,7 +56,7 @@ def summarize(outcome: LoadOutcome, options: MetricOptions) -> RepeatResult:
         seed=options.seed,
         started_at=datetime.fromtimestamp(outcome.wall_clock, timezone.utc).isoformat(),
         duration_s=outcome.duration_s,
-        metrics=metrics,
+        metrics={n: None if v is None else float(v) for n, v in metrics.items()},
         errors=causes(parts.failed),
         health=outcome.health,
         window_s=None if window is None else (window.start, window.end),

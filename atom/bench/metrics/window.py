@@ -1,11 +1,12 @@
 """The steady part of a run: after the start-up burst, before the drain.
 
 Closed loop with C jobs in flight. Throughput over the whole run is too low, because the last C jobs
-drain at falling concurrency. The drain begins at the job end that let the last job start, E_K. The
-start-up burst (C requests at once) is over when C jobs have ended. Between them lie K - C job ends;
-the window takes the largest whole number of generations (C job ends) that fits, counted back from
-E_K: both its borders then lie at the same phase of the load, which matters where requests run in
-step (equal lengths) and throughput comes in waves.
+drain at falling concurrency. The drain begins at the job end that let the last job start, E_K: the
+window's end. The start-up burst (C requests at once) is over when C jobs have ended. From there on,
+and up to C job ends later, the window may start: it takes the job end at which the requests in
+flight had got as far, in tokens, as those at E_K. The prompts read and the tokens made within it
+then stand in the same proportion as in the long run, also where requests run in step (equal
+lengths) and throughput comes in waves.
 
 Open loop. The server is empty at first and fills within about one request's time; it drains after
 the last arrival. The window reaches from the 95th percentile of the end-to-end latency to the last
@@ -60,7 +61,7 @@ def jobs_of(records: Sequence[RequestRecord]) -> Jobs:
 
 
 def closed_window(records: Sequence[RequestRecord]) -> Window | None:
-    """The whole generations between the start-up burst and the drain; None: there is none."""
+    """From the end of the start-up burst to the begin of the drain; None: there is no between."""
     if not records:
         return None
     jobs = jobs_of(records)
@@ -69,11 +70,48 @@ def closed_window(records: Sequence[RequestRecord]) -> Window | None:
         return None
     burst = int(np.count_nonzero(jobs.started < ends[0]))
     let_start = int(np.count_nonzero(ends <= jobs.started[-1] + 1e-9))  # K
-    generations = (let_start - burst) // burst
-    if generations < 1:
+    last = min(2 * burst, let_start - burst)  # a generation at least remains
+    if last < burst:
         return None
-    window = Window(float(ends[let_start - generations * burst - 1]), float(ends[let_start - 1]))
-    return window if window.length > 0 else None
+    candidates = ends[burst - 1 : last]
+    end = float(ends[let_start - 1])
+    done, under_way = _progress(records, np.append(candidates, end))
+    made = (done + under_way)[-1] - (done + under_way)[:-1]
+    unlike = np.abs(under_way[:-1] - under_way[-1]) / np.maximum(made, 1e-9)
+    best = int(np.argmin(np.round(unlike, 4)))  # the first of equals: the longest window
+    start = float(candidates[best])
+    return Window(start, end) if end > start else None
+
+
+def _progress(records: Sequence[RequestRecord], moments: Array) -> tuple[Array, Array]:
+    """Tokens of the requests that had ended at each moment, and so far of those in flight."""
+    times: list[float] = []
+    weights: list[Array] = []
+    ended: list[float] = []
+    whole: list[float] = []
+    for record in records:
+        if record.error not in (None, CANCELLED) or not record.token_times_s:
+            continue
+        of = token_weights(record)
+        of = np.ones(len(record.token_times_s)) if of is None else of
+        times.extend(record.token_times_s)
+        weights.append(of)
+        if record.error is None:
+            ended.append(record.ended_s)
+            whole.append(float(of.sum()))
+    if not times:
+        return np.zeros(len(moments)), np.zeros(len(moments))
+    all_made = _until(np.array(times), np.concatenate(weights), moments)
+    done = _until(np.array(ended), np.array(whole), moments)
+    return done, all_made - done
+
+
+def _until(times: Array, weights: Array, moments: Array) -> Array:
+    """Running sum of the weights at each moment, inclusive."""
+    order = np.argsort(times, kind="stable")
+    running = np.concatenate([[0.0], np.cumsum(weights[order])])
+    found: Array = running[np.searchsorted(times[order], moments, side="right")]
+    return found
 
 
 def open_window(records: Sequence[RequestRecord]) -> Window | None:
