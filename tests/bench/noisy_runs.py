@@ -83,7 +83,7 @@ def _repeat(
     ttfts = TTFT_MS * weight * np.exp(rng.normal(0.0, TTFT_SPREAD, requests))
     tpots = TPOT_MS * tpot * weight * np.exp(rng.normal(0.0, TPOT_SPREAD, requests))
     e2els = ttfts + tpots * (OUTPUT_TOKENS - 1)
-    rate = CONCURRENCY / (e2els.mean() / 1000)
+    rate = CONCURRENCY / (float(e2els.mean()) / 1000)
     found = {
         "request_throughput": rate * 0.93,
         "output_throughput": rate * OUTPUT_TOKENS * 0.93,  # with ramp and drain

@@ -245,7 +245,7 @@ def _told(m: MetricComparison) -> str:
 
 
 def _amount(value: float, m: MetricComparison) -> str:
-    return f"{value * 100:.2g} %" if m.scale == "ratio" else f"{value * 100:.2g} points"
+    return f"{value * 100:.2g}%" if m.scale == "ratio" else f"{value * 100:.2g} points"
 
 
 def change_text(m: MetricComparison) -> str:
@@ -255,6 +255,6 @@ def change_text(m: MetricComparison) -> str:
     base = 1.0 if m.scale == "ratio" else 0.0
     value, low, high = (100 * (v - base) for v in (m.change.value, m.change.low, m.change.high))
     digits = 1 if max(abs(value), abs(low), abs(high)) < 100 else 0
-    sign = "%" if m.scale == "ratio" else "points"
-    text = f"{value:+.{digits}f} {sign}"
+    sign = "%" if m.scale == "ratio" else " pt"
+    text = f"{value:+.{digits}f}{sign}"
     return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]" if m.certain else text

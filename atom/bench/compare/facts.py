@@ -20,6 +20,7 @@ NO_EXPERIMENT = frozenset({"seed", "seeds", "path", "repeats", "workers", "label
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
+    sweep_id: str
     name: str
     model: str
     server: str  # kind and version
@@ -41,6 +42,7 @@ class Difference(msgspec.Struct, frozen=True):
 def run_facts(run: RunResult) -> RunFacts:
     return RunFacts(
         run_id=run.run_id,
+        sweep_id=run.sweep_id,
         name=run.name or run.model,
         model=run.model,
         server=_server(run),

@@ -70,13 +70,10 @@ def judged(name: str, margin: float | None = None) -> Judged | None:
 
 def is_open_loop(run: RunResult) -> bool:
     """Whether arrivals, not the server's speed, set the rate of requests."""
-    mode = str(run.load.get("mode", ""))
-    if mode:
-        return mode not in ("closed", "concurrency", "closed-loop")
-    return run.load.get("concurrency") is None and run.load.get("request_rate") not in (
-        None,
-        "inf",
-        math.inf,
+    if run.load.get("concurrency") is not None or run.load.get("mode") == "closed":
+        return False
+    return run.load.get("request_rate") not in (None, "inf", math.inf) or (
+        run.load.get("mode") == "trace"
     )
 
 
