@@ -187,12 +187,17 @@ class Campaign:
         assert recipe is not None
         stamp = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
         self._log = store.path.parent / "logs" / f"{stamp}-{recipe.stem}-{os.getpid()}.log"
-        server = self.settings.config.server
+        server, aims = self.settings.config.server, self.settings.config.objectives
+        arguments = _split(server.server_args or "")
+        if (aims.profile or aims.auto_profile) and not any("torch" in a for a in arguments):
+            config = resolve(recipe, self.request.env)
+            traces = config.profile.torch_profiler_dir or store.path.parent / "traces" / stamp
+            arguments += ["--torch-profiler-dir", str(traces)]
         self.display.say(f"starting atom serve {recipe}; its log is {self._log}")
         return RecipeServer(
             recipe,
             self._log,
-            args=shlex.split(server.server_args or ""),
+            args=arguments,
             ready_s=READY_S if server.ready_timeout_s is None else server.ready_timeout_s,
             stopped=self.stop.is_set,
             waiting=lambda s: self.display.waiting(f"the server of {recipe} is starting", s),
@@ -352,6 +357,13 @@ class Campaign:
             self._problem(f"no trace: {error}")
         else:
             self.display.say(f"trace: {', '.join(paths) or 'the server does not say where'}")
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise BenchError(f"--server-args {text}: {error}") from None
 
 
 def search_json(found: search.SearchReport) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from atom.bench.metrics import LegacyFields, MetricOptions
 from atom.bench.points import Point
 from atom.bench.settings import Settings
 from atom.bench.types import (
+    ClientHealth,
     Interval,
     LoadOutcome,
     Progress,
@@ -123,6 +124,7 @@ class Session:
         self._gone = gone
         self._sweep_id = sweep_id
         self._notes = list(notes)
+        _check_metadata(settings)
         self._collected: dict[str, Any] | None = None
         self._blocks = 0  # of seeds, handed out
 
@@ -327,20 +329,18 @@ class Session:
         """What the run is worth, worst first, and why in a sentence each."""
         limit = self.settings.config.statistics.max_error_rate
         errors = run.metrics.get("error_rate")
-        found: list[tuple[str, str]] = []
+        found: list[tuple[str, str]] = []  # the reason is "" where the report shows it anyway
         if self.stop.is_set() and not complete:
             found.append(("interrupted", f"interrupted in repeat {len(run.repeats)}"))
         if errors is not None and errors.value > limit:
             found.append(
                 ("errors", f"{errors.value:.1%} of the requests failed, {limit:.1%} are allowed")
             )
-        bound = [r.health.reason for r in run.repeats if r.health.bound]
-        if bound:
-            found.append(("client_bound", f"the client was the bottleneck: {bound[0]}"))
-        missed = missed_objectives(run)
-        if missed:
-            found.append(("slo_missed", "objectives missed: " + "; ".join(missed)))
-        return (found[0][0] if found else "ok"), [reason for _, reason in found]
+        if any(repeat.health.bound for repeat in run.repeats):
+            found.append(("client_bound", ""))
+        if missed_objectives(run):
+            found.append(("slo_missed", ""))
+        return (found[0][0] if found else "ok"), [reason for _, reason in found if reason]
 
 
 MOST_PROFILED = 32
@@ -374,6 +374,14 @@ def describe_error(record: RequestRecord) -> str:
     status = f" {record.status}" if record.status is not None else ""
     message = f": {record.message}" if record.message else ""
     return f"{record.error}{status}{message}"
+
+
+def _check_metadata(settings: Settings) -> None:
+    """Keys that a result has already are found on an empty one, before anything is measured."""
+    idle = ClientHealth(0, [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    never = RepeatResult(0, "1970-01-01T00:00:00", 0.0, {}, {}, idle, None)
+    empty = RunResult("", "bench", "", "", {}, {}, {}, "", [never], {}, {})
+    metrics.legacy(empty, [[]], LegacyFields(metadata=settings.metadata, detailed=True))
 
 
 def draw_seed() -> int:

@@ -104,6 +104,8 @@ class Settings:
 
 def read(resolved: ResolvedTool) -> Settings:
     """The settings' values; raises `BenchError` at the first mistake."""
+    from atom.bench.metrics.options import MetricOptions
+
     config: BenchConfig = resolved.config
     where = resolved.where
     _check_needs(resolved)
@@ -126,7 +128,13 @@ def read(resolved: ResolvedTool) -> Settings:
         metadata=_metadata(config.output.metadata, where("metadata")),
         count_asked=config.load.num_prompts is not None,
     )
-    settings.workload_spec(max_len=None, limit=None)  # refuses what contradicts itself
+    # These refuse what contradicts itself or is out of range.
+    settings.workload_spec(max_len=None, limit=None)
+    MetricOptions(
+        closed=True,
+        percentiles=tuple(config.statistics.metric_percentiles),
+        goodput=settings.goodput,
+    )
     return settings
 
 

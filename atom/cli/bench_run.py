@@ -34,6 +34,10 @@ class BenchCommand(SettingsCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, familiar.translate(args))
 
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        """The command has no name of its own within `atom bench`."""
+        formatter.write_usage(ctx.command_path.strip(), " ".join(self.collect_usage_pieces(ctx)))
+
     @staticmethod
     def refusal(name: str) -> str | None:
         return familiar.refusal(name)

@@ -124,7 +124,7 @@ def describe_error(error: Exception) -> tuple[str, int]:
 def _usage_message(error: Any) -> str:
     option = getattr(error, "option_name", None)
     context: Any = getattr(error, "ctx", None)
-    where = context.command_path if context is not None else "atom"
+    where = context.command_path.strip() if context is not None else "atom"
     if option is None or context is None or not hasattr(error, "possibilities"):
         message = " ".join(str(error.format_message()).split()).rstrip(".")
         # Some pairs of Typer and Click both suggest the command.

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atom.config.fields import TOOLS, Setting, nearest, sections, settings, tool_settings
+from atom.config.fields import (
+    TOOLS,
+    Setting,
+    every_setting,
+    nearest,
+    sections,
+    settings,
+    tool_settings,
+)
 from atom.config.support import LATER_SECTIONS
 from atom.errors import ConfigError
 
@@ -73,18 +81,13 @@ def _unknown_section(section: str) -> str:
 
 
 def _unknown_key(section: str, key: str) -> str:
-    if section in TOOLS:
-        hint = nearest(key, tool_settings(section))
-        if not hint and key in settings():
-            return f"{key} belongs in [{settings()[key].section}], not in [{section}]"
-        return f"unknown key {key} in [{section}]{hint}"
-    if key in settings():
-        return f"{key} belongs in [{settings()[key].section}], not in [{section}]"
-    here = [s.name for s in settings().values() if s.section == section]
-    hint = nearest(key, here) or nearest(key, settings())
-    if not hint and any(key in tool_settings(tool) for tool in TOOLS):
-        owner = next(tool for tool in TOOLS if key in tool_settings(tool))
-        return f"{key} belongs in [{owner}], not in [{section}]"
+    owners = [f"[{s.section}]" for s in every_setting() if s.name == key]
+    if owners:
+        return f"{key} belongs in {' or '.join(owners)}, not in [{section}]"
+    here = [s.name for s in every_setting() if s.section == section]
+    hint = nearest(key, here)
+    if section not in TOOLS:
+        hint = hint or nearest(key, settings())
     return f"unknown key {key} in [{section}]{hint}"
 
 
