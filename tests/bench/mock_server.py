@@ -9,7 +9,8 @@ In tests, in a thread of their own process:
         server.truth  # one `Truth` per generation request, in order of arrival
 
 All moments are `time.perf_counter()`, which is one clock for all processes of a machine on Linux.
-A chunk's moment is taken just before its bytes are handed to the kernel. Deadlines of a stream do
+A request's moment is the kernel's stamp of its last
+byte, a chunk's is taken just before its bytes are handed to the kernel. Deadlines of a stream do
 not drift: each counts from the last deadline, not from when it was met. One thread, epoll, a heap
 of deadlines; no asyncio, so that 20,000 chunks a second leave most of a core alone.
 """
@@ -35,32 +36,17 @@ import msgspec
 from mock_behaviour import Behaviour
 from mock_http import Request, answer, read_request, route
 from mock_stream import Ask, Step, Stream, split, whole_answer
+from mock_truth import NOTES_SIZE, SO_TIMESTAMPNS, KernelClock, Truth, read_truth
+
+__all__ = ["MockServer", "Truth", "read_truth"]
 
 now = time.perf_counter
-
-
-class Truth(msgspec.Struct):
-    """What happened to one generation request."""
-
-    index: int  # order of arrival
-    path: str
-    prompt: str  # its first 60 characters; of token ids, their JSON
-    prompt_tokens: int
-    max_tokens: int
-    received_s: float  # when its last byte had been read
-    started_s: float = 0.0  # when it got its place; later than received_s only with `slots`
-    opening_s: float | None = None  # the chunk without a token
-    chunk_s: list[float] = []
-    chunk_tokens: list[int] = []
-    ended_s: float = 0.0  # the last byte of the answer
-    outcome: str = ""  # ok, http 503, a fault's name, disconnected (by the client)
-    blocked: bool = False  # the client did not read fast enough: moments are of our side only
 
 
 class Connection:
     """One client's socket: what was read, what could not be written yet, the stream it carries."""
 
-    __slots__ = ("answers", "out", "read", "shut", "since", "sock", "steps", "truth")
+    __slots__ = ("answers", "arrived_s", "out", "read", "shut", "since", "sock", "steps", "truth")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -69,6 +55,7 @@ class Connection:
         self.steps: Iterator[Step] | None = None
         self.truth: Truth | None = None
         self.answers = 0
+        self.arrived_s = 0.0  # the latest bytes
         self.since = now()  # idle
         self.shut = False
 
@@ -84,6 +71,9 @@ class MockServer:
         self.counters: dict[str, float] = {}
         self._listener = socket.create_server(("127.0.0.1", port), backlog=4096)
         self._listener.setblocking(False)
+        # Connections inherit it, so that it holds for what arrives before they are accepted.
+        self._listener.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        self._clock = KernelClock()
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._epoll = select.epoll()
@@ -239,7 +229,7 @@ class MockServer:
             self._send(connection, bytes(out))
         if event & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR) and not connection.shut:
             try:
-                data = connection.sock.recv(1 << 20)
+                data, notes, _, _ = connection.sock.recvmsg(1 << 20, NOTES_SIZE)
             except BlockingIOError:
                 return
             except OSError:
@@ -247,6 +237,7 @@ class MockServer:
             if not data:
                 self._drop(connection)
                 return
+            connection.arrived_s = self._clock.moment(notes)
             connection.read += data
             while not connection.shut and connection.truth is None:
                 request = read_request(connection.read)
@@ -294,7 +285,13 @@ class MockServer:
                 self._answered(connection)
             return
         truth = Truth(
-            asked.index, request.path, asked.prompt, asked.prompt_tokens, asked.max_tokens, now()
+            asked.index,
+            request.path,
+            asked.prompt,
+            asked.prompt_tokens,
+            asked.max_tokens,
+            connection.arrived_s,
+            now(),
         )
         self.truth.append(truth)
         fault = asked.behaviour.fault(asked.index)
@@ -316,8 +313,8 @@ class MockServer:
         truth, b = connection.truth, ask.behaviour
         assert truth is not None
         self.active += 1
-        truth.started_s = now() if self.behaviour.slots else truth.received_s
-        queue_s = truth.started_s - truth.received_s
+        truth.started_s = now() if self.behaviour.slots else truth.arrived_s
+        queue_s = truth.started_s - truth.arrived_s
         self.count("requests", 1, queue_s=queue_s, prompt=ask.prompt_tokens)
         fault = b.fault(ask.index)
         truth.outcome = fault.kind if fault is not None and fault.kind != "hang" else ""
@@ -338,10 +335,6 @@ class MockServer:
     def write_truth(self, path: Path) -> None:
         """One JSON object a line."""
         path.write_bytes(b"".join(msgspec.json.encode(truth) + b"\n" for truth in self.truth))
-
-
-def read_truth(path: Path) -> list[Truth]:
-    return [msgspec.json.decode(line, type=Truth) for line in path.read_bytes().splitlines()]
 
 
 def raise_open_files() -> None:

@@ -28,7 +28,7 @@ def check_causality(outcome: LoadOutcome, record: RequestRecord, truth: Truth) -
     """Sent before it was received; each chunk seen after it was sent."""
     zero = outcome.started_s
     assert record.intended_s <= record.dispatched_s <= record.sent_s <= record.ended_s
-    assert zero + record.dispatched_s <= truth.received_s
+    assert zero + record.dispatched_s <= truth.arrived_s
     assert record.token_times_s == sorted(record.token_times_s)
     for seen, sent in zip(record.token_times_s, truth.chunk_s, strict=True):
         assert zero + seen >= sent
@@ -169,10 +169,10 @@ def test_the_server_s_queue_is_its_own_word() -> None:
     outcome, pairs = measured(behaviour, make_jobs(5, 3), Load(concurrency=5, workers=1))
     for record, truth in pairs:
         assert record.server["queue_s"] == pytest.approx(
-            truth.started_s - truth.received_s, abs=1e-6
+            truth.started_s - truth.arrived_s, abs=1e-6
         )
     metrics = summarize(outcome, MetricOptions(closed=True)).metrics
-    waits = [truth.started_s - truth.received_s for _, truth in pairs]
+    waits = [truth.started_s - truth.arrived_s for _, truth in pairs]
     assert metrics["mean_server_queue_ms"] == pytest.approx(sum(waits) / 5 * 1e3, abs=1e-3)
 
 

@@ -86,11 +86,11 @@ def test_moments_are_in_order_and_never_early() -> None:
         ask(server, max_tokens=6)
     (truth,) = server.truth
     assert truth.opening_s is not None
-    assert truth.opening_s - truth.received_s >= 0.005
+    assert truth.opening_s - truth.arrived_s >= 0.005
     for number, moment in enumerate(truth.chunk_s):
         due = 0.020 + 0.004 * number + (0.030 if number >= 2 else 0.0)
-        assert moment - truth.received_s >= due - 1e-9
-    assert truth.received_s < truth.opening_s < truth.chunk_s[0]
+        assert moment - truth.arrived_s >= due - 1e-9
+    assert truth.arrived_s < truth.received_s < truth.opening_s < truth.chunk_s[0]
     assert truth.chunk_s == sorted(truth.chunk_s)
     assert truth.ended_s >= truth.chunk_s[-1]
 
