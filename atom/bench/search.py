@@ -5,9 +5,9 @@ point has a *margin*: the largest log(value / limit) over the objectives (log(li
 higher is better), negative when all are met. Margins rise with the load, so the answer is where
 they cross zero. A point costs minutes; all that is known of it is used:
 
-* Margins are interpolated between the points around the crossing (regula falsi on clipped margins,
-  because a point far in overload says little about where overload began), kept off the ends of the
-  bracket so that it shrinks from both sides.
+* Margins are interpolated between the ends of the bracket, in the terms in which they are about
+  straight: latencies grow linearly with jobs in flight, as in a queue with the rate of arrivals.
+  An end that stays is believed less and less (the Illinois rule), so that both ends move.
 * A served rate below the offered one is the server's capacity: the answer lies below it.
 * Points that contradict each other (noise) are pooled by their weights (isotonic regression).
 
@@ -100,6 +100,9 @@ def find_max(
     reason = ""
     while len(search.points) < budget and not reason:
         load = search.propose()
+        if any(point.load == load for point in search.points):
+            reason = "no load between is left to measure"
+            break
         metrics = measure(load)
         search.add(_point(load, metrics, objectives, ceilings, max_error_rate))
         reason = search.finished()
@@ -180,11 +183,15 @@ def _margin(name: str, interval: Interval, limit: float) -> tuple[float, float]:
 
 # A margin that says "far off" and no more.
 CLIP = 3.0
+# Interpolation takes no margin for larger than this: far in overload a line holds no more.
+TRUSTED = 1.0
 # A served rate below this share of the offered one is the server's capacity.
 SATURATED = 0.92
 SERVED = ("steady_request_throughput", "request_throughput")
 # The served rate of an overloaded server is its capacity but for noise, filling and draining.
 CAPACITY_SLACK = 1.1
+# A measured miss within this log distance above the capacity is the better end.
+CAPACITY_BLUR = 0.15
 # A new point keeps this share of the bracket's logarithm from its ends.
 GUARD = 0.12
 
@@ -205,14 +212,14 @@ class _Search:
         self.high = float(math.floor(high)) if integer else high
         self.integer, self.width = integer, math.log1p(tolerance)
         self.points: list[SearchPoint] = []
-        self.stuck = 0  # steps in a row that moved only one end, and little
+        self.kept = [0, 0]  # how many points in a row left each end where it was
 
     def add(self, point: SearchPoint) -> None:
         before = self.bracket()
         self.points.append(point)
         after = self.bracket()
-        shrunk = (after[1].at - after[0].at) <= 0.6 * (before[1].at - before[0].at)
-        self.stuck = 0 if shrunk else self.stuck + 1
+        same = [a.at == b.at for a, b in zip(after, before, strict=True)]
+        self.kept = [n + 1 if s else 0 for n, s in zip(self.kept, same, strict=True)]
 
     def bracket(self) -> tuple[_End, _End]:
         """The ends between which the margin crosses zero."""
@@ -225,7 +232,7 @@ class _Search:
             if margin <= 0:
                 below = _End(math.log(load), margin, measured=True)
             else:
-                if math.log(load) <= above.at or above.at <= below.at:
+                if math.log(load) <= above.at + CAPACITY_BLUR or above.at <= below.at:
                     above = _End(math.log(load), margin, measured=True)
                 break
         return below, above
@@ -236,9 +243,7 @@ class _Search:
             return None
         served = []
         for point in self.points:
-            rates = [
-                point.metrics.get(n) for n in ("steady_request_throughput", "request_throughput")
-            ]
+            rates = [point.metrics.get(name) for name in SERVED]
             known = [rate.value for rate in rates if rate is not None]
             if point.margin > 0 and known and 0 < known[0] < SATURATED * point.load:
                 served.append(max(known) * CAPACITY_SLACK)
@@ -257,7 +262,7 @@ class _Search:
         if self.integer and round(math.exp(above.at)) - round(math.exp(below.at)) <= 1:
             return "the next load up misses the objectives"
         if above.at - below.at <= self.width * 1.001:
-            return "the highest that meets them and the lowest that misses them are that near"
+            return f"a load {math.expm1(above.at - below.at):.1%} higher misses the objectives"
         return ""
 
     def propose(self) -> float:
@@ -267,7 +272,7 @@ class _Search:
             at = (below.at + above.at) / 2
         elif not below.measured and above.at - below.at < 2 * GUARD:
             at = below.at
-        elif not above.measured and above.at - below.at < 2 * GUARD:
+        elif above.at == math.log(self.high) and above.at - below.at < 2 * GUARD:
             at = above.at
         else:
             at = self.near(self.crossing(below, above), below, above)
@@ -282,21 +287,30 @@ class _Search:
         middle = (below.at + above.at) / 2
         at = middle
         if below.measured and above.measured:
-            at = self.straight(below, above) if self.stuck < 2 else middle
+            at = self.straight(below, above)
         elif self.integer and (below.measured or above.measured):
             at = self.beyond(below if below.measured else above)
         elif above.at < math.log(self.high):  # a capacity that was seen, and nothing that met
-            at = above.at + math.log(0.8) if not below.measured else self.straight(below, above)
+            at = self.straight(below, above) if below.measured else above.at - self.retreat()
         keep = GUARD * (above.at - below.at)
         return min(max(at, below.at + keep), above.at - keep)
+
+    def retreat(self) -> float:
+        """How far to go down, as a logarithm, while every rate missed: ever further."""
+        return 0.2 * 2.0 ** min(max(len(self.points) - 2, 0), 4)
 
     def straight(self, below: _End, above: _End) -> float:
         sign = 1.0 if self.integer else -1.0
         x0, x1 = math.exp(below.at), math.exp(above.at)
-        y0, y1 = math.exp(sign * below.margin), math.exp(sign * above.margin)
+        # An end that stays is believed half as much each time, or a curve would never let it go.
+        y0, y1 = (
+            (math.exp(sign * min(max(end.margin, -TRUSTED), TRUSTED)) - 1.0)
+            * 0.5 ** max(kept - 1, 0)
+            for end, kept in zip((below, above), self.kept, strict=True)
+        )
         if y0 == y1:
             return (below.at + above.at) / 2
-        at = x0 + (x1 - x0) * (1.0 - y0) / (y1 - y0)
+        at = x0 - (x1 - x0) * y0 / (y1 - y0)
         return math.log(at) if at > 0 else -math.inf
 
     def beyond(self, end: _End) -> float:
@@ -329,7 +343,8 @@ class _Search:
 
     def rounded(self, load: float, below: _End, above: _End) -> float:
         if not self.integer:
-            return min(max(load, self.low), self.high)
+            short = float(f"{load:.4g}")  # a rate that a person would type
+            return min(max(short, self.low), self.high)
         whole = float(round(load))
         least = math.exp(below.at) + (1 if below.measured else 0)
         most = math.exp(above.at) - (1 if above.measured else 0)
