@@ -89,23 +89,28 @@ class SonnetWorkload:
         self._costs = self._line_costs(tokens)
         self.notes = [f"lengths: input {self.input_range}, output {self.output_range} tokens"]
 
-    def _line_costs(self, tokens: TokenSource) -> list[tuple[int, int]]:
-        """Tokens that each line adds as the first one behind STARTER, and behind a line break."""
-        anchor = f"{STARTER} {self.lines[0]}"
-        heads = [f"{STARTER} {line}" for line in self.lines]
-        nexts = [f"{anchor}\n{line}" for line in self.lines]
-        base, anchored, *counts = tokens.counts([STARTER, anchor, *heads, *nexts])
-        half = len(self.lines)
-        costs = [(counts[n] - base, counts[half + n] - anchored) for n in range(half)]
-        order = draw.permutation(half, "sonnet", "proof").tolist()
-        whole = f"{STARTER} " + "\n".join(self.lines[n] for n in order) + " the and"
-        expected = base + costs[order[0]][0] + sum(costs[n][1] for n in order[1:]) + 2
-        if tokens.counts([whole]) != [expected]:
+    def _line_costs(self, tokens: TokenSource) -> tuple[int, list[int]]:
+        """Tokens of the line break behind STARTER, and of each line with its own.
+
+        They are counted together with the break because many tokenizers join it to a full stop.
+        A text always ends with a word, so that nothing joins a break at its end.
+        """
+        ending = self._words(9, "sonnet", "ending")
+        ends = ["", "\n", *(f"\n{line}\n" for line in self.lines)]
+        base, broken, *counts = tokens.counts([STARTER + end + ending for end in ends])
+        costs = [count - broken for count in counts]
+        order = draw.permutation(len(costs), "sonnet", "proof").tolist()
+        whole = "".join(f"{self.lines[place]}\n" for place in order)
+        if tokens.counts([f"{STARTER}\n{whole}{ending}"]) != [broken + sum(costs)]:
             raise BenchError(
                 "the tokens of sonnet lines do not add up with this model's tokenizer, so that no "
                 "length would be exact; use another data set"
             )
-        return costs
+        return broken - base, costs
+
+    def _words(self, count: int, *key: object) -> str:
+        """So many words, each behind a space."""
+        return self._maker.text(self._maker.places(count, *key)).removeprefix(STARTER)
 
     def jobs(self, start: int = 0) -> Iterator[Job]:
         """Jobs from number `start` on, without end."""
@@ -114,18 +119,18 @@ class SonnetWorkload:
     def job(self, index: int) -> Job:
         length = self.input_range.at(self.seed, "input", index)
         output = self.output_range.at(self.seed, "output", index)
-        room = self._maker.room(length)
-        text = STARTER
-        shortest = min(cost for _, cost in self._costs)
-        for place in draw.indices(room // shortest + 1, len(self.lines), self.seed, "line", index):
-            first = text == STARTER
-            cost = self._costs[place][0 if first else 1]
-            if cost > room:
+        break_cost, costs = self._costs
+        room = self._maker.room(length) - break_cost
+        parts = [f"{STARTER}\n"]
+        most = max(0, room) // min(costs) + 1
+        for place in draw.indices(most, len(self.lines), self.seed, "line", index).tolist():
+            if costs[place] >= room:  # at least one word must follow
                 break
-            room -= cost
-            text += (" " if first else "\n") + self.lines[place]
-        rest = self._maker.text(self._maker.places(room, self.seed, "words", index))
-        text += rest.removeprefix(STARTER)
+            room -= costs[place]
+            parts.append(f"{self.lines[place]}\n")
+        if len(parts) == 1:  # too short for a line: words only
+            parts, room = [STARTER], room + break_cost
+        text = "".join(parts) + self._words(room, self.seed, "words", index)
         if self.endpoint == "chat":
             messages = [{"role": "user", "content": text}]
             turn = Turn(messages=messages, max_tokens=output, input_len=length)

@@ -27,6 +27,10 @@ _WORD = re.compile(r"(?<![A-Za-z'\\])[a-z]{2,12}(?![A-Za-z'])")
 _CHUNK = 512  # words asked at once: short enough for a small context
 _SEPARATORS = ("\n", " |", ",", " ;")
 _FEWEST = 32  # words; with fewer, prompts would soon repeat each other
+# Of a tokenizer that only counts:
+_COUNTED = 256  # words that are tried, the most frequent
+_GROUP = 32  # at once
+_ENOUGH = 64
 
 Encode = Callable[[str], list[int]]
 
@@ -78,15 +82,27 @@ def pool_of_ids(encode: Encode) -> Pool:
     return Pool(kept, tuple(known[word] for word in kept))
 
 
-def pool_of_counts(count: Callable[[str], int], most: int = 256) -> Pool:
-    """The pool of a tokenizer that only tells how many tokens a text has."""
-    words = [word for word in candidates() if len(word) > 2][:most]
-    head = count(text_of(["the"])) - 1
+def pool_of_counts(count: Callable[[str], int]) -> Pool:
+    """The pool of a tokenizer that only tells how many tokens a text has.
+
+    Asked sparingly, since each question is a request: whole groups of words are kept or left, and
+    searched for their good ones only while there are fewer than `_ENOUGH`.
+    """
+    words = [word for word in candidates() if len(word) > 2][:_COUNTED]
 
     def exact(chosen: Sequence[str]) -> bool:
-        return count(text_of(chosen)) == head + len(chosen)
+        # A word has at least one token, so a sum as small as this has no other reason. What
+        # stands around the words falls out of the difference.
+        twice = [*chosen, *chosen]
+        return count(text_of(twice)) - count(text_of(chosen)) == len(chosen)
 
-    return Pool(_proven(words, exact), None)
+    groups = [words[start : start + _GROUP] for start in range(0, len(words), _GROUP)]
+    passed = [exact(group) for group in groups]
+    kept = {word for group, good in zip(groups, passed, strict=True) if good for word in group}
+    for group, good in zip(groups, passed, strict=True):
+        if not good and len(kept) < _ENOUGH:
+            kept.update(_exact_part(group, exact))
+    return Pool(_checked([word for word in words if word in kept], exact, len(words)), None)
 
 
 def _single_tokens(words: Sequence[str], encode: Encode) -> dict[str, int]:
@@ -114,15 +130,21 @@ def _proven(words: Sequence[str], exact: Callable[[Sequence[str]], bool]) -> tup
     kept: set[str] = set()
     for start in range(0, len(order), _CHUNK):
         kept.update(_exact_part(order[start : start + _CHUNK], exact))
-    pool = tuple(word for word in words if word in kept)
+    return _checked([word for word in words if word in kept], exact, len(candidates()))
+
+
+def _checked(
+    pool: Sequence[str], exact: Callable[[Sequence[str]], bool], asked: int
+) -> tuple[str, ...]:
+    """`pool`, proven once more in another order, so with other neighbours."""
     again = [pool[i] for i in draw.permutation(len(pool), "pool", "again")]
     chunks = [again[start : start + _CHUNK] for start in range(0, len(again), _CHUNK)]
     if len(pool) < _FEWEST or not all(exact(chunk) for chunk in chunks):
         raise BenchError(
-            f"no exact prompt lengths with this tokenizer: of {len(words)} common words only "
+            f"no exact prompt lengths with this tokenizer: of {asked} common words only "
             f"{len(pool)} keep one token each in a text; use a data set from a file"
         )
-    return pool
+    return tuple(pool)
 
 
 def _exact_part(words: Sequence[str], exact: Callable[[Sequence[str]], bool]) -> list[str]:

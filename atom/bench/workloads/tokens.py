@@ -117,6 +117,8 @@ class ServerTokens(_Measured):
             model = self._http.target.model
             body = {"model": model, "prompt": text, "add_special_tokens": False}
         answer = self._http.post("/tokenize", body)
+        if answer.status in (401, 403):
+            raise ServerUnreachable(f"{self._http.target.base_url} refuses the key: {answer.error}")
         ids = answer.body.get("tokens")
         if answer.status != 200 or not isinstance(ids, list):
             raise BenchError(
@@ -128,6 +130,8 @@ class ServerTokens(_Measured):
         """Why this dialect is not understood, or ''. llama.cpp answers vLLM's with no tokens."""
         try:
             return "" if self.encode(STARTER) else "it answers with no tokens"
+        except ServerUnreachable:
+            raise
         except BenchError as error:
             return str(error)
 
@@ -186,7 +190,7 @@ class LocalTokens(_Measured):
 class UsageTokens(_Measured):
     """Any server that tells `usage`: lengths are found by requests for one token.
 
-    It costs some dozens of them, and the words are few; token ids stay unknown.
+    It costs about twenty of them, and the words are few; token ids stay unknown.
     """
 
     name = "usage of requests for one token"
