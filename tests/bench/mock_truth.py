@@ -55,7 +55,7 @@ class KernelClock:
     def moment(self, notes: list[tuple[int, int, bytes]]) -> float:
         self._measure()
         for level, kind, data in notes:
-            if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+            if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS):
                 seconds, nanoseconds = struct.unpack("qq", data[:16])
                 return seconds - self._offset + nanoseconds * 1e-9
         return now()
