@@ -219,7 +219,8 @@ def split(steps: Iterator[Step], size: int, gap_s: float) -> Iterator[Step]:
     for step in steps:
         data = step.data
         start = len(HEAD) if data.startswith(HEAD) else 0
-        blank = b"\r\n\r\n" if b"\r\n\r\n" in data[start:-2] else b"\n\n"
+        # A bare CR ends a line, too: the event is complete with it.
+        blank = b"\r\n\r" if b"\r\n\r\n" in data[start:-2] else b"\n\n"
         complete = data.find(blank, start) + len(blank) - 1
         for place in range(0, max(1, len(data)), size):
             carries = place <= complete < place + size
