@@ -15,7 +15,7 @@ class Built(NamedTuple):
 
     page: Path  # open it in a browser
     runs: int
-    regressions: int  # marks of that kind, in the whole history
+    regressions: int  # runs with which one began, in the whole history
 
 
 def build(history: History, out: Path) -> Built:
@@ -27,4 +27,5 @@ def build(history: History, out: Path) -> Built:
     runs = history.find()
     marks = find_marks(runs)
     index = write_site(runs, out, marks, source=history.path.name)
-    return Built(index, len(runs), sum(mark.kind == "regression" for mark in marks))
+    regressed = {mark.run_id for mark in marks if mark.kind == "regression"}
+    return Built(index, len(runs), len(regressed))

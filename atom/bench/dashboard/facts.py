@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from atom.bench.dashboard.command import command
 from atom.bench.history.runs import commit_of, lengths_text, recipe_of, started_at
 from atom.bench.types import RunResult
 
@@ -72,71 +71,19 @@ def facts(run: RunResult) -> Facts:
 
 
 def load(described: Mapping[str, Any]) -> Load:
-    """Closed loop: its concurrency. Open loop: its rate, a ramp by its highest."""
+    """Closed loop: its concurrency. Open loop: its rate, a ramp by its end."""
     concurrency = _number(described.get("concurrency"))
     if concurrency is not None:
         return Load("concurrency", concurrency, f"c={concurrency:g}")
     rate = described.get("request_rate")
-    if isinstance(rate, Sequence) and not isinstance(rate, str) and len(rate) == 2:
-        rate = f"{rate[0]}:{rate[1]}"
-    if isinstance(rate, str) and ":" in rate:
-        ends = [_number(part) for part in rate.split(":")[-2:]]
-        if None not in ends:
-            return Load("rate", ends[1], f"{ends[0]:g} to {ends[1]:g} req/s")
+    if isinstance(rate, str) and ":" in rate:  # 2:20, 2:20:exponential
+        low, high = (_number(part) for part in rate.split(":")[:2])
+        if low is not None and high is not None:
+            return Load("rate", high, f"{low:g} to {high:g} req/s")
     level = _number(rate)
     if level is not None:
         return Load("rate", level, f"{level:g} req/s")
-    if rate == "inf":
-        return Load("other", None, "all at once")
-    return Load("other", None, _text(described.get("mode")))
-
-
-# What sets the load on the command line, with how many values each takes; a point of a sweep is
-# reproduced by its own load instead.
-_LOAD_FLAGS = {"concurrency": 1, "max-concurrency": 1, "request-rate": 1, "find-max": 0}
-
-
-def command(run: RunResult) -> str:
-    """The command of this one point: the run's own, with its load in place of a sweep's."""
-    argv = run.provenance.get("argv")
-    if not isinstance(argv, list) or not argv:
-        return ""
-    arguments = [str(word) for word in argv]
-    if PurePath(arguments[0]).name == "atom":  # a whole argv; ours hold the arguments alone
-        del arguments[0]
-    if run.kind != "bench" or load(run.load).level is None:
-        return shlex.join(["atom", *arguments])
-    words = ["atom", *_without(arguments, _LOAD_FLAGS)]
-    point = load(run.load)
-    if point.mode == "concurrency":
-        words += ["--concurrency", f"{point.level:g}"]
-    else:
-        words += ["--request-rate", f"{run.load['request_rate']}"]
-    seed = run.provenance.get("seed")
-    if seed is not None and not _has(words, "seed"):
-        words += ["--seed", f"{seed}"]
-    return shlex.join(words)
-
-
-def _flag(word: str) -> str:
-    return word[2:].partition("=")[0].replace("_", "-") if word.startswith("--") else ""
-
-
-def _has(words: Sequence[str], flag: str) -> bool:
-    return any(_flag(word) == flag for word in words)
-
-
-def _without(words: list[str], flags: Mapping[str, int]) -> list[str]:
-    kept: list[str] = []
-    skip = 0
-    for word in words:
-        if skip:
-            skip -= 1
-        elif _flag(word) in flags:
-            skip = 0 if "=" in word else flags[_flag(word)]
-        else:
-            kept.append(word)
-    return kept
+    return Load("other", None, "all at once" if rate == "inf" else _text(described.get("mode")))
 
 
 def _dataset(workload: Mapping[str, Any]) -> str:

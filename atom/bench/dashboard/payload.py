@@ -182,10 +182,13 @@ def _cell(interval: Interval) -> list[float | None] | None:
     return [_short(interval.value), _short(interval.low), _short(interval.high)]
 
 
-def _metric(name: str) -> dict[str, str]:
+def _metric(name: str) -> dict[str, Any]:
     if name in PER_DEVICE:
-        return {"label": _PER_DEVICE_LABELS[name], "unit": "tok/s", "better": "higher"}
+        found = {"label": _PER_DEVICE_LABELS[name], "unit": "tok/s", "better": "higher"}
+        return {**found, "derived": True}
     shown = label(name) if is_name(name) else name
+    if name == "error_rate":  # beside the count, which has the same label
+        shown += ", share"
     return {"label": shown, "unit": unit(name), "better": better(name)}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import mimetypes
 import shutil
+import socket
 import threading
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -26,8 +27,8 @@ from atom.bench.history import History, HistoryError
 from atom.bench.types import RunResult
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 TYPES = {
     ".js": "text/javascript",
@@ -92,8 +93,10 @@ def make_server(history: Path, host: str, port: int) -> ThreadingHTTPServer:
     Raises `BenchError` where the address cannot be taken.
     """
     handler = type("Handler", (_Handler,), {"site": Site(history), "bound": host})
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server: type[_Server] = type("Server", (_Server,), {"address_family": family})
     try:
-        return _Server((host, port), handler)
+        return server((host, port), handler)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BenchError(
@@ -109,9 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
     site: Site
     bound: str
     protocol_version = "HTTP/1.1"
-    server_version = "atom"
-    sys_version = ""
     timeout = REQUEST_SECONDS
+
+    def version_string(self) -> str:
+        return "atom"
 
     def do_GET(self) -> None:
         self._answer(body=True)

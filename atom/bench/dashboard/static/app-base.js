@@ -20,7 +20,8 @@ window.Atom = {};
   Atom.el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
   Atom.svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
-  const format = (digits) => new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const format = (digits) =>
+    new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   const formats = [0, 1, 2, 3].map(format);
 
   // Three significant digits or more, with a fixed place for the point per magnitude.
@@ -32,7 +33,8 @@ window.Atom = {};
     return formats[digits].format(value);
   };
   Atom.score = (value) => (Number.isFinite(value) ? value.toFixed(4) : "–");
-  Atom.percent = (share, digits = 1) => `${share > 0 ? "+" : share < 0 ? "−" : ""}${(100 * Math.abs(share)).toFixed(digits)} %`;
+  Atom.percent = (share, digits = 1) =>
+    `${share > 0 ? "+" : share < 0 ? "−" : ""}${(100 * Math.abs(share)).toFixed(digits)} %`;
   Atom.plain = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 
   // Half the width of a cell's interval, relative to its value; null without one.
@@ -56,7 +58,11 @@ window.Atom = {};
   Atom.shortModel = (model) => model.split("/").filter(Boolean).pop() || model || "–";
 
   // HIP and CUDA devices carry long trade names; the whole one stays in the title.
-  Atom.shortHardware = (name) => name.replace(/\b(AMD|NVIDIA|Instinct|Intel\(R\)|Corporation|Processor)\b ?/g, "").replace(/\(R\)|\(TM\)/g, "").trim();
+  Atom.shortHardware = (name) =>
+    name
+      .replace(/\b(AMD|NVIDIA|Instinct|Intel\(R\)|Corporation|Processor)\b ?/g, "")
+      .replace(/\(R\)|\(TM\)/g, "")
+      .trim();
 
   Atom.say = (text) => {
     document.getElementById("live").textContent = text;
@@ -105,17 +111,30 @@ window.Atom = {};
   Atom.csv = (rows) => rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
 
   Atom.empty = (title, text, commands = [], action = null) =>
-    Atom.el("div", { class: "empty" },
+    Atom.el(
+      "div",
+      { class: "empty" },
       Atom.el("h2", null, title),
       Atom.el("p", null, text),
-      commands.length ? Atom.el("ul", { class: "commands" }, commands.map((c) =>
-        Atom.el("li", null, Atom.el("code", null, c), Atom.copyButton("Copy", c, "Command")))) : null,
-      action);
+      commands.length
+        ? Atom.el(
+            "ul",
+            { class: "commands" },
+            commands.map((c) =>
+              Atom.el("li", null, Atom.el("code", null, c), Atom.copyButton("Copy", c, "Command")),
+            ),
+          )
+        : null,
+      action,
+    );
 
   Atom.select = (label, options, value, change) => {
     const id = `s${Atom.select.count++}`;
-    const box = Atom.el("select", { id }, options.map(([key, text]) =>
-      Atom.el("option", { value: key, selected: key === value }, text)));
+    const box = Atom.el(
+      "select",
+      { id },
+      options.map(([key, text]) => Atom.el("option", { value: key, selected: key === value }, text)),
+    );
     box.addEventListener("change", () => change(box.value));
     return Atom.el("span", { class: "field" }, Atom.el("label", { for: id }, label), box);
   };

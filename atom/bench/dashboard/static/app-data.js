@@ -1,8 +1,22 @@
 // The history in memory: runs, their values, the choices of the filters, groups, the Pareto front.
 "use strict";
 (() => {
-  const NONE = { schema: 1, metrics: {}, runs: [], values: {}, pool: [], evals: [], marks: [], built_at: "", source: "", atom: "" };
-  const data = window.ATOM_DATA || { ...NONE, problem: "data.js is missing beside this page, or cannot be read; build the page again" };
+  const NONE = {
+    schema: 1,
+    metrics: {},
+    runs: [],
+    values: {},
+    pool: [],
+    evals: [],
+    marks: [],
+    built_at: "",
+    source: "",
+    atom: "",
+  };
+  const data = window.ATOM_DATA || {
+    ...NONE,
+    problem: "data.js is missing beside this page, or cannot be read; build the page again",
+  };
   const runs = data.runs;
   runs.forEach((run, index) => (run.index = index));
 
@@ -32,7 +46,12 @@
     shape: { label: "ISL/OSL", of: (run) => run.shape || "unknown", show: (v) => v },
     load: { label: "Load", of: (run) => run.load.label || "unknown", show: (v) => v },
   };
-  Atom.PERIODS = [["", "All time"], ["90", "Last 90 days"], ["30", "Last 30 days"], ["7", "Last 7 days"]];
+  Atom.PERIODS = [
+    ["", "All time"],
+    ["90", "Last 90 days"],
+    ["30", "Last 30 days"],
+    ["7", "Last 7 days"],
+  ];
 
   const newest = runs.reduce((most, run) => Math.max(most, run.time), 0);
 
@@ -46,7 +65,8 @@
       return state[key].includes(facet.of(run));
     });
   };
-  Atom.filtered = (state, kind = "bench") => runs.filter((run) => run.kind === kind && Atom.matches(run, state));
+  Atom.filtered = (state, kind = "bench") =>
+    runs.filter((run) => run.kind === kind && Atom.matches(run, state));
 
   Atom.group = (items, key) => {
     const found = new Map();
@@ -64,7 +84,9 @@
   const sound = (run) => run.status === "ok" || run.status === "slo_missed";
   Atom.sound = sound;
   Atom.latest = (list) =>
-    [...Atom.group(list, (run) => run.fingerprint).values()].map((same) => same.filter(sound).pop() || same[same.length - 1]);
+    [...Atom.group(list, (run) => run.fingerprint).values()].map(
+      (same) => same.filter(sound).pop() || same[same.length - 1],
+    );
 
   const compareText = (a, b) => a.localeCompare(b, "en", { numeric: true });
   Atom.inOrder = (a, b) =>
@@ -90,7 +112,11 @@
   const LOAD = 3;
   Atom.labels = (list, withLoad = false) => {
     const parts = [];
-    const text = (run) => parts.map((part) => part(run)).filter(Boolean).join(" · ");
+    const text = (run) =>
+      parts
+        .map((part) => part(run))
+        .filter(Boolean)
+        .join(" · ");
     let told = 1;
     PARTS.forEach((part, i) => {
       if (i === LOAD && !withLoad) return;
@@ -101,10 +127,16 @@
     });
     if (!parts.length) parts.push(PARTS[0]);
     const seen = Atom.group(list, text);
-    return (run) => (new Set(seen.get(text(run)).map((r) => r.fingerprint)).size > 1 ? `${text(run)} · ${run.fingerprint.slice(0, 4)}` : text(run));
+    return (run) =>
+      new Set(seen.get(text(run)).map((r) => r.fingerprint)).size > 1
+        ? `${text(run)} · ${run.fingerprint.slice(0, 4)}`
+        : text(run);
   };
   Atom.shared = (list) =>
-    PARTS.filter((part, i) => i !== LOAD && new Set(list.map(part)).size === 1).map((part) => part(list[0])).filter(Boolean).join(" · ");
+    PARTS.filter((part, i) => i !== LOAD && new Set(list.map(part)).size === 1)
+      .map((part) => part(list[0]))
+      .filter(Boolean)
+      .join(" · ");
 
   // Points that no other point beats in both directions, by x. Each is [x, y, ...].
   Atom.pareto = (points, lowerX) => {
@@ -128,10 +160,16 @@
   // something else happened to that metric, or twenty runs have passed.
   const STANDS = 20;
   Atom.standing = (list) => {
-    const last = new Map();
-    for (const run of list.slice(-STANDS)) for (const mark of Atom.marksOf.get(run.index) || []) last.set(mark.metric, mark);
-    return gravest(last.values());
+    return gravest(standing(list));
   };
+  function standing(list) {
+    const last = new Map();
+    for (const run of list.slice(-STANDS))
+      for (const mark of Atom.marksOf.get(run.index) || []) last.set(mark.metric, mark);
+    return [...last.values()];
+  }
+  Atom.standingAt = (run) =>
+    standing(runs.filter((other) => other.fingerprint === run.fingerprint && other.index <= run.index));
 
   // How much worse or better, by the metric's direction: "9.1 % worse".
   Atom.change = (mark) => {

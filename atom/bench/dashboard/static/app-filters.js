@@ -25,28 +25,64 @@
     const facet = Atom.FACETS[key];
     const counts = new Map();
     for (const run of Atom.data.runs) {
-      if (run.kind === "bench" && Atom.matches(run, state, key)) counts.set(facet.of(run), (counts.get(facet.of(run)) || 0) + 1);
+      if (run.kind === "bench" && Atom.matches(run, state, key))
+        counts.set(facet.of(run), (counts.get(facet.of(run)) || 0) + 1);
     }
     for (const value of state[key]) if (!counts.has(value)) counts.set(value, 0);
-    const values = [...counts.keys()].sort((a, b) => facet.show(a).localeCompare(facet.show(b), "en", { numeric: true }));
-    const said = state[key].length === 0 ? "all" : state[key].length === 1 ? facet.show(state[key][0]) : `${state[key].length} chosen`;
-    const summary = el("summary", { class: state[key].length ? "on" : null }, el("span", { class: "what" }, facet.label), " ", el("span", { class: "value" }, said));
-    const list = el("fieldset", null, el("legend", { class: "sr" }, facet.label), values.map((value) => {
-      const box = el("input", { type: "checkbox", value, checked: state[key].includes(value) });
-      box.addEventListener("change", () => {
-        const chosen = [...list.querySelectorAll("input:checked")].map((b) => b.value);
-        change({ [key]: chosen }, key);
-      });
-      return el("label", { title: value }, box, el("span", null, facet.show(value)), el("span", { class: "count" }, Atom.number(counts.get(value))));
-    }));
-    return el("details", { class: "choice", "data-key": key }, summary, el("div", { class: "menu" }, values.length > 8 ? search(list, facet.label) : null, list));
+    const values = [...counts.keys()].sort((a, b) =>
+      facet.show(a).localeCompare(facet.show(b), "en", { numeric: true }),
+    );
+    const said =
+      state[key].length === 0
+        ? "all"
+        : state[key].length === 1
+          ? facet.show(state[key][0])
+          : `${state[key].length} chosen`;
+    const summary = el(
+      "summary",
+      { class: state[key].length ? "on" : null },
+      el("span", { class: "what" }, facet.label),
+      " ",
+      el("span", { class: "value" }, said),
+    );
+    const list = el(
+      "fieldset",
+      null,
+      el("legend", { class: "sr" }, facet.label),
+      values.map((value) => {
+        const box = el("input", { type: "checkbox", value, checked: state[key].includes(value) });
+        box.addEventListener("change", () => {
+          const chosen = [...list.querySelectorAll("input:checked")].map((b) => b.value);
+          change({ [key]: chosen }, key);
+        });
+        return el(
+          "label",
+          { title: value },
+          box,
+          el("span", null, facet.show(value)),
+          el("span", { class: "count" }, Atom.number(counts.get(value))),
+        );
+      }),
+    );
+    return el(
+      "details",
+      { class: "choice", "data-key": key },
+      summary,
+      el("div", { class: "menu" }, values.length > 8 ? search(list, facet.label) : null, list),
+    );
   }
 
   function search(list, label) {
-    const box = el("input", { type: "search", placeholder: "Find", "aria-label": `Find ${label}`, autocomplete: "off" });
+    const box = el("input", {
+      type: "search",
+      placeholder: "Find",
+      "aria-label": `Find ${label}`,
+      autocomplete: "off",
+    });
     box.addEventListener("input", () => {
       const wanted = box.value.toLowerCase();
-      for (const row of list.querySelectorAll("label")) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+      for (const row of list.querySelectorAll("label"))
+        row.hidden = !row.textContent.toLowerCase().includes(wanted);
     });
     return box;
   }
@@ -55,7 +91,8 @@
     const bar = document.getElementById("filters");
     const open = bar.querySelector("details[open].choice");
     const openKey = open ? open.dataset.key : "";
-    const focused = document.activeElement && bar.contains(document.activeElement) ? document.activeElement.value : null;
+    const focused =
+      document.activeElement && bar.contains(document.activeElement) ? document.activeElement.value : null;
     const expanded = bar.querySelector(".toggle")?.getAttribute("aria-expanded") === "true";
     bar.hidden = !Atom.data.runs.length;
     if (bar.hidden) return;
@@ -68,9 +105,25 @@
     const clear = el("button", { type: "button", class: "small", hidden: !active }, "Clear filters");
     clear.addEventListener("click", () => Atom.clearFilters());
     const group = el("div", { class: "group", id: "filter-group" }, choices, period, clear);
-    const toggle = el("button", { type: "button", class: "toggle", "aria-expanded": String(expanded), "aria-controls": "filter-group" }, active ? `Filters (${active})` : "Filters");
-    toggle.addEventListener("click", () => toggle.setAttribute("aria-expanded", String(toggle.getAttribute("aria-expanded") !== "true")));
-    bar.replaceChildren(toggle, group, el("p", { class: "total" }, count === all ? `${Atom.number(all)} runs` : `${Atom.number(count)} of ${Atom.number(all)} runs`));
+    const toggle = el(
+      "button",
+      { type: "button", class: "toggle", "aria-expanded": String(expanded), "aria-controls": "filter-group" },
+      active ? `Filters (${active})` : "Filters",
+    );
+    toggle.addEventListener("click", () =>
+      toggle.setAttribute("aria-expanded", String(toggle.getAttribute("aria-expanded") !== "true")),
+    );
+    bar.replaceChildren(
+      toggle,
+      group,
+      el(
+        "p",
+        { class: "total" },
+        count === all
+          ? `${Atom.number(all)} ${all === 1 ? "run" : "runs"}`
+          : `${Atom.number(count)} of ${Atom.number(all)} runs`,
+      ),
+    );
 
     const again = openKey && bar.querySelector(`details[data-key="${openKey}"]`);
     if (again) {
@@ -80,7 +133,9 @@
     }
     for (const details of bar.querySelectorAll("details.choice")) {
       details.addEventListener("toggle", () => {
-        if (details.open) for (const other of bar.querySelectorAll("details.choice[open]")) if (other !== details) other.open = false;
+        if (details.open)
+          for (const other of bar.querySelectorAll("details.choice[open]"))
+            if (other !== details) other.open = false;
       });
       details.addEventListener("keydown", (event) => {
         if (event.key !== "Escape" || !details.open) return;

@@ -13,14 +13,25 @@
       .map((row, i) => [column.of(row), i, row])
       .sort((a, b) => {
         if (missing(a[0]) || missing(b[0])) return missing(a[0]) - missing(b[0]) || a[1] - b[1];
-        const order = typeof a[0] === "number" && typeof b[0] === "number"
-          ? a[0] - b[0] : String(a[0]).localeCompare(String(b[0]), "en", { numeric: true });
+        const order =
+          typeof a[0] === "number" && typeof b[0] === "number"
+            ? a[0] - b[0]
+            : String(a[0]).localeCompare(String(b[0]), "en", { numeric: true });
         return sign * order || a[1] - b[1];
       })
       .map((entry) => entry[2]);
   }
 
-  Atom.table = ({ caption, columns, rows, sort = null, onSort = null, onOpen = null, page = PAGE, hidden = false }) => {
+  Atom.table = ({
+    caption,
+    columns,
+    rows,
+    sort = null,
+    onSort = null,
+    onOpen = null,
+    page = PAGE,
+    hidden = false,
+  }) => {
     let key = sort ? sort.replace(/^-/, "") : "";
     let down = Boolean(sort && sort.startsWith("-"));
     let shown = page;
@@ -33,7 +44,12 @@
     });
 
     function head(column) {
-      const button = el("button", { type: "button", title: column.title || null }, column.label, el("span", { class: "arrow", "aria-hidden": "true" }));
+      const button = el(
+        "button",
+        { type: "button", title: column.title || null },
+        column.label,
+        el("span", { class: "arrow", "aria-hidden": "true" }),
+      );
       button.addEventListener("click", () => {
         down = key === column.key ? !down : Boolean(column.number);
         key = column.key;
@@ -41,7 +57,15 @@
         draw();
       });
       const plain = column.sortable === false;
-      return el("th", { scope: "col", class: [column.number ? "num" : "", column.class === "minor" ? "minor" : ""].join(" ").trim() || null }, plain ? column.label : button);
+      return el(
+        "th",
+        {
+          scope: "col",
+          class:
+            [column.number ? "num" : "", column.class === "minor" ? "minor" : ""].join(" ").trim() || null,
+        },
+        plain ? column.label : button,
+      );
     }
 
     function draw() {
@@ -52,11 +76,13 @@
         else th.removeAttribute("aria-sort");
       });
       let above = null;
-      body.replaceChildren(...order.slice(0, shown).map((row) => {
-        const made = line(row, above);
-        above = row;
-        return made;
-      }));
+      body.replaceChildren(
+        ...order.slice(0, shown).map((row) => {
+          const made = line(row, above);
+          above = row;
+          return made;
+        }),
+      );
       const left = order.length - shown;
       more.hidden = left <= 0;
       more.textContent = `Show ${Math.min(left, page)} more of ${Atom.number(left)}`;
@@ -65,21 +91,31 @@
     function line(row, above) {
       const cells = columns.map((column, i) => {
         const same = column.quiet && above && column.of(above) === column.of(row);
-        const classes = [column.number ? "num" : "", same ? "same" : "", column.class || ""].filter(Boolean).join(" ");
+        const classes = [column.number ? "num" : "", same ? "same" : "", column.class || ""]
+          .filter(Boolean)
+          .join(" ");
         const content = column.show ? column.show(row) : (column.of(row) ?? "–");
-        return el(i === 0 ? "th" : "td", { scope: i === 0 ? "row" : null, class: classes || null }, content === "" ? "–" : content);
+        return el(
+          i === 0 ? "th" : "td",
+          { scope: i === 0 ? "row" : null, class: classes || null },
+          content === "" ? "–" : content,
+        );
       });
       const tr = el("tr", { class: onOpen ? "open" : null }, cells);
-      if (onOpen) tr.addEventListener("click", (event) => {
-        if (!event.target.closest("button, a, summary") && !String(getSelection())) onOpen(row);
-      });
+      if (onOpen)
+        tr.addEventListener("click", (event) => {
+          if (!event.target.closest("button, a, summary") && !String(getSelection())) onOpen(row);
+        });
       return tr;
     }
 
     draw();
     const label = el("caption", { class: hidden ? "sr" : null }, caption);
-    const scroll = el("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" },
-      el("table", null, label, el("thead", null, el("tr", null, heads)), body));
+    const scroll = el(
+      "div",
+      { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" },
+      el("table", null, label, el("thead", null, el("tr", null, heads)), body),
+    );
     return el("div", { class: "tablebox" }, scroll, more);
   };
 
@@ -87,22 +123,29 @@
   Atom.twin = (caption, make) => {
     const details = el("details", { class: "twin" }, el("summary", null, "Show as table"));
     details.addEventListener("toggle", () => {
-      if (details.open && details.childElementCount === 1) details.append(Atom.table({ caption, hidden: true, ...make() }));
+      if (details.open && details.childElementCount === 1)
+        details.append(Atom.table({ caption, hidden: true, ...make() }));
     });
     return details;
   };
 
   // A value with its relative half-width: 1,234 ±1.2 %
-  Atom.measure = (cell) => {
+  Atom.measure = (cell, unit = "") => {
     if (!cell) return "–";
     const spread = Atom.spread(cell);
-    return [Atom.number(cell[0]), el("span", { class: "pm" }, spread === null ? "" : `±${(100 * spread).toFixed(1)}%`)];
+    return [
+      Atom.number(cell[0]),
+      unit ? el("span", { class: "unit" }, ` ${unit}`) : null,
+      el("span", { class: "pm" }, spread === null || spread < 0.0005 ? "" : `±${(100 * spread).toFixed(1)}%`),
+    ];
   };
 
   Atom.metricColumn = (metric, label, title) => ({
     key: metric,
     label,
-    title: title || `${Atom.metric(metric).label}${Atom.metric(metric).unit ? `, ${Atom.metric(metric).unit}` : ""}`,
+    title:
+      title ||
+      `${Atom.metric(metric).label}${Atom.metric(metric).unit ? `, ${Atom.metric(metric).unit}` : ""}`,
     number: true,
     of: (run) => Atom.value(run, metric),
     show: (run) => Atom.measure(Atom.cell(run, metric)),
@@ -112,31 +155,63 @@
   Atom.spark = (values, label) => {
     const known = values.filter((v) => v !== null);
     if (known.length < 2) return el("span", { class: "muted" }, known.length ? "first" : "–");
-    const low = Math.min(...known), high = Math.max(...known);
+    const low = Math.min(...known),
+      high = Math.max(...known);
     const x = (i) => 2 + (i * 56) / (values.length - 1);
     const y = (v) => (high === low ? 10 : 17 - (14 * (v - low)) / (high - low));
-    const points = values.map((v, i) => (v === null ? null : `${x(i).toFixed(1)},${y(v).toFixed(1)}`)).filter(Boolean);
+    const points = values
+      .map((v, i) => (v === null ? null : `${x(i).toFixed(1)},${y(v).toFixed(1)}`))
+      .filter(Boolean);
     const [cx, cy] = points[points.length - 1].split(",");
-    return svg("svg", { class: "spark", width: 60, height: 20, viewBox: "0 0 60 20", role: "img", "aria-label": label },
-      svg("polyline", { points: points.join(" "), fill: "none" }), svg("circle", { cx, cy, r: 2 }));
+    return svg(
+      "svg",
+      { class: "spark", width: 60, height: 20, viewBox: "0 0 60 20", role: "img", "aria-label": label },
+      svg("polyline", { points: points.join(" "), fill: "none" }),
+      svg("circle", { cx, cy, r: 2 }),
+    );
   };
 
   Atom.runButton = (run, text) => {
-    const button = el("button", { type: "button", class: "link", title: run.id }, text || Atom.date(run.time));
+    const button = el(
+      "button",
+      { type: "button", class: "link", title: run.id },
+      text || Atom.date(run.time),
+    );
     button.addEventListener("click", () => Atom.open(run));
     return button;
   };
 
-  const SAID = { ok: "", interrupted: "interrupted", client_bound: "client-bound", errors: "errors", slo_missed: "SLO missed" };
+  const SAID = {
+    ok: "",
+    interrupted: "interrupted",
+    client_bound: "client-bound",
+    errors: "errors",
+    slo_missed: "SLO missed",
+  };
   Atom.badges = (run, mark = Atom.worst(run)) => {
     const made = [];
-    if (mark) made.push(el("span", { class: `badge ${mark.kind}`, title: `${Atom.date(Atom.data.runs[mark.run].time)}, ${Atom.metric(mark.metric).label}: ${mark.text}` }, Atom.markName(mark)));
+    if (mark)
+      made.push(
+        el(
+          "span",
+          {
+            class: `badge ${mark.kind}`,
+            title: `${Atom.date(Atom.data.runs[mark.run].time)}, ${Atom.metric(mark.metric).label}: ${mark.text}`,
+          },
+          Atom.markName(mark),
+        ),
+      );
     const status = SAID[run.status] ?? run.status;
     if (status) made.push(el("span", { class: "badge status" }, status));
     return made;
   };
   Atom.markName = (mark) => {
-    const name = { regression: "▼ regression", suspicious: "◇ suspicious", improvement: "▲ better", change: "◆ change" }[mark.kind];
+    const name = {
+      regression: "▼ regression",
+      suspicious: "◇ suspicious",
+      improvement: "▲ better",
+      change: "◆ change",
+    }[mark.kind];
     return `${name || mark.kind} ${Atom.percent(mark.ratio - 1)}`;
   };
 })();

@@ -3,18 +3,28 @@
 (() => {
   const { el } = Atom;
   const NAMES = Object.keys(Atom.views);
-  const tabs = document.getElementById("tabs"), panels = document.getElementById("panels");
+  const tabs = document.getElementById("tabs"),
+    panels = document.getElementById("panels");
   let state = Atom.readState();
   const current = () => (NAMES.includes(state.tab) ? state.tab : NAMES[0]);
 
   Atom.nothing = (kind) => {
-    if (Atom.data.problem) return Atom.empty("The history cannot be shown", Atom.data.problem, ["atom dashboard build"]);
+    if (Atom.data.problem)
+      return Atom.empty("The history cannot be shown", Atom.data.problem, ["atom dashboard build"]);
     const none = !Atom.data.runs.some((run) => kind === "run" || run.kind === kind);
     if (none && kind === "eval") {
-      return Atom.empty("No accuracy results yet", "Scores appear here once an evaluation is in the history. Results of lm-eval can be taken in:", ["atom bench import results_*.json", "atom dashboard build"]);
+      return Atom.empty(
+        "No accuracy results yet",
+        "Scores appear here once an evaluation is in the history. Results of lm-eval can be taken in:",
+        ["atom bench import results_*.json", "atom dashboard build"],
+      );
     }
     if (none) {
-      return Atom.empty("The history is empty", "Benchmark a server, or take in results that you have, and build this page again.", ["atom bench --concurrency 1-16*2", "atom bench import result.json", "atom dashboard build"]);
+      return Atom.empty(
+        "The history is empty",
+        "Benchmark a server, or take in results that you have, and build this page again.",
+        ["atom bench --concurrency 1-16*2", "atom bench import result.json", "atom dashboard build"],
+      );
     }
     const clear = el("button", { type: "button", class: "small" }, "Clear filters");
     clear.addEventListener("click", () => Atom.clearFilters());
@@ -53,11 +63,17 @@
   function drawTabs() {
     const active = current();
     if (!tabs.childElementCount) {
-      tabs.append(...NAMES.map((name) => {
-        const button = el("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}` }, Atom.views[name].label);
-        button.addEventListener("click", () => go(name, false));
-        return button;
-      }));
+      tabs.append(
+        ...NAMES.map((name) => {
+          const button = el(
+            "button",
+            { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}` },
+            Atom.views[name].label,
+          );
+          button.addEventListener("click", () => go(name, false));
+          return button;
+        }),
+      );
       tabs.addEventListener("keydown", (event) => {
         const at = NAMES.indexOf(current());
         const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: NAMES.length - 1 }[event.key];
@@ -65,10 +81,21 @@
         event.preventDefault();
         go(NAMES[(to + NAMES.length) % NAMES.length], true);
       });
-      panels.append(...NAMES.map((name) => el("div", { role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`, tabindex: "-1", hidden: true })));
+      panels.append(
+        ...NAMES.map((name) =>
+          el("div", {
+            role: "tabpanel",
+            id: `panel-${name}`,
+            "aria-labelledby": `tab-${name}`,
+            tabindex: "-1",
+            hidden: true,
+          }),
+        ),
+      );
     }
     for (const name of NAMES) {
-      const tab = document.getElementById(`tab-${name}`), chosen = name === active;
+      const tab = document.getElementById(`tab-${name}`),
+        chosen = name === active;
       tab.setAttribute("aria-selected", String(chosen));
       tab.tabIndex = chosen ? 0 : -1;
       document.getElementById(`panel-${name}`).hidden = !chosen;
@@ -84,7 +111,8 @@
     Atom.filterBar(state, (part) => Atom.change(part));
     Atom.dropCharts();
     const name = current();
-    for (const other of NAMES) if (other !== name) document.getElementById(`panel-${other}`).replaceChildren();
+    for (const other of NAMES)
+      if (other !== name) document.getElementById(`panel-${other}`).replaceChildren();
     const made = [Atom.views[name].render(state)].flat(Infinity).filter(Boolean);
     document.getElementById(`panel-${name}`).replaceChildren(...made);
     Atom.redraw();
@@ -110,7 +138,8 @@
   function fromAddress() {
     state = Atom.readState();
     draw();
-    const drawer = document.getElementById("drawer"), run = Atom.byId.get(state.run);
+    const drawer = document.getElementById("drawer"),
+      run = Atom.byId.get(state.run);
     if (run) Atom.drawer(run);
     else if (drawer.open) drawer.close();
     if (state.run && !run) Atom.say("That run is not in this history");
@@ -118,7 +147,18 @@
   addEventListener("popstate", fromAddress);
 
   const built = Atom.data.built_at ? `Built ${Atom.time(Date.parse(Atom.data.built_at))} UTC` : "";
-  document.getElementById("foot").append(el("p", null, [built, Atom.data.source && `from ${Atom.data.source}`, Atom.data.atom && `by atom ${Atom.data.atom}`].filter(Boolean).join(" ")), el("p", null, "Charts: Apache ECharts. Nothing is loaded from a network."));
+  document
+    .getElementById("foot")
+    .append(
+      el(
+        "p",
+        null,
+        [built, Atom.data.source && `from ${Atom.data.source}`, Atom.data.atom && `by atom ${Atom.data.atom}`]
+          .filter(Boolean)
+          .join(" "),
+      ),
+      el("p", null, "Charts: Apache ECharts. Nothing is loaded from a network."),
+    );
   drawTheme();
   fromAddress();
 })();
