@@ -5,6 +5,7 @@ It prints to the console it is given and decides nothing: every figure comes fro
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -40,6 +41,8 @@ STATUS = {
 }
 # A latency row that repeats another one is left out below this relative difference.
 SAME = 0.02
+# A percentile with fewer requests beyond it moves with each of them.
+FEWEST_BEYOND = 5
 # A wait in the client below this says nothing.
 NOTICEABLE_MS = 1.0
 
@@ -53,6 +56,7 @@ def print_run(console: Console, run: RunResult) -> None:
     _objectives(console, run)
     _errors(console, run)
     _health(console, run)
+    _basis(console, run)
     _notes(console, run)
 
 
@@ -73,7 +77,7 @@ def print_sweep(console: Console, runs: Sequence[RunResult]) -> None:
         f"{load_level(r)}: {STATUS[r.status][0]}" for r in runs if STATUS.get(r.status, [""])[0]
     ]
     for word in words:
-        console.print(_line(f"! {word}", style="yellow"))
+        console.print(_line(word, style="yellow"))
     console.print(
         _line("tok/s and req/s in steady state; ± half of the 95% confidence interval", style="dim")
     )
@@ -254,7 +258,7 @@ def _plain_rows(run: RunResult) -> list[tuple[str, str]]:
         rows.append(("Cached", f"{cached:.1%} of the prompt tokens came from the prefix cache"))
     mean, peak = _value(run, "mean_concurrency"), _value(run, "peak_concurrency")
     if mean is not None and peak is not None:
-        rows.append(("In flight", f"{number(mean)} on average, {number(peak)} at most"))
+        rows.append(("In flight", f"{number(mean)} on average, {level(peak)} at most"))
     rate, length = _value(run, "acceptance_rate"), _value(run, "accept_length")
     drafts = [f"{rate:.1%} of the draft tokens accepted"] if rate is not None else []
     drafts += [f"{number(length)} tokens per forward pass"] if length is not None else []
@@ -319,6 +323,23 @@ def _health(console: Console, run: RunResult) -> None:
     else:
         text = f"{processes}, at most {busiest:.0%} of a core, event-loop lag p99 {number(lag)} ms"
         console.print(_line(f"Client: not the bottleneck ({text})", style="dim"))
+
+
+def _basis(console: Console, run: RunResult) -> None:
+    """What the intervals and the outer percentiles rest on."""
+    count = len(run.repeats)
+    if count > 1:
+        text = f"± is half of the 95% confidence interval over {count} repeats"
+    else:
+        text = "± is half of a 95% interval; with one repeat it holds the noise within the run only"
+    console.print(_line(text, style="dim"))
+    done = _value(run, "completed") or 0.0
+    percents = [float(s.key[1:]) for s in _statistics(run) if re.fullmatch(r"p[\d.]+", s.key)]
+    thin = [p for p in percents if done * (1 - p / 100) < FEWEST_BEYOND]
+    if thin and done:
+        needed = math.ceil(FEWEST_BEYOND / (1 - thin[0] / 100) - 1e-6)
+        said = f"p{thin[0]:g} rests on few of {done:,.0f} requests; {needed:,} make it steadier"
+        console.print(_line(f"note: {said}", style="yellow"))
 
 
 def _notes(console: Console, run: RunResult) -> None:
