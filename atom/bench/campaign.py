@@ -19,7 +19,7 @@ from typing import Any
 from atom.bench import client, compare, history, points, results, search
 from atom.bench.client import ServerInfo
 from atom.bench.compare import GateReport
-from atom.bench.compare.gate import COUNTED, MIN_BASELINE, select_baseline
+from atom.bench.compare.gate import COUNTED, MIN_BASELINE, RERUN_NOTE, select_baseline
 from atom.bench.errors import (
     CLIENT_BOUND,
     INTERRUPTED,
@@ -332,6 +332,7 @@ class Campaign:
         def rerun(current: RunResult) -> RunResult:
             self.display.say("beyond threshold and noise: measuring it once more")
             measured = session.measure(self._measured[current.run_id].point)
+            measured.run.notes.append(RERUN_NOTE + current.run_id)
             self._keep(measured, store)
             self.report.runs.remove(measured.run)  # it answers the gate, not the user
             return measured.run

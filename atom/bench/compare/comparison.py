@@ -1,8 +1,9 @@
 """Two runs, metric by metric: ratio with its interval, verdict, and one verdict on the whole.
 
 A difference is "worse" or "better" when it is real (Student's t on the logarithms at 5 %, after
-Benjamini-Hochberg) and at least half the margin; "same" when the 90 % interval lies within the
-margin (two one-sided tests at 5 %); else "undecided", with the number of repeats that would do.
+Benjamini-Hochberg) and at least 0.6 of the margin; "same" when the chance that it is beyond the
+margin is at most 10 % on either side (two one-sided tests); else "undecided", with the number of
+repeats that would do. What these rates are worth is measured by benchmarks/regression_rates.py.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def print_changes(console: Console, changes: Sequence[ChangePoint]) -> None:
 
 
 def describe_change(change: ChangePoint, arrow: str = "->") -> str:
-    """TPOT mean, ms worse by +7.8 % [+7.1, +8.5], 20.06 -> 21.62."""
+    """TPOT mean, ms: worse, +7.8% [+7.1, +8.5], 20.06 -> 21.62."""
     ratio = change.ratio
     size, low, high = (100 * (r - 1) for r in (ratio.value, ratio.low, ratio.high))
     levels = f"{amount(change.metric, change.before)} {arrow} {amount(change.metric, change.after)}"

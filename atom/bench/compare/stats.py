@@ -1,8 +1,8 @@
 """The statistics of comparison and gate: estimates with their error, intervals, corrections.
 
 Owns numbers only: it knows no runs and no metric names. Sources: Welch (1947) and Satterthwaite
-(1946) for means of unequal spread, Schuirmann (1987) for equivalence by two one-sided tests (the
-90 % interval within the margin), Benjamini and Hochberg (1995) for many tests at once.
+(1946) for means of unequal spread, Newcombe (1998) for shares, Benjamini and Hochberg (1995) for
+many tests at once.
 """
 
 from __future__ import annotations
