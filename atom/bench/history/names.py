@@ -41,7 +41,7 @@ def resolve(history: History, text: str) -> list[RunResult]:
         _recipe,
         _commit,
     )
-    for way in ways:
+    for way in ways if text else ():
         found = way(history, text)
         if found:
             return found
@@ -99,7 +99,7 @@ def _file(history: History, text: str) -> list[RunResult]:
 
 
 def _id(history: History, text: str) -> list[RunResult]:
-    return [history.get(text)] if text and history.ids(text) else []
+    return [history.get(text)] if history.ids(text) else []
 
 
 def _sweep(history: History, text: str) -> list[RunResult]:

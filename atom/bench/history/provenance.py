@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import ipaddress
 import json
 import os
 import platform
@@ -134,9 +135,13 @@ def canonical_json(value: Any) -> bytes:
 def is_local(base_url: str | None) -> bool:
     """Whether an address is this machine's: loopback, or its own name."""
     host = (urlsplit(base_url or "").hostname or "").lower()
-    if not host or host in ("localhost", "::1", "0.0.0.0", "::"):  # noqa: S104  (compared, not bound)
+    if host in ("", "localhost", socket.gethostname().lower()):
         return True
-    return host.startswith("127.") or host == socket.gethostname().lower()
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 def _plain(value: Any) -> Any:

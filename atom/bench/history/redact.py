@@ -7,10 +7,17 @@ place: user and password in an address. What is no secret stays as it was.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 REDACTED = "<redacted>"
+UNREADABLE = "# left out: it holds a secret that could not be cut from it\n"
 
 _WORDS = r"api[-_]?key|token|secret|passw(?:or)?d|passphrase|credential|authorization|auth|cookie"
 # "token" alone or at the end of a name is a secret; "tokens", "tokenizer", "token_counts" are not.
@@ -21,7 +28,6 @@ _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',;]+")
 _KNOWN_FORMS = re.compile(
     r"\b(?:sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,})"
 )
-_TOML_LINE = re.compile(r"(?m)^(\s*[\"']?([A-Za-z0-9_.-]+)[\"']?\s*=\s*)(.+)$")
 _HEADER_OPTIONS = frozenset({"-H", "--header", "--headers"})
 
 
@@ -70,14 +76,31 @@ def header(line: str) -> str:
 
 
 def recipe(source: str) -> str:
-    """A TOML text whose secret keys have no values; all else byte for byte."""
+    """A recipe without the values of its secret keys; all else byte for byte.
 
-    def line(match: re.Match[str]) -> str:
-        return (
-            f'{match[1]}"{REDACTED}"' if is_secret_name(match[2].rpartition(".")[2]) else match[0]
-        )
+    Nothing of a recipe is kept from which they could not be cut: an unusual way to write a string.
+    """
+    try:
+        secrets = sorted(set(_secrets(tomllib.loads(source))), key=len, reverse=True)
+        for secret in secrets:
+            for quote in ('"', "'"):
+                source = source.replace(f"{quote}{secret}{quote}", f'"{REDACTED}"')
+        kept = set(_secrets(tomllib.loads(source)))
+    except tomllib.TOMLDecodeError:
+        return UNREADABLE
+    return text(source) if kept <= {REDACTED} else UNREADABLE
 
-    return text(_TOML_LINE.sub(line, source))
+
+def _secrets(tree: Any, hidden: bool = False) -> Iterator[str]:
+    """The texts under keys that are secret."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _secrets(value, hidden or is_secret_name(str(key)))
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _secrets(value, hidden)
+    elif hidden and isinstance(tree, str) and tree:
+        yield tree
 
 
 def mapping(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,9 +115,16 @@ def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
 
 def _version(connection: sqlite3.Connection) -> int:
     """The file's version, 0 for an empty one; raises `NotOurs` or `TooNew`."""
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    mark = connection.execute("PRAGMA application_id").fetchone()[0]
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    alone = not connection.in_transaction
+    if alone:  # all from one moment: another process may just be making the file
+        connection.execute("BEGIN")
+    try:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        mark = connection.execute("PRAGMA application_id").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    finally:
+        if alone:
+            connection.execute("ROLLBACK")
     if mark != APPLICATION_ID and (tables or version or mark):
         raise NotOurs
     if version > len(MIGRATIONS):

@@ -41,10 +41,15 @@ def write_workbook(runs: Sequence[RunResult], out: IO[bytes]) -> int:
     runs = flat.by_series(runs)
     book = Workbook(write_only=True)
     book.properties.creator = "atom bench export"
-    columns = _add_runs(book, runs)
-    _add_metrics(book, runs)
-    _add_repeats(book, runs)
-    _add_provenance(book, runs)
+    try:
+        columns = _add_runs(book, runs)
+        _add_metrics(book, runs)
+        _add_repeats(book, runs)
+        _add_provenance(book, runs)
+    except BenchError:
+        for sheet in book.worksheets:  # else its half-written parts complain when they are freed
+            sheet.close()
+        raise
     _add_chart(book, runs, columns)
     book.save(out)
     return len(runs)
