@@ -25,7 +25,7 @@ class Event(NamedTuple):
 class EventParser:
     """`feed` returns the events that the bytes completed."""
 
-    __slots__ = ("_data", "_first", "_name", "_rest", "_seen")
+    __slots__ = ("_after_cr", "_data", "_first", "_name", "_rest", "_seen")
 
     def __init__(self) -> None:
         self._rest = b""  # of a line that has not ended
@@ -33,6 +33,7 @@ class EventParser:
         self._name = b""
         self._seen = False  # whether the event in the making had a line at all
         self._first = True
+        self._after_cr = False
 
     def feed(self, data: bytes) -> list[bytes] | list[Event]:
         """Events in order: bare data where all are plain messages (the fast path), else `Event`s.
@@ -40,7 +41,11 @@ class EventParser:
         Raises `NotEvents`.
         """
         # Nearly every read is one or more whole events of one line each.
-        if not (self._rest or self._seen) and data[:6] == b"data: " and data[-2:] == b"\n\n":
+        if (
+            not (self._rest or self._seen or self._after_cr)
+            and data[:6] == b"data: "
+            and data[-2:] == b"\n\n"
+        ):
             parts = data[6:-2].split(b"\n\ndata: ")
             if data.count(b"\n") == 2 * len(parts) and b"\r" not in data:
                 self._first = False
@@ -48,21 +53,24 @@ class EventParser:
         return self._slow(data)
 
     def _slow(self, data: bytes) -> list[Event]:
-        data = self._rest + data
+        if not data:
+            return []
         if self._first:
+            data = self._rest + data
             if _BOM.startswith(data[:3]):  # the whole mark, or a part of it that may become one
                 if len(data) < len(_BOM):
                     self._rest = data
                     return []
                 data = data[len(_BOM) :]
             self._first = False
-        held = b""
-        if data.endswith(b"\r"):  # it may be the first half of a CRLF
-            data, held = data[:-1], b"\r"
+            self._rest = b""
+        if self._after_cr and data:  # the second half of a CRLF is no line's end
+            data = data.removeprefix(b"\n")
+        self._after_cr = data.endswith(b"\r")
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, rest = data.split(b"\n")
-        self._rest = rest + held
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest
         if len(self._rest) > MAX_EVENT_BYTES:
             raise NotEvents(f"a line of more than {MAX_EVENT_BYTES >> 20} MiB")
         events: list[Event] = []

@@ -137,13 +137,13 @@ class Tally:
             if self._choice(at, choice):
                 carries = True
         usage = chunk.usage
-        if usage is not None and usage.completion_tokens is not None:
-            self._on_usage(at, usage, usage.completion_tokens, bool(chunk.choices))
-        elif carries:
-            if self._continuous is None:
-                self._continuous = False
-            if not self._continuous:
-                self._add(at, 1)
+        told = None if usage is None else usage.completion_tokens
+        if carries and not told and self._continuous is None:
+            self._continuous = False  # a token that no usage counts
+        if carries and self._continuous is False:
+            self._add(at, 1)
+        if usage is not None and told is not None:
+            self._on_usage(at, usage, told, bool(chunk.choices))
 
     def _choice(self, at: float, choice: ChunkChoice) -> bool:
         """Whether the chunk carries a token, as far as its content shows."""
