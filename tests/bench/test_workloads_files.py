@@ -93,6 +93,17 @@ def test_shuffled_rows_are_all_taken_in_the_seeds_order(tmp_path: Path) -> None:
     assert sorted(orders[0], key=int) == [str(n) for n in range(40)]
 
 
+@pytest.mark.parametrize("first", [0, 1, 77, 123456789])
+def test_repeats_take_different_rows(tmp_path: Path, first: int) -> None:
+    """Or the second repeat's prompts would be in the server's prefix cache."""
+    path = write_lines(tmp_path / "own.jsonl", [{"prompt": str(n)} for n in range(1000)])
+    taken: Counter[str] = Counter()
+    for seed in range(first, first + 5):
+        made = workload(dataset="jsonl", path=path, shuffle=True, seed=seed)
+        taken.update(job.turns[0].prompt for job in islice(made.jobs(), 130))
+    assert len(taken) == 5 * 130
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -470,9 +481,13 @@ def test_unknown_data_sets_name_the_nearest() -> None:
         ({"input_len": 0}, "input_len is 0; it must be at least 1"),
         ({"output_len": -1}, "output_len is -1"),
         ({"prefix_len": -1}, "prefix_len is -1"),
-        ({"think_time_s": float("nan"), "dataset": "multi-turn"}, "think_time_s is nan"),
+        (
+            {"think_time_s": float("nan"), "dataset": "multi-turn", "turns": 2},
+            "think_time_s is nan",
+        ),
         ({"dataset": "multi-turn", "turns": 3, "turns_max": 2}, "turns_max is 2"),
         ({"turns_max": 2}, "turns_max goes with multi-turn"),
+        ({"dataset": "multi-turn"}, "at least 2 turns"),
         ({"turns": 2}, "turns means nothing for random"),
         ({"num_prefixes": 2}, "needs a prefix_len"),
         ({"dataset": "prefix-repetition"}, "needs a prefix_len"),

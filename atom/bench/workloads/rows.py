@@ -13,6 +13,8 @@ from atom.bench.types import Endpoint, Job, Turn
 from atom.bench.workloads import draw
 from atom.bench.workloads.spec import WorkloadSpec
 
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 times the golden ratio's fraction
+
 
 class Row(NamedTuple):
     """What one job of a file sends."""
@@ -51,11 +53,17 @@ def read_source(path: str | Path) -> Source:
 
 
 def row_order(spec: WorkloadSpec, count: int, seed: int, default: bool) -> Sequence[int]:
-    """The order in which a file's rows are taken: shuffled by seed, or as they stand."""
-    if spec.shuffle if spec.shuffle is not None else default:
-        order: list[int] = draw.permutation(count, seed, "rows").tolist()
-        return order
-    return range(count)
+    """The order in which a file's rows are taken: as they stand, or shuffled.
+
+    There is one shuffled order, in which each seed begins elsewhere: seeds that follow each other,
+    as those of repeats do, far apart (multiples of the golden ratio). Repeats that together take
+    less than two thirds of the rows have none in common then, unlike with orders of their own.
+    """
+    if not (spec.shuffle if spec.shuffle is not None else default):
+        return range(count)
+    order: list[int] = draw.permutation(count, "rows").tolist()
+    begin = (seed * _GOLDEN % 2**64) * count >> 64
+    return order[begin:] + order[:begin]
 
 
 class RowWorkload:

@@ -134,6 +134,8 @@ def _check_numbers(spec: WorkloadSpec) -> None:
             raise BenchError(f"{name} is {value}; it must be at least {low:g}")
     if not 0 < spec.time_scale < math.inf:
         raise BenchError(f"time_scale is {spec.time_scale}; it must be above 0")
+    if spec.dataset == "multi-turn" and (spec.turns_max or spec.turns) < 2:
+        raise BenchError("multi-turn needs at least 2 turns; give --turns")
     if spec.dataset != "multi-turn" and spec.turns_max is not None:
         raise BenchError("turns_max goes with multi-turn")
     if spec.num_prefixes > 1 and not spec.prefix_len:
