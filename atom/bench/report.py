@@ -73,11 +73,11 @@ def print_sweep(console: Console, runs: Sequence[RunResult]) -> None:
         style = STATUS.get(run.status, ("", ""))[1]
         table.add_row(*(Text(column.cell(run)) for column in columns), style=style)
     console.print(table)
-    words = [
-        f"{load_level(r)}: {STATUS[r.status][0]}" for r in runs if STATUS.get(r.status, [""])[0]
-    ]
-    for word in words:
-        console.print(_line(word, style="yellow"))
+    for status in dict.fromkeys(run.status for run in runs):
+        words, style = STATUS.get(status, (status, "yellow"))
+        loads = ", ".join(load_level(run) for run in runs if run.status == status)
+        if words:
+            console.print(_line(f"{loads}: {words}", style=style))
     console.print(
         _line("tok/s and req/s in steady state; ± half of the 95% confidence interval", style="dim")
     )
@@ -97,6 +97,7 @@ def print_search(console: Console, report: SearchReport, *, integer: bool) -> No
             cells.append(f"{number(interval.value)} {width(interval)}" if interval else "–")
         good = point.verdict == "meets"
         why = "meets" if good else f"misses {short_name(point.limiting)}"
+        why += ", within the noise" if abs(point.margin) < 1.96 * point.noise else ""
         table.add_row(*(Text(c) for c in cells), Text(why), style="green" if good else "red")
     console.print(table)
     console.print(_line(answer(report, what), style="bold"))

@@ -155,14 +155,14 @@ def test_unknown_figures_are_left_out_or_dashes() -> None:
 
 @pytest.mark.parametrize("columns", WIDTHS)
 def test_sweep_has_a_row_per_point(columns: int) -> None:
-    runs = [a_run(1), a_run(2), a_run(16, failed=1, status="errors")]
+    runs = [a_run(1), a_run(2, failed=1, status="errors"), a_run(16, failed=1, status="errors")]
     text = printed(print_sweep, runs, columns=columns)
     for run in runs:
         cells = row(text, f"{run.load['concurrency']:>6}")
         assert cells[1] == number(run.metrics["steady_request_throughput"].value)
         assert cells[2] == number(run.metrics["steady_output_throughput"].value)
         assert cells[-1] == f"{run.metrics['error_rate'].value:.1%}"
-    assert "16: too many requests failed" in text
+    assert "2, 16: too many requests failed" in text
     assert ("total" in text) == (columns >= 95)
 
 
