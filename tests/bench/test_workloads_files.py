@@ -442,9 +442,9 @@ def test_sonnets_are_lines_with_a_few_words() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("mt_bench", "cf969ca01b2efa10"),
-        ("vicuna", "3528095febf10c26"),
-        ("self_instruct", "99957ce6bae7afe4"),
+        ("mt_bench", "5a8797e31fdd405c"),
+        ("vicuna", "3141cc87ece0bc03"),
+        ("self_instruct", "e9d869ca050257ca"),
     ],
 )
 def test_bundled_sets_are_the_same_bytes_everywhere(name: str, expected: str) -> None:
@@ -498,7 +498,7 @@ def test_unknown_data_sets_name_the_nearest() -> None:
         ({"dataset": "prompts", "path": "vicunia"}, "did you mean vicuna"),
         ({"dataset": "prompts", "path": "vicuna", "input_len": 9}, "input_len means nothing"),
         ({"endpoint": "chat", "prompt_form": "ids"}, "token ids cannot be sent to the chat"),
-        ({"dataset": "multi-turn", "prompt_form": "ids"}, "use text"),
+        ({"dataset": "multi-turn", "turns": 2, "prompt_form": "ids"}, "use text"),
         ({"range_ratio": 0.8}, "vllm: 204 to 1844, inferencex: 819 to 1024, sglang: 819 to 1024"),
         ({"range_ratio": 1.0}, "inferencex: 1024 to 1024"),
         ({"range_ratio": 1.0, "length_convention": "vllm"}, "at least 0 and below 1"),

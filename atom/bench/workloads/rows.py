@@ -57,7 +57,7 @@ def row_order(spec: WorkloadSpec, count: int, seed: int, default: bool) -> Seque
 
     There is one shuffled order, in which each seed begins elsewhere: seeds that follow each other,
     as those of repeats do, far apart (multiples of the golden ratio). Repeats that together take
-    less than two thirds of the rows have none in common then, unlike with orders of their own.
+    less than half of the rows have none in common then, unlike with orders of their own.
     """
     if not (spec.shuffle if spec.shuffle is not None else default):
         return range(count)
