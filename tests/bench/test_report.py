@@ -180,7 +180,9 @@ def test_search_tells_its_answer_and_every_point() -> None:
     assert "40 in flight is the highest load found that meets TPOT p99 ≤ 50 ms" in text
     assert "41 misses TPOT p99" in " ".join(text.split())
     for point in report.points:
-        assert row(text, f"{point.load:4.0f}  ")[2] in ("meets", "misses"), text
+        line = " ".join(row(text, f"{point.load:4.0f}  "))
+        assert point.verdict in line
+        assert ("within the noise" in line) == (abs(point.margin) < 1.96 * point.noise)
     assert f"{len(report.points)} runs" in text
 
 
