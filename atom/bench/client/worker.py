@@ -23,8 +23,6 @@ from atom.bench.client import wire
 from atom.bench.client.runner import Runner
 from atom.bench.client.timer import ExactTimer
 
-NICE = -10
-
 
 class Worker(asyncio.Protocol):
     """Reads the parent's messages from stdin."""
@@ -104,16 +102,28 @@ def _die(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     os._exit(70)
 
 
+def _go_first() -> None:
+    """Before whoever else wants this CPU, where that is allowed (root, CAP_SYS_NICE).
+
+    A client needs little of a CPU but needs it at once. Measured on two cores with three busy
+    loops: a 10 ms ticker is late by 137 ms (p99) as usual, 25 to 133 ms with nice -10, 0.07 ms
+    with real-time priority. Where neither is allowed the verdict says how late the client was.
+    """
+    try:
+        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(1))
+    except (OSError, AttributeError):
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, -10)
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # Where it may (root, CAP_SYS_NICE), a client goes before whoever else wants its CPU: it needs
-    # little, and a server or a compiler on the same machine would delay its moments.
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    _go_first()
     import uvloop
 
     loop = uvloop.new_event_loop()
