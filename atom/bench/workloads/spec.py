@@ -165,7 +165,7 @@ def _check_file(spec: WorkloadSpec) -> None:
 
 
 # Which data sets a parameter means something for; beside its default it is refused elsewhere.
-_BELONGS: dict[str, tuple[object, frozenset[str]]] = {
+BELONGS: dict[str, tuple[object, frozenset[str]]] = {
     "input_len": (None, SYNTHETIC | {"sonnet"}),
     "range_ratio": (None, SYNTHETIC | {"sonnet"}),
     "prefix_len": (0, SYNTHETIC),
@@ -179,7 +179,7 @@ _BELONGS: dict[str, tuple[object, frozenset[str]]] = {
 def _check_belongs(spec: WorkloadSpec) -> None:
     """Nothing is accepted and ignored."""
     kind = spec.path if spec.dataset == "prompts" else spec.dataset
-    for name, (default, kinds) in _BELONGS.items():
+    for name, (default, kinds) in BELONGS.items():
         value = getattr(spec, name)
         if value != default and kind not in kinds:
             known = ", ".join(sorted(kinds))
