@@ -62,6 +62,34 @@ def test_window_needs_three_requests_a_place(count: int, there: bool) -> None:
     assert any("no steady state" in note for note in result.notes) != there
 
 
+def test_requests_refused_at_once_do_not_upset_the_window() -> None:
+    records = closed_loop(8, 80, LENGTHS["equal"], seed=0)
+    refused = [
+        RequestRecord(index=1000 + i, error="connect", ended_s=r.sent_s, intended_s=r.sent_s)
+        for i, r in enumerate(records[:8])
+    ]
+    for r in refused:
+        r.dispatched_s = r.intended_s
+    window = closed_window([*refused, *records])
+    assert window is not None
+    plain = closed_window(records)
+    assert plain is not None
+    assert window.end == plain.end
+    assert window.length > plain.length * 0.8
+
+
+def test_a_conversation_is_one_job() -> None:
+    """Its place is taken from its first turn to its last, thinking included."""
+    records = []
+    for index in range(12):
+        for turn in range(3):
+            at = index // 2 * 3.0 + turn
+            records.append(request(index, at=at, turn=turn, tokens=5))
+    window = closed_window(records)
+    assert window is not None
+    assert window.end == pytest.approx(12 + 2.14)  # the second last pair's third turn
+
+
 def test_timed_run_counts_the_tokens_of_what_was_given_up() -> None:
     """The drain of a timed run is cut off: its requests have no end, but their tokens came."""
     whole = closed_loop(8, 80, LENGTHS["equal"], seed=3)

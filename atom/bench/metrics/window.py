@@ -68,7 +68,7 @@ def closed_window(records: Sequence[RequestRecord]) -> Window | None:
     ends = np.sort(jobs.ended[np.isfinite(jobs.ended)])
     if not len(ends):
         return None
-    burst = int(np.count_nonzero(jobs.started < ends[0]))
+    burst = _most_at_once(jobs.started, ends)
     let_start = int(np.count_nonzero(ends <= jobs.started[-1] + 1e-9))  # K
     last = min(2 * burst, let_start - burst)  # a generation at least remains
     if last < burst:
@@ -81,6 +81,12 @@ def closed_window(records: Sequence[RequestRecord]) -> Window | None:
     best = int(np.argmin(np.round(unlike, 4)))  # the first of equals: the longest window
     start = float(candidates[best])
     return Window(start, end) if end > start else None
+
+
+def _most_at_once(started: Array, ends: Array) -> int:
+    """Jobs in flight at most; one that starts as another ends takes its place."""
+    at_start = np.searchsorted(started, started, "right") - np.searchsorted(ends, started, "right")
+    return max(int(at_start.max()), 1)
 
 
 def _progress(records: Sequence[RequestRecord], moments: Array) -> tuple[Array, Array]:
