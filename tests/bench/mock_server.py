@@ -159,7 +159,7 @@ class MockServer:
         if step.after in ("", "opening"):
             self._next(connection, deadline)
         else:
-            self._end(connection, step.after)
+            self._end(connection, step.after, moment)
 
     def _next(self, connection: Connection, deadline: float) -> None:
         assert connection.steps is not None
@@ -170,10 +170,10 @@ class MockServer:
             deadline = -(-deadline // grid) * grid
         self._at(deadline, connection, step)
 
-    def _end(self, connection: Connection, after: str) -> None:
+    def _end(self, connection: Connection, after: str, moment: float) -> None:
         truth = connection.truth
         assert truth is not None
-        truth.ended_s = now()
+        truth.ended_s = moment
         if after == "hang":
             truth.outcome = "hang"
             return  # its place stays taken until the client leaves
