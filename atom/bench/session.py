@@ -35,6 +35,7 @@ from atom.bench.workloads import TokenSource, make_workload
 WARMUP_SEED = 1_000_003
 # Seeds of one point; the next point begins a block later.
 SEEDS_PER_POINT = 1_000
+WARMUP_ATTEMPTS = 2  # a lone failure of a lone request is no broken server
 WARMUP_TOKENS = 32  # of an answer: enough for every kernel and graph to have run
 
 
@@ -72,7 +73,6 @@ class _Passes:
     results: list[RepeatResult] = field(default_factory=list)
     records: list[list[RequestRecord]] = field(default_factory=list)
     whole: list[int] = field(default_factory=list)  # numbers of those that were not broken off
-    intervals: dict[str, Interval] = field(default_factory=dict)
     options: MetricOptions | None = None
     workload: Workload | None = None
 
@@ -81,12 +81,15 @@ class _Passes:
             self.whole.append(len(self.results))
         self.results.append(result)
         self.records.append(outcome.records)
-        # What was broken off counts only where there is nothing else.
-        chosen = self.whole or [len(self.results) - 1]
-        self.intervals = metrics.combine(
-            [self.results[i] for i in chosen], [self.records[i] for i in chosen], options
-        )
         self.options = options
+
+    def intervals(self) -> dict[str, Interval]:
+        """Over the repeats; what was broken off counts only where there is nothing else."""
+        assert self.options is not None
+        chosen = self.whole or [len(self.results) - 1]
+        return metrics.combine(
+            [self.results[i] for i in chosen], [self.records[i] for i in chosen], self.options
+        )
 
 
 class Session:
@@ -195,8 +198,8 @@ class Session:
 
     def _precise(self, passes: _Passes) -> bool:
         assert self.settings.precision is not None
-        found = precision_names(passes.intervals)
-        return metrics.precision(passes.intervals, found) <= self.settings.precision
+        intervals = passes.intervals()
+        return metrics.precision(intervals, precision_names(intervals)) <= self.settings.precision
 
     def _workload(self, point: Point, seed: int) -> Workload:
         spec = self.settings.workload_spec(max_len=self._max_len, limit=point.num_requests)
@@ -211,7 +214,18 @@ class Session:
         count = point.warmups() if asked is None else asked
         if not count or self.stop.is_set():
             return
-        self._display.begin_pass("warm-up")
+        failed: RequestRecord | None = None
+        for attempt in range(WARMUP_ATTEMPTS):
+            self._display.begin_pass("warm-up")
+            failed = self._warm_up_once(point, seed + attempt, count)
+            if failed is None:
+                return
+        assert failed is not None
+        self._check_server()
+        raise TooManyErrors(f"every warm-up request failed: {describe_error(failed)}")
+
+    def _warm_up_once(self, point: Point, seed: int, count: int) -> RequestRecord | None:
+        """The first failure if every request failed, else None."""
         workload = self._workload(replace(point, num_requests=count), seed + WARMUP_SEED)
         if workload.length is not None:
             count = min(count, workload.length)
@@ -224,10 +238,9 @@ class Session:
         outcome = client.run_load(
             self.target, jobs, load, on_progress=self._display.progress, stop=self.stop
         )
-        failed = [r for r in outcome.records if r.error not in (None, "cancelled")]
-        if failed and all(r.error is not None for r in outcome.records):
-            self._check_server()
-            raise TooManyErrors(f"every warm-up request failed: {describe_error(failed[0])}")
+        if any(r.error is None for r in outcome.records):
+            return None
+        return next((r for r in outcome.records if r.error != "cancelled"), None)
 
     def _pass(
         self, point: Point, workload: Workload, seed: int
@@ -300,13 +313,13 @@ class Session:
                 model=self.target.model, load=load, workload=workload, provenance=provenance
             ),
             repeats=passes.results,
-            metrics=passes.intervals,
+            metrics=passes.intervals(),
             legacy={},
             sweep_id=self._sweep_id,
             slo=dict(self.settings.objectives),
         )
         run.status, reasons = self._status(run, len(passes.whole) >= self.settings.repeats)
-        run.notes = [*reasons, *self._notes, *_notes(passes)]
+        run.notes = [*reasons, *self._notes, *_notes(passes.workload, run)]
         run.legacy = metrics.legacy(run, passes.records, self.legacy_fields(point))
         return run
 
@@ -398,14 +411,12 @@ def _shortened(job: Any) -> Any:
     return msgspec.structs.replace(job, turns=[turn], arrival_s=None)
 
 
-def _notes(passes: _Passes) -> list[str]:
+def _notes(workload: Workload, run: RunResult) -> list[str]:
     """What a reader of the run has to know beside the repeats' own notes."""
-    told: Sequence[str] = getattr(passes.workload, "notes", ())
+    told: Sequence[str] = getattr(workload, "notes", ())
     notes = list(told)
-    cached = passes.intervals.get("cached_token_share")
-    assert passes.workload is not None
-    described = passes.workload.describe()
-    shared = described.get("prefix_len") or passes.workload.name in SHARING
+    cached = run.metrics.get("cached_token_share")
+    shared = run.workload.get("prefix_len") or workload.name in SHARING
     if cached is not None and cached.value > CACHED and not shared:
         notes.append(
             f"{cached.value:.0%} of the prompt tokens were in the server's prefix cache, though "

@@ -6,6 +6,7 @@ that names what the user wrote.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from atom.config import ResolvedTool
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+TURNS = 4  # of a multi-turn conversation
 SEARCH_CONCURRENCY = (1.0, 256.0)
 
 # A value given by a stronger source displaces the same question's answer from a weaker one.
@@ -51,6 +53,7 @@ class Settings:
     search: SearchRange | None
     dataset: str
     path: str | None
+    parameters: Mapping[str, Any]  # of the workload, by their names in `WorkloadSpec`
     objectives: Mapping[str, float]
     goodput: Mapping[str, float]
     precision: float | None
@@ -77,28 +80,13 @@ class Settings:
         """The workload's parameters; raises `BenchError` where they contradict each other."""
         from atom.bench.workloads import WorkloadSpec
 
-        w = self.config.workload
         return WorkloadSpec(
             dataset=self.dataset,  # type: ignore[arg-type]
             path=self.path,
             endpoint=self.endpoint(),
-            prompt_form=w.prompt_form,  # type: ignore[arg-type]
-            input_len=w.input_len,
-            output_len=w.output_len,
-            range_ratio=w.range_ratio,
-            length_convention=w.length_convention,  # type: ignore[arg-type]
-            prefix_len=w.prefix_len,
-            num_prefixes=w.num_prefixes,
-            turns=w.turns,
-            turns_max=w.turns_max,
-            think_time_s=w.think_time_s,
-            think_time=w.think_time,  # type: ignore[arg-type]
-            time_scale=w.time_scale,
-            block_size=w.block_size,
-            shuffle=w.shuffle,
             max_len=max_len,
-            too_long=w.too_long,  # type: ignore[arg-type]
             limit=limit,
+            **{k: v for k, v in self.parameters.items() if v is not None},
         )
 
 
@@ -121,6 +109,7 @@ def read(resolved: ResolvedTool) -> Settings:
         search=search,
         dataset=dataset,
         path=path,
+        parameters=_parameters(resolved, dataset, path),
         objectives={} if config.objectives.slo is None else parse_objectives(config.objectives.slo),
         goodput=_goodput(config.objectives.goodput),
         precision=_precision(config.statistics.precision, where("precision")),
@@ -275,6 +264,31 @@ def _dataset(config: BenchConfig, where: Callable[[str], str]) -> tuple[str, str
     return dataset, path
 
 
+def _parameters(resolved: ResolvedTool, dataset: str, path: str | None) -> dict[str, Any]:
+    """The workload's parameters. What a weaker source says of another data set is left out.
+
+    A recipe's input_len goes with its random prompts; `--dataset mt_bench` replaces both.
+    """
+    from atom.bench.workloads.spec import BELONGS
+
+    workload = resolved.config.workload
+    kind = path if dataset == "prompts" else dataset
+    kept = {}
+    for field in dataclasses.fields(workload):
+        if field.name in ("dataset", "dataset_path"):
+            continue
+        stranger = field.name in BELONGS and kind not in BELONGS[field.name][1]
+        if not (stranger and _rank(resolved, field.name) < _rank(resolved, "dataset")):
+            kept[field.name] = getattr(workload, field.name)
+    if kept.get("turns") is None and dataset == "multi-turn":
+        kept["turns"] = TURNS
+    if "range_ratio" not in kept:
+        kept.pop("length_convention", None)
+    if "prefix_len" not in kept:
+        kept.pop("num_prefixes", None)
+    return kept
+
+
 def _search(resolved: ResolvedTool) -> SearchRange:
     load = resolved.config.load
     kind = "request_rate" if _is_open(resolved) else "concurrency"
@@ -320,7 +334,10 @@ def _points(resolved: ResolvedTool, dataset: str) -> list[Point]:
         scale = resolved.config.workload.time_scale
         found = [loads.Point(time_scale=scale, max_in_flight=load.max_concurrency)]
     else:
-        found = [loads.closed_point(load.max_concurrency or loads.DEFAULT_CONCURRENCY)]
+        places = load.max_concurrency
+        if places is None:
+            places = min(loads.DEFAULT_CONCURRENCY, load.num_prompts or loads.DEFAULT_CONCURRENCY)
+        found = [loads.closed_point(places)]
     return [sized(point, resolved.config) for point in found]
 
 

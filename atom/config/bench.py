@@ -165,7 +165,12 @@ class BenchWorkload:
         "How the completions API is given a synthetic prompt (default: ids where they are known)",
         choices=("ids", "text"),
     )
-    turns: int = setting(1, "Requests of a conversation; of a file's, at most so many", ge=1)
+    turns: int | None = setting(
+        None,
+        "Requests of a conversation; of a file's, at most so many (default: 4 for multi-turn, "
+        "else 1)",
+        ge=1,
+    )
     turns_max: int | None = setting(
         None, "multi-turn: between --turns and this many requests (default: --turns)", ge=1
     )
