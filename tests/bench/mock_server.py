@@ -316,10 +316,10 @@ class MockServer:
         truth.started_s = now() if self.behaviour.slots else truth.arrived_s
         queue_s = truth.started_s - truth.arrived_s
         self.count("requests", 1, queue_s=queue_s, prompt=ask.prompt_tokens)
-        fault = b.fault(ask.index)
-        truth.outcome = fault.kind if fault is not None and fault.kind != "hang" else ""
         if ask.stream:
-            steps = Stream(ask, queue_s, lambda: self.active).steps()
+            stream = Stream(ask, queue_s, lambda: self.active)
+            truth.outcome = stream.fault if stream.fault != "hang" else ""
+            steps = stream.steps()
             if b.split_bytes:
                 steps = split(steps, b.split_bytes, b.split_ms / 1e3)
         else:

@@ -81,7 +81,11 @@ class Stream:
 
     def __init__(self, ask: Ask, queue_s: float, active: Any) -> None:
         self.ask, self.b, self.queue_s, self.active = ask, ask.behaviour, queue_s, active
+        eos_at = self.b.eos_at
+        self.total = ask.max_tokens if eos_at is None else min(eos_at, ask.max_tokens)
         fault = self.b.fault(ask.index)
+        if fault is not None and fault.number >= self.total:
+            fault = None  # the answer ends before
         self.fault = fault.kind if fault else ""
         self.fault_at = fault.number if fault else 0
         usage = self.b.usage
@@ -158,9 +162,8 @@ class Stream:
 
     def _tokens(self, head: bytes, before: float) -> Iterator[Step]:
         b, ask, size = self.b, self.ask, self.b.tokens_per_chunk
-        stop, sent, total = "length", 0, ask.max_tokens
-        if b.eos_at is not None and b.eos_at < total:
-            stop, total = "stop", b.eos_at
+        sent, total = 0, self.total
+        stop = "length" if total == ask.max_tokens else "stop"
         end = min(total, self.fault_at) if self.fault else total
         template = self._template()
         gap = b.ttft_ms / 1e3 + b.prefill_us * ask.prompt_tokens / 1e6
@@ -235,7 +238,7 @@ def split(steps: Iterator[Step], size: int, gap_s: float) -> Iterator[Step]:
 def whole_answer(ask: Ask, queue_s: float, active: int) -> Step:
     """The answer of a request that does not stream: one step."""
     b, stream = ask.behaviour, Stream(ask, queue_s, lambda: active)
-    total = ask.max_tokens if b.eos_at is None else min(b.eos_at, ask.max_tokens)
+    total = stream.total
     chunks = -(-total // b.tokens_per_chunk)
     wait = b.ttft_ms + b.prefill_us * ask.prompt_tokens / 1e3 + max(0, chunks - 1) * b.itl_ms
     wait += b.load_ms * active * chunks

@@ -128,6 +128,14 @@ def test_faults_hit_whom_they_should(kind: str) -> None:
     assert sum(server.truth[1].chunk_tokens) == got
 
 
+def test_a_fault_beyond_the_end_is_none() -> None:
+    with MockServer(Behaviour(ttft_ms=1, itl_ms=1, faults=(Fault.parse("close:4"),))) as server:
+        for tokens in (4, 5):
+            ask(server, max_tokens=tokens)
+    assert [t.outcome for t in server.truth] == ["ok", "close"]
+    assert [sum(t.chunk_tokens) for t in server.truth] == [4, 4]
+
+
 def test_places_are_given_in_order_of_arrival() -> None:
     with MockServer(Behaviour(ttft_ms=10, itl_ms=1, slots=1)) as server:
         connections = []
