@@ -133,12 +133,13 @@ class Crew:
         return min(able, key=lambda m: m.on_hand / (m.places or 1), default=None)
 
     def _wanted(self, member: Member) -> int:
-        """Jobs on hand: half a second's worth, and those that free places take at once."""
+        """Jobs on hand: those that free places take at once, and the next one of each place, or
+        half a second's worth."""
         places = member.places or 0
         idle = max(0, places - member.tick.in_flight)
         elapsed = member.past[-1][0] if member.past else 0.0
         rate = member.tick.started / elapsed if elapsed > 0.5 else 0.0
-        wanted = idle + min(MAX_ON_HAND, max(MIN_ON_HAND, math.ceil(rate / 2)))
+        wanted = idle + min(MAX_ON_HAND, max(MIN_ON_HAND, places, math.ceil(rate / 2)))
         if len(self.members) > 1 and self._load.num_requests is not None:
             # Towards the end, what one has on hand another could have begun.
             left = self._load.num_requests - self._fed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import msgspec
 
 from atom.bench.client.address import Address, headers_of, parse_url
+from atom.bench.client.http1 import reason
 from atom.bench.client.tally import error_text
 from atom.bench.errors import ServerUnreachable
 
@@ -85,16 +85,13 @@ class Errand:
                 return Answer(answer.status, await answer.content.read(MAX_BODY_BYTES))
         except aiohttp.ClientError as error:
             # Those that are no OSError: a server that hangs up, or does not speak HTTP.
-            raise OSError(None, _reason(error, self._timeout_s)) from None
+            raise OSError(_reason(error, self._timeout_s)) from None
 
 
 def _reason(error: BaseException, timeout_s: float) -> str:
     """Of an exception of asyncio's or aiohttp's, in one line."""
     if isinstance(error, asyncio.TimeoutError):
         return f"no answer within {timeout_s:g} s"
-    error = getattr(error, "os_error", None) or error
-    number = getattr(error, "errno", None)
-    if isinstance(number, int) and number > 0:
-        return os.strerror(number)
-    said = getattr(error, "strerror", None) or str(error)
-    return " ".join(said.split()) or type(error).__name__
+    # aiohttp wraps what happened.
+    inner = getattr(error, "certificate_error", None) or getattr(error, "os_error", None)
+    return reason(inner or error)

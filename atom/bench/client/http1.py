@@ -260,12 +260,17 @@ class Pool:
         return Connection(self._backlog, self)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Of a failed connection, without Python's own decoration."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or error}"
     number = getattr(error, "errno", None)
     if isinstance(number, int) and number > 0:
         return os.strerror(number)
-    return " ".join(str(error).split()) or type(error).__name__
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(said.split()) or type(error).__name__
 
 
 def _tls(server: Server) -> ssl.SSLContext:

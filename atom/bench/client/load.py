@@ -142,7 +142,7 @@ class _Run:
             if member.ready and not member.started:
                 member.started = True
                 member.process.send(wire.Start(self._base, self._load.duration_s))
-                member.process.send(wire.Refill(2))
+                member.process.send(wire.Refill(max(2, (member.places or 0) // 2)))
 
     # Messages
 
