@@ -39,7 +39,6 @@ class Maker:
                 self.form = "text"
                 self.notes.append(f"prompts are sent as text, not as token ids: {error}")
         self.overhead = tokens.overhead(self.form)
-        self._words = np.array(self.pool.words)
         self._ids = None if self.pool.ids is None else np.array(self.pool.ids, dtype=np.int64)
 
     def places(self, count: int, *key: object) -> Places:
@@ -73,8 +72,8 @@ class Maker:
         return Turn(messages=messages, max_tokens=max_tokens, input_len=length, delay_s=delay_s)
 
     def text(self, places: Places) -> str:
-        words: list[str] = self._words[places].tolist()
-        return text_of(words)
+        words = self.pool.words
+        return text_of([words[place] for place in places.tolist()])
 
     def describe(self) -> dict[str, Any]:
         return {
