@@ -47,6 +47,9 @@ UNICODE = Glyphs("│", "┊", "─", "●", "◂", "▸", "▁▂▃▄▅▆�
 ASCII = Glyphs("|", ":", "-", "o", "<", ">", "_.-=+*#@", "->")
 
 
+_TO_ASCII = str.maketrans({"·": "-", "±": "+-", "–": "-"})
+
+
 def glyphs(console: Console) -> Glyphs:
     return ASCII if console.options.ascii_only else UNICODE
 
@@ -127,7 +130,7 @@ def print_gate(console: Console, report: GateReport) -> None:
             Text(amount(f.metric, f.value)),
             Text(f"{100 * f.change:+.1f}%"),
             Text(f"{sign}{100 * f.threshold:.0f}%"),
-            Text("unknown" if f.noise is None else f"±{100 * f.noise:.1f}%"),
+            _text(console, "unknown" if f.noise is None else f"±{100 * f.noise:.1f}%"),
             Text(state, style=COLOURS["suspicious"] if state else ""),
         )
     console.print(table)
@@ -225,7 +228,7 @@ def _print_heading(console: Console, comparison: Comparison) -> None:
 def _print_side(console: Console, letter: str, what: str, run: RunFacts) -> None:
     said = " · ".join(filter(None, (run.name, run.server, run.commit)))
     line = Text(f"{letter}  ", style="bold")
-    line.append(f"{what}  {said}", style="not bold")
+    line.append(_text(console, f"{what}  {said}", "not bold"))
     console.print(line)
 
 
@@ -337,11 +340,11 @@ def _print_verdict(console: Console, verdict: str, sentence: str) -> None:
     """The sentence, its claim in colour; a gate's sentences have the verdict before them."""
     claim, colon, rest = sentence.partition(":")
     if verdict in ("worse", "better", "same", "undecided") and colon:
-        line = Text(claim + colon, style=f"bold {COLOURS[verdict]}".strip())
-        line.append(rest, style="not bold default")
+        line = _text(console, claim + colon, f"bold {COLOURS[verdict]}".strip())
+        line.append(_text(console, rest, "not bold default"))
     else:
         line = Text(verdict.upper(), style=f"bold {COLOURS[verdict]}".strip())
-        line.append(f"  {sentence}", style="not bold default")
+        line.append(_text(console, f"  {sentence}", "not bold default"))
     console.print(line)
 
 
@@ -358,4 +361,11 @@ def _print_traces(console: Console, comparison: Comparison) -> None:
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style=style))
+    console.print(_text(console, text, style))
+
+
+def _text(console: Console, text: str, style: str = "") -> Text:
+    """Plain text, brackets and all; without signs that the terminal cannot show."""
+    if console.options.ascii_only:
+        text = text.translate(_TO_ASCII)
+    return Text(text, style=style)

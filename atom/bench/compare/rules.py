@@ -32,7 +32,7 @@ MARGIN_ERRORS = 0.01  # of failed requests, in points
 # Standard deviation of a metric's logarithm between two starts of the same server, assumed where no
 # history tells; and for how many degrees of freedom that assumption stands once some history does.
 PRIOR_START_SIGMA = 0.005
-PRIOR_START_DF = 6.0
+PRIOR_START_DF = 3.0
 
 # Latencies of a queue that is nearly empty: a factor of two of 0.1 ms is no news.
 QUEUE_FLOOR_MS = 1.0
