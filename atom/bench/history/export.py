@@ -76,7 +76,10 @@ def write_csv(runs: Sequence[RunResult], out: IO[str]) -> int:
 
 
 def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\0", "\ufffd")  # which no reader of CSV takes
+    return f"'{value}" if value.startswith(_FORMULA) else value
 
 
 def format_of(path: Path | None, given: str | None) -> str:

@@ -91,8 +91,10 @@ class _Sheet:
             value = str(value)
         if isinstance(value, str):
             text = ILLEGAL_CHARACTERS_RE.sub("\ufffd", value)[:MAX_TEXT]
+            if not text.startswith(("=", "#")):
+                return text
             cell = WriteOnlyCell(self.sheet, text)
-            cell.data_type = "s"  # "=1+1" is a model's name here
+            cell.data_type = "s"  # "=1+1" is a model's name here, no formula, "#N/A" no error
             return cell
         cell = WriteOnlyCell(self.sheet, value)
         if form:
