@@ -78,7 +78,13 @@ def test_jsonl_repeats_from_the_first_row_and_says_so(tmp_path: Path) -> None:
     assert read.notes == [
         "7 requests from 3 rows: prompts repeat, and a prefix cache will know them"
     ]
-    assert workload(dataset="jsonl", path=path, limit=3).notes == []
+    assert (
+        "every repeat sends the same 3 rows"
+        in workload(dataset="jsonl", path=path, limit=3).notes[0]
+    )
+    common = workload(dataset="jsonl", path=path, limit=1, shuffle=True).notes
+    assert "1 requests from 3 rows: repeats may have prompts in common" in common[0]
+    assert workload(dataset="jsonl", path=path).notes == []
     assert read.describe()["rows"] == 3
     assert read.describe()["file"] == "own.jsonl"
 
@@ -100,8 +106,10 @@ def test_repeats_take_different_rows(tmp_path: Path, first: int) -> None:
     taken: Counter[str] = Counter()
     for seed in range(first, first + 5):
         made = workload(dataset="jsonl", path=path, shuffle=True, seed=seed)
-        taken.update(job.turns[0].prompt for job in islice(made.jobs(), 130))
-    assert len(taken) == 5 * 130
+        taken.update(job.turns[0].prompt for job in islice(made.jobs(), 142))
+    assert len(taken) == 5 * 142
+    assert workload(dataset="jsonl", path=path, shuffle=True, limit=142).notes == []
+    assert workload(dataset="jsonl", path=path, shuffle=True, limit=143).notes
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from atom.bench.workloads.spec import WorkloadSpec
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 times the golden ratio's fraction
 
+# The share of the rows by which the golden ratio keeps five consecutive seeds apart, or more.
+_DISJOINT = 7
+
 
 class Row(NamedTuple):
     """What one job of a file sends."""
@@ -56,8 +59,8 @@ def row_order(spec: WorkloadSpec, count: int, seed: int, default: bool) -> Seque
     """The order in which a file's rows are taken: as they stand, or shuffled.
 
     There is one shuffled order, in which each seed begins elsewhere: seeds that follow each other,
-    as those of repeats do, far apart (multiples of the golden ratio). Repeats that together take
-    less than half of the rows have none in common then, unlike with orders of their own.
+    as those of repeats do, far apart (multiples of the golden ratio). Five repeats that each take
+    up to a seventh of the rows have none in common then, unlike with orders of their own.
     """
     if not (spec.shuffle if spec.shuffle is not None else default):
         return range(count)
@@ -77,7 +80,7 @@ class RowWorkload:
         self.name: str = spec.dataset
         self.endpoint: Endpoint = spec.endpoint
         self.spec, self._rows, self._file = spec, rows, file
-        self.notes: list[str] = repetition_note(spec, len(rows))
+        self.notes: list[str] = repetition_note(spec, len(rows), file["shuffle"])
 
     def jobs(self, start: int = 0) -> Iterator[Job]:
         """Jobs from number `start` on, without end."""
@@ -97,12 +100,20 @@ class RowWorkload:
         }
 
 
-def repetition_note(spec: WorkloadSpec, rows: int) -> list[str]:
-    if spec.limit is None or spec.limit <= rows:
+def repetition_note(spec: WorkloadSpec, rows: int, shuffled: bool) -> list[str]:
+    """Whether prompts will be sent more than once, as far as the number of jobs is known."""
+    taken = spec.limit
+    if taken is None:
         return []
-    return [
-        f"{spec.limit} requests from {rows} rows: prompts repeat, and a prefix cache will know them"
-    ]
+    if taken > rows:
+        what = f"{taken} requests from {rows} rows: prompts repeat"
+    elif not shuffled:
+        what = f"every repeat sends the same {taken} rows (with --shuffle each begins elsewhere)"
+    elif taken * _DISJOINT > rows:
+        what = f"{taken} requests from {rows} rows: repeats may have prompts in common"
+    else:
+        return []
+    return [f"{what}, and a prefix cache will know them"]
 
 
 def user_turn(

@@ -20,6 +20,7 @@ from atom.bench.workloads.rows import (
     RowWorkload,
     Source,
     read_source,
+    repetition_note,
     row_order,
     user_turn,
 )
@@ -79,8 +80,8 @@ class ShareGPTWorkload(RowWorkload):
                 f"{FEWEST} to {LONGEST_QUESTION} tokens and fits with its answer in {self._fit}"
             )
         super().__init__(spec, self._ready, self._provenance(source, len(found)))
-        if not self._exhausted:
-            self.notes.clear()  # there are more rows than were asked for
+        if not self._exhausted:  # not all rows have been looked at
+            self.notes = repetition_note(spec, len(found), spec.shuffle is not False)
         left_out = self._seen - len(self._ready)
         if left_out:
             self.notes.append(f"{left_out} of {self._seen} conversations left out by their length")
