@@ -236,7 +236,7 @@ class Campaign:
         if self.settings.config.output.label:
             return self.settings.config.output.label
         recipe = self.request.recipe
-        return recipe.stem if recipe is not None else model
+        return recipe.stem if recipe is not None else short_model(model)
 
     def _provenance(self, base_url: str, info: ServerInfo, seed: int) -> dict[str, Any]:
         config = None
@@ -423,6 +423,11 @@ def api_key(request: Request) -> str | None:
     if keys:
         return keys[0]
     return request.env.get("OPENAI_API_KEY") or None
+
+
+def short_model(model: str) -> str:
+    """llama.cpp calls a model by its file's whole path."""
+    return Path(model).name if model.startswith("/") else model
 
 
 def describe_server(info: ServerInfo) -> str:
