@@ -391,6 +391,8 @@ def test_other_processes_make_the_same_prompts(hash_seed: str) -> None:
 def test_provenance_names_what_matters() -> None:
     told = make_workload(WorkloadSpec(**SPECS["multi-turn"]), FakeTokens(), 7).describe()
     assert told["seed"] == 7
+    notes = make_workload(WorkloadSpec(**SPECS["multi-turn"]), FakeTokens(), 7).notes
+    assert notes[-1].startswith("conversations of 2 to 4 turns")
     assert told["input_range"] == [35, 70]
     assert told["turns"] == [2, 4]
     assert told["prompt_form"] == "text"

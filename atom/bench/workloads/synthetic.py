@@ -114,6 +114,9 @@ class MultiTurnWorkload(_Synthetic):
         super().__init__(spec, Maker(tokens, spec.endpoint, form), seed)
         self.turns_range = LengthRange(spec.turns, spec.turns_max or spec.turns)
         turns = self.turns_range.high
+        self.notes.append(
+            f"conversations of {self.turns_range} turns; each adds so much to what was said before"
+        )
         longest = self.input_range.high * turns + self.output_range.high * (turns - 1)
         # Templates add a few tokens for each turn; they are left to the server to refuse.
         check_context(spec, spec.prefix_len + longest, self.output_range.high)
