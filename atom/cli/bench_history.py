@@ -65,7 +65,7 @@ def list_runs(
 
     The beginning of an id is enough to name a run, as are last, last~1, a recipe or a commit.
     """
-    from atom.bench.history.show import document_row, run_list
+    from atom.bench.history.show import document_row, print_list
 
     most = SHOWN if limit is None else limit or None
     with _open(history) as store:
@@ -90,8 +90,7 @@ def list_runs(
                 "in result files"
             )
             return
-        out = console()
-        out.print(run_list(runs, out.width, all_ids=store.ids("")))
+        print_list(console(), runs, store.ids(""))
         if most is not None and len(runs) == most and store.count() > most:
             _say(f"the newest {most} of {store.count():,} runs; --limit 0 lists all")
 
@@ -112,7 +111,7 @@ def show(
 ) -> None:
     """Show one run whole: metrics with intervals, repeats, and where it comes from."""
     from atom.bench.history.export import load
-    from atom.bench.history.show import print_run
+    from atom.bench.history.show import print_run, print_several
 
     if records and not as_json:
         raise BenchError("--records needs --json: samples are shown as JSON only")
@@ -130,10 +129,10 @@ def show(
             print_json(found[0] if len(found) == 1 else found)
             return
         out = console()
-        for position, each in enumerate(runs):
-            if position:
-                out.print()
-            print_run(out, each)
+        if len(runs) == 1:
+            print_run(out, runs[0])
+        else:
+            print_several(out, runs, store.ids(""))
 
 
 @app.command()

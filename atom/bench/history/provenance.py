@@ -262,7 +262,11 @@ def _packages() -> dict[str, str]:
 def _environment() -> dict[str, str]:
     """The variables that change what is measured."""
     wanted = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-    return {k: v for k, v in sorted(os.environ.items()) if k.startswith("ATOM_") or k in wanted}
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if (name.startswith("ATOM_") and name != "ATOM_HISTORY") or name in wanted
+    }
 
 
 def _hash(name: str) -> str:

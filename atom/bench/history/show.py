@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from atom.bench import names
@@ -19,8 +19,14 @@ ROOM_FOR_IDS = 105  # columns, from which ids are not cut
 LEAST_NAME = 8
 SHORTEST_ID = 15  # the date and the time
 COMMIT_DIGITS = 8
-# Said elsewhere in `show`, or too long for it: --json has everything.
-_APART = ("argv", "recipe.text", "hardware.isa", "source", "environment", "command")
+
+
+_OF_REPEATS = {
+    "output_throughput": "tok/s",
+    "mean_ttft_ms": "ttft",
+    "mean_tpot_ms": "tpot",
+    "error_rate": "errors",
+}
 
 
 class Column(NamedTuple):
@@ -93,9 +99,15 @@ def run_list(runs: Sequence[RunResult], width: int, all_ids: Sequence[str]) -> T
     for run, row in zip(runs, cells, strict=True):
         row[name] = _middle_cut(row[name], widths[name])
         table.add_row(*map(Text, row), style="" if run.status == "ok" else "yellow")
-    table.caption = "ttft, tpot: means in ms; tok/s: output tokens over the whole run"
-    table.caption_justify = "left"
     return table
+
+
+def print_list(out: Console, runs: Sequence[RunResult], all_ids: Sequence[str]) -> None:
+    """The list, and what its columns are."""
+    from rich.text import Text
+
+    out.print(run_list(runs, out.width, all_ids))
+    out.print(Text("ttft, tpot: means in ms; tok/s: output tokens, whole run", style="dim"))
 
 
 def _middle_cut(text: str, room: int) -> str:
@@ -156,10 +168,9 @@ def print_run(out: Console, run: RunResult) -> None:
 
 
 def _head(run: RunResult) -> dict[str, str]:
-    load = ", ".join(f"{k} {v}" for k, v in leaves(run.load))
-    workload = ", ".join(
-        f"{k} {v}" for k, v in leaves(run.workload) if len(str(v)) <= 60 and "sha" not in k
-    )
+    load = _pairs(run.load, " ")
+    told = {k: v for k, v in run.workload.items() if v and "hash" not in k and "sha" not in k}
+    workload = _pairs(told, " ")
     rows = {
         "started": started_at(run)[:19].replace("T", " ") + " UTC",
         "model": run.model,
@@ -174,22 +185,76 @@ def _head(run: RunResult) -> dict[str, str]:
 
 
 def _sections(run: RunResult) -> dict[str, dict[str, str]]:
-    provenance = {k: v for k, v in run.provenance.items() if k not in _APART}
-    hardware = dict(part(provenance, "hardware"))
-    gpus = [str(gpu.get("name", "")) for gpu in hardware.pop("gpus", None) or []]
-    counts = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]
-    if "hardware" in provenance:
-        provenance["hardware"] = {**hardware, "gpus": ", ".join(counts)}
-    rows = {
-        key: str(value)
-        for key, value in leaves(provenance)
-        if key not in _APART and value not in ("", 0, False)
-    }
     return {
         "imported from": {k: str(v) for k, v in part(run.provenance, "source").items()},
-        "provenance": rows,
+        "provenance": {key: text for key, text in _provenance(run.provenance).items() if text},
         "artefacts": {a.get("kind", ""): a.get("path", "") for a in run.artefacts},
     }
+
+
+def _provenance(tree: Mapping[str, Any]) -> dict[str, str]:
+    """A line for each thing that a result depends on; `--json` has all of it."""
+    server, hardware, recipe = (part(tree, key) for key in ("server", "hardware", "recipe"))
+    own = part(tree, "atom")
+    server_known = _words(server.get("kind"), server.get("version"), _commit(server))
+    return {
+        "server": _words(server_known, f"at {server['base_url']}" if "base_url" in server else ""),
+        "settings": _pairs(part(server, "config")),
+        "recipe": _words(recipe.get("path"), str(recipe.get("sha256") or "")[:12]),
+        "machine": _machine(hardware),
+        "driver": str(tree.get("driver") or ""),
+        # Of a server on the client's machine it is the same.
+        "client on": "" if hardware.get("known") else _machine(part(tree, "client")),
+        "client": _words("atom", own.get("version"), _commit(own)) if own else "",
+        "packages": _pairs({"python": tree.get("python"), **part(tree, "packages")}, " "),
+        "environment": _pairs(part(tree, "environment")),
+        "seed": str(tree.get("seed", "")),
+        "metadata": _pairs(part(tree, "metadata")),
+    }
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    names_ = [str(gpu.get("name", "")) for gpu in hardware.get("gpus") or []]
+    gpus = ", ".join(f"{names_.count(name)} x {name}" for name in dict.fromkeys(names_))
+    used = hardware.get("num_gpus")
+    if gpus and used is not None and used != len(names_):
+        gpus += f", {used} of them {hardware.get('num_gpus_from') or 'used'}"
+    cpus, memory = hardware.get("usable_cpus"), hardware.get("memory_bytes")
+    cpu = f"{cpus:g} CPUs of {hardware['cpu']}" if cpus and "cpu" in hardware else ""
+    size = f"{memory / 2**30:.0f} GiB" if memory else ""
+    known = ", ".join(filter(None, (gpus, cpu, size)))
+    if not known and hardware.get("machine"):
+        count = f" with {used} GPUs" if used is not None else ""
+        return f"another one{count}, not known ({hardware['machine']})"
+    return known
+
+
+def _commit(place: Mapping[str, Any]) -> str:
+    commit = str(place.get("commit") or "")[:12]
+    return f"{commit}-dirty" if commit and place.get("dirty") else commit
+
+
+def _words(*parts: Any) -> str:
+    return " ".join(str(p) for p in parts if p)
+
+
+def _pairs(tree: Mapping[str, Any], sign: str = "=") -> str:
+    return ", ".join(f"{k}{sign}{v}" for k, v in leaves(tree) if v not in ("", None))
+
+
+def print_several(out: Console, runs: Sequence[RunResult], all_ids: Sequence[str]) -> None:
+    """Points of a sweep, or runs that one name means: side by side, then what made them."""
+    from rich.text import Text
+
+    from atom.bench import report
+
+    if all(run.kind == "bench" and run.sweep_id == runs[0].sweep_id for run in runs):
+        report.print_sweep(out, runs)
+    print_list(out, runs, all_ids)
+    for title, rows in _sections(runs[0]).items():
+        if rows and title == "provenance":
+            _print_pairs(out, title, rows)
+    out.print(Text("atom bench show with one of these ids shows that run whole", style="dim"))
 
 
 def _print_pairs(out: Console, title: str, rows: dict[str, str]) -> None:
@@ -226,10 +291,9 @@ def _metric_table(run: RunResult) -> Table:
 def _repeat_table(run: RunResult) -> Table:
     from rich.table import Table
 
-    wanted = ("output_throughput", "mean_ttft_ms", "mean_tpot_ms", "error_rate")
-    there = [name for name in wanted if any(name in repeat.metrics for repeat in run.repeats)]
+    there = [name for name in _OF_REPEATS if any(name in r.metrics for r in run.repeats)]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("  repeat", "seed", "seconds", *there):
+    for name in ("  repeat", "seed", "seconds", *(_OF_REPEATS[name] for name in there)):
         table.add_column(name, justify="right", no_wrap=True)
     for position, repeat in enumerate(run.repeats):
         values = [repeat.metrics.get(name) for name in there]

@@ -192,9 +192,10 @@ def _provenance(tree: Mapping[str, Any], hardware: Mapping[str, Any]) -> dict[st
         and _name(key) is None
         and not key.startswith(("total_", "max_", "spec_decode_", "ramp_up_"))
     }
-    backend = tree.get("benchmark_backend") or tree.get("backend") or "unknown"
+    backend = str(tree.get("benchmark_backend") or tree.get("backend") or "unknown").lower()
     return {
-        "server": {"kind": str(backend).lower()},
+        # "openai" is the protocol, whoever spoke it.
+        "server": {"kind": "unknown" if backend.startswith("openai") else backend},
         "hardware": dict(hardware),
         "driver": hardware.get("driver", ""),
         "metadata": rest,
