@@ -274,6 +274,15 @@ def test_progress_and_callbacks() -> None:
     assert all(p.total == 4 and p.failed == 0 for p in seen)
 
 
+def test_progress_counts_requests_not_jobs() -> None:
+    seen: list[Progress] = []
+    measure(Load(concurrency=1, num_requests=3), jobs(turns=4), on_progress=seen.append)
+    assert {p.total for p in seen} == {12}
+    assert seen[-1].done == 12
+    measure(Load(concurrency=1, duration_s=0.05), on_progress=seen.append)
+    assert seen[-1].total is None
+
+
 def test_several_workers_share_the_places() -> None:
     outcome, _ = measure(Load(concurrency=7, num_requests=40, workers=3))
     assert sorted(r.index for r in outcome.records) == list(range(40))

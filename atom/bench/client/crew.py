@@ -22,7 +22,7 @@ GROW_AT = 0.5  # of a core: what is left absorbs bursts
 GROW_WINDOW_S = 1.0
 LOOKAHEAD_S = 2.0  # open loop: jobs are with a worker this long before their arrival
 MAX_ON_HAND_BYTES = 32 << 20
-MIN_ON_HAND, MAX_ON_HAND = 4, 512
+MIN_ON_HAND, MAX_ON_HAND = 4, 8192
 
 
 class Member:
@@ -76,6 +76,7 @@ class Crew:
         self._common = common_body(target)
         self._next: wire.Task | None = None  # taken from `jobs`, not yet handed out
         self._fed = 0
+        self._turns_fed = 0
         self._rests_until = 0.0  # no growing before
         self.exhausted = False
         self.members: list[Member] = []
@@ -160,7 +161,19 @@ class Crew:
                 return None
             self._next = self._task(job, None if arrivals is None else arrivals[self._fed])
             self._fed += 1
+            self._turns_fed += len(job.turns)
         return self._next
+
+    def total(self) -> int | None:
+        """Requests of the whole run, as far as is known; None: it is not."""
+        if self.exhausted:
+            return self._turns_fed
+        limits = [self._load.num_requests, len(self._load.arrivals_s or ()) or None]
+        jobs = min((limit for limit in limits if limit is not None), default=None)
+        if jobs is None or self._load.duration_s is not None:
+            return None
+        # Jobs to come are taken to have as many turns as those that have.
+        return round(jobs * self._turns_fed / self._fed) if self._fed else jobs
 
     def _task(self, job: Job, arrival_s: float | None) -> wire.Task:
         content = first_content(job, self._target.endpoint)

@@ -222,9 +222,7 @@ class _Run:
         phase = "draining" if begun and in_flight else "measuring"
         recent, self._recent = self._recent, []
         self._on_progress(
-            Progress(
-                now, phase, self._load.num_requests, done, failed, in_flight, tokens, rate, recent
-            )
+            Progress(now, phase, self._crew.total(), done, failed, in_flight, tokens, rate, recent)
         )
 
     def _outcome(self, machine_cpu_share: float) -> LoadOutcome:
