@@ -30,7 +30,7 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help=f"The run to compare with: {NAMES}.")],
     b: Annotated[
         str | None,
-        typer.Argument(metavar="[B]", help="The run that is judged. Without it: A, by its past."),
+        typer.Argument(metavar="B", help="The run that is judged. Without it A is, by its past."),
     ] = None,
     margin: Annotated[
         str | None,

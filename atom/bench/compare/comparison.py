@@ -252,7 +252,7 @@ def _amount(value: float, m: MetricComparison) -> str:
 def change_text(m: MetricComparison) -> str:
     """The change of B from A in percent, or in points, with its interval."""
     if m.change is None:
-        return "not known"
+        return "equal" if m.a == m.b else "not known"
     base = 1.0 if m.scale == "ratio" else 0.0
     value, low, high = (100 * (v - base) for v in (m.change.value, m.change.low, m.change.high))
     digits = 1 if max(abs(value), abs(low), abs(high)) < 100 else 0

@@ -85,7 +85,9 @@ def measure(
         wide=estimate.interval(rules.CONFIDENCE),
         narrow=estimate.interval(1 - 2 * rules.EQUAL_ALPHA),
         p_value=estimate.p_value,
-        repeats_needed=_repeats_needed(value, rule, _within(tx, ty, together, noise), noise),
+        repeats_needed=_repeats_needed(
+            value, rule, _within(tx, ty, together, noise), noise, max(len(xs), len(ys))
+        ),
     )
 
 
@@ -138,12 +140,17 @@ def _within(tx: Sequence[float], ty: Sequence[float], together: bool, noise: Noi
     return _moderated(tx, ty, noise).variance + _moderated(ty, tx, noise).variance
 
 
-def _repeats_needed(value: float, rule: rules.Judged, within: float, noise: Noise) -> int | None:
-    """The fewest repeats of each run that would decide if the difference stays as it is seen."""
-    for count in range(3, MAX_REPEATS + 1):
+def _repeats_needed(
+    value: float, rule: rules.Judged, within: float, noise: Noise, have: int
+) -> int | None:
+    """The fewest repeats of each run that would decide if the difference stays as it is seen.
+
+    Degrees of freedom are those of the worst case, a run whose spread is all there is.
+    """
+    for count in range(max(3, have + 1), MAX_REPEATS + 1):
         error = math.sqrt(within / count + 2.0 * noise.start.variance)
-        df = 2.0 * count - 2.0
-        proven = abs(value) >= max(rule.floor, t_quantile(0.5 + rules.CONFIDENCE / 2, df) * error)
+        df = count - 1.0
+        proven = abs(value) >= max(rule.floor, t_quantile(1 - rules.ALPHA / 2, df) * error)
         equal = abs(value) + t_quantile(1 - rules.EQUAL_ALPHA, df) * error <= rule.margin
         if proven or equal:
             return count

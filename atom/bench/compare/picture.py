@@ -120,6 +120,7 @@ def print_gate(console: Console, report: GateReport) -> None:
         sign = "-" if names.better(f.metric) == "higher" else "+"
         state = (
             "confirmed" if f.confirmed
+            else "beyond the limit" if f.alarming and f.noise is None
             else "beyond both" if f.alarming
             else "within the noise" if f.beyond_threshold
             else ""
