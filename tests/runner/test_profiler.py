@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,20 @@ def test_out_of_turn(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="a profile is running"):
         recorder.start("b")
     recorder.stop()()
+
+
+def test_a_process_may_end_while_it_records(tmp_path: Path) -> None:
+    """With Python stacks the tracer, left running, would take the process down with it."""
+    program = (
+        "import sys, torch; from atom.config.schema import ProfileConfig as C; "
+        "from atom.engine.runner.profiler import RankProfiler as P; "
+        "c = C(torch_profiler_dir=sys.argv[1], profiler_more=True); "
+        "p = P(c, 0, 'm', torch.device('cpu')); "
+        "p.start('a'); torch.ones(2); p.close(); p.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(

@@ -379,6 +379,8 @@ class ModelRunner:
 
     def shutdown(self) -> None:
         """Let go of the model and its caches."""
+        if self._profiler is not None:
+            self._profiler.close()
         if self._graphs is not None:
             gc.unfreeze()
         self.model = self._program = self._graphs = None

@@ -68,6 +68,12 @@ class RankProfiler:
         target = self._target
         return lambda: [_write(running, target)]
 
+    def close(self) -> None:
+        """Drop what is being recorded. A process that ends with the profiler running crashes."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.stop()
+
 
 def check_folder(directory: str) -> None:
     """Make it if need be; raises `ConfigError` where no trace could be written."""
