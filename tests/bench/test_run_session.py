@@ -181,6 +181,8 @@ def test_the_run(sent: Sent) -> None:
         run.metrics["steady_output_throughput"].value / 2
     )
     assert [r.seed for r in run.repeats] == [100, 101]
+    assert run.provenance["seed"] == 100
+    assert one.measure(first(one)).run.provenance["seed"] == 100 + SEEDS_PER_POINT
     assert run.legacy["k"] == "v"
     assert run.legacy["completed"] == 8
     assert run.fingerprint

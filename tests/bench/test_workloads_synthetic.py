@@ -29,7 +29,7 @@ from workload_helpers import (
 )
 
 from atom.bench.errors import BenchError
-from atom.bench.types import Job
+from atom.bench.types import Job, Target
 from atom.bench.workloads import (
     LocalTokens,
     ServerTokens,
@@ -137,6 +137,40 @@ def test_sources_agree_on_the_pool(tmp_path: Path) -> None:
         assert local.overhead("text") == LocalTokens(tmp_path).overhead("text")
         spec = {**SPECS["random"], "endpoint": "chat"}
         assert jobs_of(spec, local) == jobs_of(spec, server)
+
+
+def test_another_models_tokenizer_is_noticed(tmp_path: Path) -> None:
+    sentence_bpe().save(str(tmp_path / "tokenizer.json"))
+    with serving(TokenServer(byte_bpe())) as real:
+        for fields in ({"input_len": 60}, {"input_len": 60, "prompt_form": "ids"}):
+            with pytest.raises(BenchError, match=r"cannot be made exact.* --tokenizer"):
+                jobs_of(fields, LocalTokens(tmp_path, real.target()))
+
+
+@pytest.mark.parametrize("text", ["no", "{}"])
+def test_a_tokenizer_that_is_none_is_told(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BenchError, match=r"no tokenizer\.json there"):
+        LocalTokens(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(BenchError, match="--tokenizer") as caught:
+        LocalTokens(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "http://", "http://h:99999", "ftp://h", "http://[1"]
+)
+def test_urls_that_are_none_are_told(url: str) -> None:
+    with pytest.raises(BenchError, match="is no server's URL"):
+        open_tokens(Target(base_url=url, model="m"))
+
+
+def test_a_key_that_http_forbids_is_not_shown() -> None:
+    with serving(TokenServer(byte_bpe())) as real:
+        target = real.target(api_key="secret\nkey")
+        with pytest.raises(BenchError, match="characters that HTTP forbids") as caught:
+            ServerTokens(target)
+    assert "secret" not in str(caught.value)
 
 
 def test_pool_words_are_one_token_each() -> None:

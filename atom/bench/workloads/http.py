@@ -37,13 +37,18 @@ class JsonServer:
     """POSTs JSON to a target. Safe to share between threads; each has its own connection."""
 
     def __init__(self, target: Target) -> None:
-        parts = urlsplit(target.base_url)
+        wrong = f"{target.base_url!r} is no server's URL; write http://host:port"
+        try:
+            parts = urlsplit(target.base_url)
+            port = parts.port
+        except ValueError as error:  # a port that is none, half an IPv6 address
+            raise BenchError(wrong) from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BenchError(f"{target.base_url!r} is no server's URL; write http://host:port")
+            raise BenchError(wrong)
         self.target = target
         self._root = parts.path.rstrip("/")
         self._tls = parts.scheme == "https"
-        self._host, self._port = parts.hostname, parts.port
+        self._host, self._port = parts.hostname, port
         self._local = threading.local()
         self._headers = {"Content-Type": "application/json", **target.headers}
         if target.api_key is not None:
@@ -68,7 +73,11 @@ class JsonServer:
     def _exchange(self, path: str, data: bytes) -> Answer:
         connection = getattr(self._local, "connection", None) or self._connect()
         self._local.connection = connection
-        connection.request("POST", self._root + path, data, self._headers)
+        try:
+            connection.request("POST", self._root + path, data, self._headers)
+        except ValueError:
+            # Its message shows the header, which may be a key.
+            raise BenchError("a header or the key has characters that HTTP forbids") from None
         response = connection.getresponse()
         raw = response.read()
         try:

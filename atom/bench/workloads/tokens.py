@@ -186,6 +186,12 @@ class LocalTokens(_Measured):
             raise BenchError("what a chat template adds is known to the server alone; name one")
         return 0 if form == "ids" else len(self._tokenizer.encode(STARTER).ids)
 
+    def overhead(self, form: Form) -> int:
+        if form == "ids":
+            # Ids of another model's tokenizer would be counted just as well; its text is not.
+            super().overhead("text")
+        return super().overhead(form)
+
 
 class UsageTokens(_Measured):
     """Any server that tells `usage`: lengths are found by requests for one token.
