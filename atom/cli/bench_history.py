@@ -226,8 +226,7 @@ def import_files(
 ) -> None:
     """Take in result files: ours, ATOM's, vLLM's and SGLang's, lm-eval's, and data.js.
 
-    A run that is there already is not added again. A bad file does not keep the others out; the
-    exit code is then 2.
+    What is there already is not added again. A bad file keeps no other out; the exit code is 2.
     """
     told = []
     with _open(history) as store:
