@@ -137,6 +137,15 @@ def test_open_loop_window_is_filled_and_not_draining() -> None:
     )
 
 
+def test_open_loop_window_waits_for_the_slow_ones() -> None:
+    records = [request(i, at=i / 10, itl=0.01 * (1 + i % 20)) for i in range(400)]
+    window = open_window(records)
+    assert window is not None
+    stays = [r.token_times_s[-1] - r.intended_s for r in records]
+    assert window.start == pytest.approx(float(np.percentile(stays, 95)))
+    assert window.start > 1.7
+
+
 def test_open_loop_too_short_or_ramp_has_no_window() -> None:
     short = poisson(20, 20, seed=2, stay=5.0)
     result = summarize(outcome(short), MetricOptions(closed=False))
@@ -182,8 +191,8 @@ def test_length_notes() -> None:
 
 def test_slices_are_open_below_and_closed_above() -> None:
     edges = np.array([0.0, 1.0, 2.0])
-    assert count_in([0.0, 0.5, 1.0, 1.5, 2.0, 2.5], edges).tolist() == [2, 2]
-    records = [request(0, at=-0.1, itl=0.5, tokens=5)]  # tokens at 0, 0.5, 1, 1.5, 2
-    made = tokens_in(records, edges)
+    assert count_in([0.0, 1.0, 1.0, 1.0, 2.0, 2.5], edges).tolist() == [3, 1]
+    records = [request(0, at=-0.1, itl=1.0, tokens=3, token_counts=[5, 7, 9], output_tokens=21)]
+    made = tokens_in(records, edges)  # at 0, 1 and 2
     assert made is not None
-    assert made.tolist() == [2, 2]
+    assert made.tolist() == [7, 9]
