@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import pytest
 from mock_behaviour import Behaviour, Fault
 from mock_server import MockServer, Truth
 
-from atom.bench.client import crew, load, run_load
+from atom.bench.client import crew, load, pool, run_load
 from atom.bench.errors import BenchError, ServerUnreachable
 from atom.bench.types import Job, Load, LoadOutcome, Progress, Target, Turn
 
@@ -316,6 +318,58 @@ def test_a_second_worker_comes_when_one_saturates(monkeypatch: pytest.MonkeyPatc
     again, _ = measure(Load(concurrency=6, num_requests=2), target={})
     assert again.health.workers == 1  # another server
     assert list(load._needed.values()) == [(6.0, 2)]
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[pool.WorkerProcess]:
+    """Every client process that a run took."""
+    taken: list[pool.WorkerProcess] = []
+    take = pool.take
+
+    def watched() -> pool.WorkerProcess:
+        taken.append(take())
+        return taken[-1]
+
+    monkeypatch.setattr(pool, "take", watched)
+    return taken
+
+
+def test_a_client_process_that_dies_is_one_line(processes: list[pool.WorkerProcess]) -> None:
+    def on_progress(progress: Progress) -> None:
+        os.kill(processes[0].pid, signal.SIGKILL)
+
+    with pytest.raises(BenchError, match=r"a client process ended \(exit code -9\)"):
+        measure(Load(concurrency=1), jobs(tokens=10_000), on_progress=on_progress)
+    assert not processes[0].alive
+
+
+def test_processes_are_kept_for_the_next_run(processes: list[pool.WorkerProcess]) -> None:
+    measure(Load(concurrency=1, num_requests=1))
+    measure(Load(concurrency=1, num_requests=1))
+    assert processes[0] is processes[1]
+    os.kill(processes[0].pid, signal.SIGKILL)
+    processes[0]._process.wait()
+    outcome, _ = measure(Load(concurrency=1, num_requests=1))
+    assert outcome.records[0].error is None
+    assert processes[2] is not processes[0]
+
+
+def test_what_goes_wrong_in_a_callback_or_a_workload_ends_the_run(
+    processes: list[pool.WorkerProcess],
+) -> None:
+    def broken() -> Iterator[Job]:
+        yield from itertools.islice(jobs(), 3)
+        raise BenchError("prompts.jsonl, line 4: no JSON")
+
+    with pytest.raises(BenchError, match="line 4"):
+        measure(Load(concurrency=1), broken())
+    with pytest.raises(KeyboardInterrupt):
+        measure(Load(concurrency=1), on_progress=lambda progress: _interrupt())
+    assert not any(process.alive for process in processes)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_texts_are_kept_on_request() -> None:

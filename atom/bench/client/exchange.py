@@ -63,7 +63,7 @@ class Exchange:
         self._type = content.decode("latin-1")
         if status != 200:
             self.record.status = status
-        if status != 200 or content != b"text/event-stream":
+        if status != 200 or content not in (b"text/event-stream", b""):
             self._body = bytearray()
         elif headers.get(b"content-encoding", b"identity") != b"identity":
             coding = headers[b"content-encoding"].decode("latin-1")
@@ -117,8 +117,7 @@ class Exchange:
     def _not_a_stream(self, body: bytes) -> tuple[ErrorKind, str]:
         if self.record.status is not None:
             return "http", error_text(body) if body else "(no text)"
-        what = self._type or "without a content type"
-        return "malformed", f"the answer is {what}, no event stream: {shown(body)}"
+        return "malformed", f"the answer is {self._type}, no event stream: {shown(body)}"
 
     def _after_done(self) -> None:
         """[DONE] is the end even if the server leaves the body open; the connection is lost."""
