@@ -70,10 +70,13 @@ class Report:
     files: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # what could not be kept where it belongs
     interrupted: bool = False
+    failed: int = 0  # exit code of what ended it before its time
 
     def exit_code(self) -> int:
         """The worst that happened; a search is judged by its answer, not by its points."""
         states = {run.status for run in self.runs}
+        if self.failed:
+            return self.failed
         if self.interrupted or "interrupted" in states:
             return INTERRUPTED
         if self.search is None and "errors" in states:
@@ -107,7 +110,8 @@ class Report:
             words.append(f"gate{where}: {gate.status}: {gate.sentence}")
         words += [f"problem: {text}" for text in self.problems]
         if self.interrupted:
-            words.append("interrupted: what was measured is kept")
+            kept = "what was measured is kept" if self.runs else "nothing had been measured yet"
+            words.append(f"interrupted: {kept}")
         return words
 
 
@@ -146,6 +150,7 @@ class Campaign:
                     raise
                 # What was measured before is worth more than the error.
                 self._problem(str(error))
+                self.report.failed = error.exit_code
         self.report.interrupted = self.report.interrupted or self.stop.is_set()
         return self.report
 
@@ -266,6 +271,8 @@ class Campaign:
     def _one(self, session: Session, store: History, point: points.Point) -> RunResult:
         measured = session.measure(point)
         self._keep(measured, store)
+        if measured.broken is not None:
+            raise measured.broken
         return measured.run
 
     def _search(self, session: Session, store: History) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from atom.bench import client, history, metrics, names
-from atom.bench.errors import ServerUnreachable, TooManyErrors
+from atom.bench.errors import BenchError, ServerUnreachable, TooManyErrors
 from atom.bench.metrics import LegacyFields, MetricOptions
 from atom.bench.points import Point
 from atom.bench.settings import Settings
@@ -64,6 +64,7 @@ class Measured:
     run: RunResult
     records: list[list[RequestRecord]]
     point: Point
+    broken: BenchError | None = None  # what ended it before its time: no more can be measured
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ class _Passes:
     whole: list[int] = field(default_factory=list)  # numbers of those that were not broken off
     options: MetricOptions | None = None
     workload: Workload | None = None
+    broken: BenchError | None = None
 
     def take(self, result: RepeatResult, outcome: LoadOutcome, options: MetricOptions) -> None:
         if not outcome.interrupted:
@@ -152,9 +154,15 @@ class Session:
         while not self.stop.is_set() and self._more(passes):
             number = len(passes.results)
             self._display.begin_pass(f"repeat {number + 1}")
-            if number:
-                workload = self._workload(point, seed + number)
-            outcome, options = self._pass(point, workload, seed + number)
+            try:
+                if number:
+                    workload = self._workload(point, seed + number)
+                outcome, options = self._pass(point, workload, seed + number)
+            except BenchError as error:
+                if not passes.results:
+                    raise self._explained(error) from None
+                passes.broken = self._explained(error)
+                break
             result = metrics.summarize(outcome, options)
             passes.take(result, outcome, options)
             self._display.end_pass(result)
@@ -164,7 +172,7 @@ class Session:
             raise KeyboardInterrupt  # before anything was measured
         run = self._result(point, passes)
         self._display.end_point(run)
-        return Measured(run, passes.records, point)
+        return Measured(run, passes.records, point, passes.broken)
 
     def profile(self, point: Point) -> list[str]:
         """One pass of a request per place under the server's profiler: where its traces lie.
@@ -221,8 +229,9 @@ class Session:
             if failed is None:
                 return
         assert failed is not None
-        self._check_server()
-        raise TooManyErrors(f"every warm-up request failed: {describe_error(failed)}")
+        raise self._explained(
+            TooManyErrors(f"every warm-up request failed: {describe_error(failed)}")
+        )
 
     def _warm_up_once(self, point: Point, seed: int, count: int) -> RequestRecord | None:
         """The first failure if every request failed, else None."""
@@ -289,13 +298,14 @@ class Session:
             self._collected = self._provenance()
         return self._collected
 
-    def _check_server(self) -> None:
+    def _explained(self, error: BenchError) -> BenchError:
+        """The error, or why the recipe's server has ended: then that is the cause."""
         problem = self._gone()
-        if problem is not None:
-            raise ServerUnreachable(problem)
+        return error if problem is None else ServerUnreachable(problem)
 
     def _result(self, point: Point, passes: _Passes) -> RunResult:
-        provenance = self._known()
+        # The point's own, which gives the same prompts when it is measured alone.
+        provenance = {**self._known(), "seed": passes.results[0].seed}
         assert passes.workload is not None
         load, workload = point.describe(), passes.workload.describe()
         arguments = self.settings.config.server.server_args
@@ -318,7 +328,7 @@ class Session:
             sweep_id=self._sweep_id,
             slo=dict(self.settings.objectives),
         )
-        run.status, reasons = self._status(run, len(passes.whole) >= self.settings.repeats)
+        run.status, reasons = self._status(run, passes)
         run.notes = [*reasons, *self._notes, *_notes(passes.workload, run)]
         run.legacy = metrics.legacy(run, passes.records, self.legacy_fields(point))
         return run
@@ -338,12 +348,16 @@ class Session:
             detailed=config.output.save_detailed,
         )
 
-    def _status(self, run: RunResult, complete: bool) -> tuple[str, list[str]]:
+    def _status(self, run: RunResult, passes: _Passes) -> tuple[str, list[str]]:
         """What the run is worth, worst first, and why in a sentence each."""
         limit = self.settings.config.statistics.max_error_rate
         errors = run.metrics.get("error_rate")
         found: list[tuple[str, str]] = []  # the reason is "" where the report shows it anyway
-        if self.stop.is_set() and not complete:
+        complete = len(passes.whole) >= self.settings.repeats
+        if passes.broken is not None:
+            reason = f"broken off after {len(run.repeats)} repeats: {passes.broken}"
+            found.append(("interrupted", reason))
+        elif self.stop.is_set() and not complete:
             found.append(("interrupted", f"interrupted in repeat {len(run.repeats)}"))
         if errors is not None and errors.value > limit:
             found.append(

@@ -149,10 +149,10 @@ def _print(report: Report, request: Request, as_json: bool, quiet: bool) -> None
 
 
 def _tables(out: Console, report: Report) -> None:
-    if not report.runs:
-        return
     printer = importlib.import_module("atom.bench.report")
-    if report.search is not None:
+    if not report.runs:
+        pass
+    elif report.search is not None:
         integer = report.runs[0].load.get("concurrency") is not None
         printer.print_search(out, report.search, integer=integer)
     elif len(report.runs) > 1:

@@ -18,7 +18,7 @@ from mock_behaviour import Behaviour, Fault
 from mock_server import MockServer
 
 import atom.bench.client.load as load_module
-from atom.bench import server_process
+from atom.bench import metrics, server_process
 from atom.bench.history import History, HistoryError
 from atom.bench.types import ClientHealth, RunResult
 
@@ -276,6 +276,25 @@ def test_a_dry_run_sends_nothing(bench: Callable[..., Ran], server: MockServer) 
     gone = bench("--dry-run", url="http://127.0.0.1:1")
     assert gone.code == 0
     assert "not there now (no server answers" in gone.out
+
+
+def test_a_server_that_goes_away_loses_nothing(
+    bench: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summarize = metrics.summarize
+    other = MockServer(FAST).__enter__()
+
+    def last(*args: Any) -> Any:
+        other.__exit__()
+        return summarize(*args)
+
+    monkeypatch.setattr(metrics, "summarize", last)
+    ran = bench("-c", "1,2", "--json", url=other.url)
+    assert ran.code == 4
+    assert json.loads(ran.out)["completed"] == 4
+    assert "problem: no server answers" in ran.err
+    (run,) = stored(tmp_path)
+    assert run.status == "interrupted"
 
 
 MOCK_AS_RECIPE = """

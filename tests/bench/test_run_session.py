@@ -269,6 +269,23 @@ def test_an_interruption_before_anything_was_measured(sent: Sent) -> None:
         one.measure(first(one))
 
 
+def test_an_error_in_a_later_repeat_loses_no_earlier_one(
+    sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_load(*args: Any, **more: Any) -> LoadOutcome:
+        if len(sent.prompts) == 3:
+            raise ServerUnreachable("no server answers")
+        return sent.run_load(*args, **more)
+
+    monkeypatch.setattr(client, "run_load", run_load)
+    one = make(sent, concurrency="1", num_prompts="4", repeats="5")
+    measured = one.measure(first(one))
+    assert len(measured.run.repeats) == 2
+    assert measured.run.status == "interrupted"
+    assert measured.run.notes == ["broken off after 2 repeats: no server answers"]
+    assert isinstance(measured.broken, ServerUnreachable)
+
+
 def test_cached_prompts_are_told_where_none_should_be(sent: Sent) -> None:
     sent.cached = 3
     one = make(sent, concurrency="1", num_prompts="4", repeats="1")
