@@ -30,6 +30,9 @@
     return cell ? cell[0] : null;
   };
   Atom.metric = (name) => data.metrics[name] || { label: name, unit: "", better: "higher" };
+  // Figures per GPU of runs without one are figures of the whole machine.
+  Atom.perWhat = (text, list) =>
+    list.some((run) => run.gpus) ? text : text.replace("per GPU", "per machine");
   Atom.byId = new Map(runs.map((run) => [run.id, run]));
   Atom.marksOf = new Map();
   for (const mark of data.marks) {

@@ -118,7 +118,8 @@
       quiet: true,
       class: "minor",
       of: (run) => run.hardware,
-      show: (run) => el("span", { class: "clip", title: run.hardware }, Atom.shortHardware(run.hardware)),
+      show: (run) =>
+        run.hardware && el("span", { class: "clip", title: run.hardware }, Atom.shortHardware(run.hardware)),
     },
     {
       key: "tp",

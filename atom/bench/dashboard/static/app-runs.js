@@ -156,7 +156,7 @@
         el(
           "p",
           { class: "muted grow" },
-          traced ? `${Atom.number(traced)} with traces or files` : "none has a trace",
+          traced ? `${Atom.number(traced)} with traces or files` : "no traces or files yet",
         ),
         el(
           "div",

@@ -130,14 +130,26 @@
   };
 
   // A value with its relative half-width: 1,234 ±1.2 %
-  Atom.measure = (cell, unit = "") => {
-    if (!cell) return "–";
-    const spread = Atom.spread(cell);
+  Atom.measure = (cell, unit = "", room = true) => {
+    const spread = cell ? Atom.spread(cell) : null;
+    const known = spread !== null && spread >= 0.0005;
     return [
-      Atom.number(cell[0]),
+      cell ? Atom.number(cell[0]) : "–",
       unit ? el("span", { class: "unit" }, ` ${unit}`) : null,
-      el("span", { class: "pm" }, spread === null || spread < 0.0005 ? "" : `±${(100 * spread).toFixed(1)}%`),
+      known || room ? el("span", { class: "pm" }, known ? `±${(100 * spread).toFixed(1)}%` : "") : null,
     ];
+  };
+
+  // Whether any run has an interval of this metric: then all leave room for one, and figures align.
+  const spreads = new Map();
+  const hasSpread = (metric) => {
+    if (!spreads.has(metric)) {
+      spreads.set(
+        metric,
+        (Atom.data.values[metric] || []).some((cell) => Atom.spread(cell) !== null),
+      );
+    }
+    return spreads.get(metric);
   };
 
   Atom.metricColumn = (metric, label, title) => ({
@@ -148,7 +160,7 @@
       `${Atom.metric(metric).label}${Atom.metric(metric).unit ? `, ${Atom.metric(metric).unit}` : ""}`,
     number: true,
     of: (run) => Atom.value(run, metric),
-    show: (run) => Atom.measure(Atom.cell(run, metric)),
+    show: (run) => Atom.measure(Atom.cell(run, metric), "", hasSpread(metric)),
   });
 
   // The last runs of a configuration, small; the figures are in the trend's own tab.

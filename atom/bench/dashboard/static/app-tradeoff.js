@@ -127,7 +127,10 @@
     const log = state.scale === "log";
     const name = (list, key) => list.find(([k]) => k === key)[1];
     const xn = name(xs, x),
-      yn = name(ys, y);
+      yn = Atom.perWhat(
+        name(ys, y),
+        set.flatMap((c) => c.list),
+      );
     return Atom.chart({
       title: "Throughput against speed",
       height: 420,
@@ -294,7 +297,11 @@
     return el(
       "section",
       { class: "card" },
-      el("div", { class: "cardhead" }, el("h2", null, `Matrix: ${Y.find(([k]) => k === metric)[1]}`)),
+      el(
+        "div",
+        { class: "cardhead" },
+        el("h2", null, `Matrix: ${Atom.perWhat(Y.find(([k]) => k === metric)[1], runs)}`),
+      ),
       el("div", { class: "matrices" }, tables),
       el("p", { class: "note" }, `${more}The deeper the shade, the more, within each table.`),
     );

@@ -113,10 +113,14 @@
   };
   Atom.same = (marked, drawn) => (PARENTS[drawn] || []).includes(marked);
 
-  function figure([metric, title], set, state) {
+  function figure([metric, name], set, state) {
     const part = set.filter((line) => line.list.some((run) => Atom.cell(run, metric)));
     if (!part.length) return null;
     const info = Atom.metric(metric);
+    const title = Atom.perWhat(
+      name,
+      part.flatMap((line) => line.list),
+    );
     const byOrder = state.axis === "order";
     const relative = state.values !== "absolute" && set.length > 1;
     const x = byOrder ? (run, i) => i + 1 : (run) => run.time;
