@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,29 +161,43 @@ def aiperf_tool(program: str) -> Tool:
     return Tool("aiperf", command, read)
 
 
-def run(tool: Tool, task: Task, env: dict[str, str], limit_s: float) -> str:
-    """Run the tool to its end; "" or what went wrong, its last words included."""
+def run(tool: Tool, task: Task, env: dict[str, str], limit_s: float) -> tuple[str, float]:
+    """Run the tool to its end: what went wrong or "", and CPU seconds, its children's included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wrong = _run(tool, task, env, limit_s)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wrong, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _run(tool: Tool, task: Task, env: dict[str, str], limit_s: float) -> str:
     with (task.folder / "stdout").open("wb") as out, (task.folder / "stderr").open("wb") as err:
+        process = subprocess.Popen(
+            tool.command(task),
+            stdout=out,
+            stderr=err,
+            env=env,
+            cwd=task.folder,
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                tool.command(task),
-                stdout=out,
-                stderr=err,
-                env=env,
-                cwd=task.folder,
-                timeout=limit_s,
-            )
+            status = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             return f"no end within {limit_s:.0f} s"
-    if done.returncode:
-        said = [
-            line
-            for name in ("stdout", "stderr")
-            for line in (task.folder / name).read_text(errors="replace").splitlines()
-            if line.strip()
-        ]
-        return f"exit status {done.returncode}: " + " | ".join(said[-3:])
-    return ""
+        finally:
+            if process.poll() is None:  # too late, or Ctrl-C: with all that it has started
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return f"exit status {status}: {_last_words(task)}" if status else ""
+
+
+def _last_words(task: Task) -> str:
+    said = [
+        line.strip()
+        for name in ("stdout", "stderr")
+        for line in (task.folder / name).read_text(errors="replace").splitlines()
+        if line.strip()
+    ]
+    return " | ".join(said[-3:])
 
 
 def as_json(value: Any) -> str:
