@@ -201,10 +201,10 @@ def data_js() -> str:
             bench(f"{series} _gpu_count", 8),
             bench(f"{series} _tp", 8),
             # Two variants under one name, as older files have them.
-            bench("DeepSeek-R1 1024/1024 c=128 throughput (tok/s)", 4348.28),
-            bench("DeepSeek-R1 1024/1024 c=128 TPOT (ms)", 28.32),
-            bench("DeepSeek-R1 1024/1024 c=128 throughput (tok/s)", 5380.99),
-            bench("DeepSeek-R1 1024/1024 c=128 TPOT (ms)", 22.46),
+            bench("DeepSeek-R1 0/0 c=128 throughput (tok/s)", 4348.28),
+            bench("DeepSeek-R1 0/0 c=128 TPOT (ms)", 28.32),
+            bench("DeepSeek-R1 0/0 c=128 throughput (tok/s)", 5380.99),
+            bench("DeepSeek-R1 0/0 c=128 TPOT (ms)", 22.46),
             # A failed one.
             bench("ATOM::gpt-oss-120b 1024/1024 c=4 throughput (tok/s)", 0),
             bench("ATOM::gpt-oss-120b 1024/1024 c=4 TPOT (ms)", 0),

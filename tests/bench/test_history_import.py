@@ -18,6 +18,8 @@ from history_helpers import (
     make_run,
     write,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from atom.bench import names
 from atom.bench.errors import BenchError
@@ -202,6 +204,7 @@ def test_github_action_benchmark(tmp_path: Path) -> None:
     assert started_at(v4) == "2026-08-07T10:13:47.794000Z"
     assert values(one)["output_throughput"] == 4348.28, "two variants under one name stay two"
     assert values(two)["mean_tpot_ms"] == 22.46
+    assert lengths_text(one.workload) == "", "0/0 is not known"
     assert (failed.status, failed.metrics) == ("errors", {})
     assert accuracy.kind == "eval"
     assert values(accuracy) == {
@@ -280,3 +283,57 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_bytes(b"\xff\xfe\x00\x01" * 10)
     with pytest.raises(BenchError, match="not a text file"):
         read_results(tmp_path / "b.json")
+
+
+def places(tree: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a tree."""
+    found = [way] if way else []
+    if not isinstance(tree, dict | list):
+        return found
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        found += places(value, (*way, key))
+    return found
+
+
+junk = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats()
+    | st.sampled_from(["", "x", "inf", "nan", "1e400", "2026-01-01", "k=v", "%7B", "é\u0000"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+SOUND = [
+    SERVING,
+    DETAILED,
+    LM_EVAL,
+    json.loads(data_js().partition("=")[2]),
+    to_document(make_run(), [make_records(2)]),
+]
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), which=st.sampled_from(range(len(SOUND))))
+def test_no_file_however_odd_ends_in_a_traceback(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, which: int
+) -> None:
+    """One or two values replaced by anything: it is read, or refused in one line, or not added."""
+    tree = json.loads(json.dumps(SOUND[which]))
+    for _ in range(data.draw(st.integers(1, 2))):
+        *way, last = data.draw(st.sampled_from(places(tree)))
+        at = tree
+        for key in way:
+            at = at[key]
+        at[last] = data.draw(junk)
+    folder = tmp_path_factory.mktemp("odd")
+    path = write(folder / "odd.json", json.dumps(tree))
+    with History(folder / "h.db") as history:
+        refused = ""
+        try:
+            for run, records in read_results(path):
+                history.add(run, records)
+                assert history.get(run.run_id).run_id == run.run_id
+        except BenchError as error:
+            refused = str(error)
+        assert "\n" not in refused

@@ -14,6 +14,7 @@ import threading
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import numpy as np
 import pytest
 from history_helpers import FIRST, make_records, make_run
 from hypothesis import given, settings
@@ -83,6 +84,26 @@ def test_any_number_and_any_text_survive(
     assert all(map(same, ends, (interval.value, interval.low, interval.high)))
     run.metrics.pop("p99_ttft_ms")
     assert found == run
+
+
+def test_what_json_cannot_hold_does_not_lose_the_run(path: Path) -> None:
+    """A bug of ours elsewhere, found after an hour of measuring."""
+    odd = {"path": Path("/x"), "scalar": np.int64(3), "huge": 10**30, 5: "key", "half": "a\ud800"}
+    (record,) = make_records(1)
+    record.token_times_s, record.sent_s = [math.nan], math.inf
+    run = make_run(name="half \ud800", provenance=odd)
+    run.repeats[0].metrics["p99_ttft_ms"] = np.float64(1.5)
+    with History(path) as history:
+        history.add(run, [[record]])
+        found = history.get(run.run_id)
+        (sample,) = history.records(run.run_id, 0)
+    assert found.name == "half ?"
+    assert found.provenance == {
+        **{"path": "/x", "scalar": 3, "huge": str(10**30), "5": "key", "half": "a?"}
+    }
+    assert found.repeats[0].metrics["p99_ttft_ms"] == 1.5
+    assert math.isnan(sample.token_times_s[0])
+    assert sample.sent_s == math.inf
 
 
 def test_adding_twice_is_adding_once(path: Path) -> None:

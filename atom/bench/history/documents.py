@@ -31,13 +31,13 @@ class Loaded(NamedTuple):
 
 def to_document(run: RunResult, records: Sequence[Sequence[RequestRecord]] = ()) -> dict[str, Any]:
     """The result file's content (see `atom.bench.metrics.result`), with samples if given."""
-    from atom.bench.metrics.result import result_json  # its package imports numpy
+    from atom.bench.metrics.result import FORMAT  # its package imports numpy
 
-    document = result_json(run)
+    rest = codec.plain_run(run)
+    legacy = rest.pop("legacy")
     if records:
-        document[PART][RECORDS] = [msgspec.to_builtins(list(repeat)) for repeat in records]
-    found: dict[str, Any] = codec.finite(document)
-    return found
+        rest[RECORDS] = [codec.plain(list(repeat)) for repeat in records]
+    return {**legacy, PART: {"format": FORMAT, **rest}}
 
 
 def is_document(tree: Any) -> bool:

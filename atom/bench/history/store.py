@@ -357,7 +357,7 @@ def _row_of(run: RunResult, text: str, lists: bytes | None) -> tuple[Any, ...]:
     for part in ("recipe", "source"):
         place = run.provenance.get(part)
         hashes.append(str(place.get("sha256", "")) if isinstance(place, dict) else "")
-    return (
+    columns = (
         run.run_id,
         started_at(run),
         run.kind,
@@ -370,9 +370,8 @@ def _row_of(run: RunResult, text: str, lists: bytes | None) -> tuple[Any, ...]:
         run.sweep_id,
         run.status,
         hashes[1],
-        text,
-        lists,
     )
+    return (*codec.finite(columns), text, lists)
 
 
 def _one(query: str, values: Sequence[Any], connection: sqlite3.Connection) -> bytes | None:

@@ -34,6 +34,9 @@ def _read_ours(tree: Any, origin: Origin) -> Iterator[Loaded]:
         raise BenchError(f"{origin.where}: {error}") from None
 
 
+# What reading a file of the right kind, but with values of the wrong one, ends in.
+_ODD = (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError)
+
 FORMATS = (
     Format("atom", is_document, _read_ours),
     Format("github-action-benchmark", github_action.knows, github_action.read),
@@ -58,7 +61,12 @@ def read_results(path: Path, *, model: str | None = None) -> list[Loaded]:
 def _read(tree: Tree, origin: Origin) -> Iterator[Loaded]:
     for candidate in FORMATS:
         if candidate.knows(tree.value):
-            yield from candidate.read(tree.value, origin)
+            try:
+                yield from candidate.read(tree.value, origin)
+            except _ODD as error:
+                what = f"a damaged result of {candidate.name}"
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise BenchError(f"{origin.where}: {what} ({reason})") from error
             return
     raise BenchError(f"{origin.where}: {_what_it_is(tree.value)}; {_known()}")
 

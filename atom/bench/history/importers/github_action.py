@@ -217,7 +217,7 @@ def _workload(point: _Point) -> dict[str, Any]:
         shots = whole(point.extra.get("fewshot"))
         return without_nothing(dataset=point.facts.get("task"), num_fewshot=shots)
     ratio = number(point.facts.pop("ratio", None) or point.extra.get("random_range_ratio"))
-    isl, osl = point.lengths
+    isl, osl = (length or None for length in point.lengths)  # older files have 0/0: not known
     return without_nothing(dataset="random", input_len=isl, output_len=osl, range_ratio=ratio)
 
 
