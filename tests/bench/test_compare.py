@@ -378,3 +378,10 @@ def test_missing_and_infinite_values_are_left_out() -> None:
     found = compare(a, b)
     assert found.metric("p99_ttft_ms") is None
     assert found.metric("mean_ttft_ms") is None
+
+
+def test_one_disturbed_run_in_the_history_does_not_blind() -> None:
+    past = [noisy_run(k + 10, night=k, cv=0.01) for k in range(8)]
+    past[3] = having(past[3], STEADY, [100.0, 900.0, 300.0, 800.0, 500.0])
+    a, b = noisy_run(91, night=20, cv=0.01), noisy_run(92, night=21, cv=0.01, workload_seed=9)
+    assert metric(compare(a, b, history=past), STEADY).verdict == "same"

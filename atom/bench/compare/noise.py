@@ -46,7 +46,7 @@ def noise_of(history: Sequence[RunResult], name: str, scale: rules.Scale) -> Noi
     ]
     if len(columns) < MIN_RUNS:
         return assumed()
-    within = pooled([variance(values) for values in columns])
+    within = _typical([part for values in columns if (part := variance(values)).df])
     repeats = statistics.harmonic_mean([len(values) for values in columns])
     seen = successive_sigma([statistics.fmean(values) for values in columns]) ** 2
     start = max(0.0, seen - within.variance / repeats)
@@ -56,6 +56,18 @@ def noise_of(history: Sequence[RunResult], name: str, scale: rules.Scale) -> Noi
         pooled([prior, Part(start, MAD_EFFICIENCY * (len(columns) - 1))]),
         len(columns),
     )
+
+
+def _typical(parts: Sequence[Part]) -> Part:
+    """The median of the runs' variances: one run that was disturbed says nothing of the others.
+
+    A median of estimates with few degrees of freedom is low; Wilson and Hilferty's approximation of
+    the chi-square distribution (1931) mends that.
+    """
+    if not parts:
+        return Part(0.0, 0.0)
+    lift = (1.0 - 2.0 / (9.0 * statistics.median(p.df for p in parts))) ** 3
+    return Part(statistics.median(p.variance for p in parts) / lift, sum(p.df for p in parts))
 
 
 def transformed(values: Sequence[float], scale: rules.Scale) -> list[float]:

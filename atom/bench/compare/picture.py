@@ -300,11 +300,11 @@ def _drawn(m: MetricComparison, width: int, limit: float, g: Glyphs) -> Text:
 
 
 def _limit(metrics: Sequence[MetricComparison]) -> float:
-    """The axis' end: what the headline needs, between 12 % and 50 %."""
+    """The axis' end: what the decided metrics need, between 12 % and 50 %."""
     reach = [
         abs(v - (1.0 if m.scale == "ratio" else 0.0))
         for m in metrics
-        if m.change is not None
+        if m.change is not None and m.verdict != "undecided"
         for v in (m.change.low, m.change.high)
     ]
     return min(0.5, max(0.12, 1.1 * max(reach, default=0.0)))
