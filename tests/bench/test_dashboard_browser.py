@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -93,7 +94,8 @@ def site(folder: Path, runs: list[RunResult]) -> str:
 
 def violations(page: Any) -> list[str]:
     """What the axe audit finds, without its own request for the style sheet."""
-    found = axe_playwright.Axe().run(page, options={"preload": False})
+    options = {"preload": False, "resultTypes": ["violations"]}
+    found = axe_playwright.Axe().run(page, options=options)
     return [
         f"{v['id']}: {node['html'][:200]}"
         for v in found.response["violations"]
@@ -137,6 +139,8 @@ def test_every_tab_is_drawn_and_accessible(browser: Any, few: str, look: str) ->
             for summary in page.locator(".twin > summary").all():
                 summary.click()
             assert violations(page) == [], tab
+            text = page.locator("body").inner_text()
+            assert not re.search(r"undefined|NaN|\[object|Infinity", text), tab
             wider = page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert wider <= 0, tab
 
@@ -279,6 +283,20 @@ def test_filters_live_in_the_address(browser: Any, nights: Any) -> None:
         assert rows.count() == everything
 
 
+def test_choices_keep_the_focus_and_the_address(browser: Any, nights: Any) -> None:
+    with opened(browser, nights[0]) as at:
+        page = at.go("tab=tradeoff")
+        for label, value in (("Scale", "log"), ("Up", "output_per_device"), ("Period", "7")):
+            page.get_by_label(label, exact=True).focus()
+            page.get_by_label(label, exact=True).select_option(value)
+            assert page.evaluate("document.activeElement.value") == value
+        address = page.evaluate("location.hash")[1:]
+        assert {"scale=log", "y=output_per_device", "period=7"} <= set(address.split("&"))
+        page = at.go(address)
+        assert page.get_by_label("Scale", exact=True).input_value() == "log"
+        assert at.script("CHART.chart.getOption().yAxis[0].type") == "log"
+
+
 def test_tables_sort_with_missing_values_last(browser: Any, tmp_path: Path) -> None:
     runs = [bench_run(concurrency=c) for c in (4, 1, 64)] + [bench_run(concurrency=2)]
     del runs[-1].metrics["mean_ttft_ms"]
@@ -303,6 +321,7 @@ def test_a_run_opens_closes_and_has_an_address(browser: Any, nights: Any) -> Non
         drawer = page.get_by_role("dialog")
         address = page.evaluate("location.hash")
         text = drawer.inner_text()
+        assert not re.search(r"undefined|NaN|\[object|Infinity", text)
         assert "--concurrency 1 --seed 0" in drawer.locator(".command pre").inner_text()
         for part in ("TTFT", "p99", "Provenance", "Repeats (3)", "Client", "rocm 7.2.0"):
             assert part in text
@@ -331,6 +350,11 @@ def test_a_lasting_regression_is_marked_everywhere(browser: Any, nights: Any) ->
         assert badges.count() >= 8  # of the ten points of the slower model
         rows = page.locator("tr", has=page.locator(".badge.regression"))
         assert set(rows.locator("th").all_inner_texts()) == {"Llama-3.3-70B-Instruct"}
+        rows.first.get_by_role("button").click()
+        assert re.search(
+            r"Output tokens, steady state: (8|9)\.\d % worse since 2026-08-08",
+            page.get_by_role("dialog").inner_text(),
+        )
         page = at.go("tab=trends")
         changes = page.locator("table", has_text="Changes found").locator("tbody")
         assert changes.locator("tr").count() >= 8

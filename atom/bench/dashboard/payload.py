@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from atom._version import __version__
 from atom.bench.dashboard.facts import Facts, facts
-from atom.bench.names import better, is_name, label, unit
+from atom.bench.names import LATENCIES, better, is_name, label, unit
 from atom.bench.types import ClientHealth, Interval, RunResult
 
 SCHEMA = 1
@@ -67,6 +67,7 @@ def payload(
         "atom": __version__,
         "source": source,
         "built_at": built_at,
+        "latencies": LATENCIES,
         "metrics": {name: _metric(name) for name in columns},
         "runs": rows,
         "values": columns,

@@ -113,6 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
     bound: str
     protocol_version = "HTTP/1.1"
     timeout = REQUEST_SECONDS
+    # Head and body leave together: in two parts each answer would wait for an acknowledgement.
+    wbufsize = -1
+    disable_nagle_algorithm = True
 
     def version_string(self) -> str:
         return "atom"

@@ -128,8 +128,9 @@ window.Atom = {};
       action,
     );
 
+  // Its id is its label's, so that the focus finds it again when the page has been drawn anew.
   Atom.select = (label, options, value, change) => {
-    const id = `s${Atom.select.count++}`;
+    const id = `select-${label.toLowerCase()}`;
     const box = Atom.el(
       "select",
       { id },
@@ -138,5 +139,4 @@ window.Atom = {};
     box.addEventListener("change", () => change(box.value));
     return Atom.el("span", { class: "field" }, Atom.el("label", { for: id }, label), box);
   };
-  Atom.select.count = 0;
 })();

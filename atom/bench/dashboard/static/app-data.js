@@ -3,6 +3,7 @@
 (() => {
   const NONE = {
     schema: 1,
+    latencies: {},
     metrics: {},
     runs: [],
     values: {},
@@ -175,7 +176,7 @@
     standing(runs.filter((other) => other.fingerprint === run.fingerprint && other.index <= run.index));
 
   // How much worse or better, by the metric's direction: "9.1 % worse".
-  Atom.change = (mark) => {
+  Atom.verdict = (mark) => {
     const up = mark.ratio > 1;
     const worse = Atom.metric(mark.metric).better === "lower" ? up : !up;
     return `${(100 * Math.abs(mark.ratio - 1)).toFixed(1)} % ${worse ? "worse" : "better"}`;

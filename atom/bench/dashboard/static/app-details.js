@@ -2,15 +2,8 @@
 "use strict";
 (() => {
   const { el } = Atom;
-  const WHATS = ["ttft", "tpot", "itl", "e2el", "client_queue", "server_queue"];
-  const NAMES = {
-    ttft: "TTFT",
-    tpot: "TPOT",
-    itl: "ITL",
-    e2el: "E2EL",
-    client_queue: "Client queue",
-    server_queue: "Server queue",
-  };
+  const WHATS = Object.keys(Atom.data.latencies);
+  const SHORT = { ttft: "TTFT", tpot: "TPOT", itl: "ITL", e2el: "E2EL" };
   const LATENCY = new RegExp(`^(mean|median|std|p[0-9.]+)_(${WHATS.join("|")})_ms$`);
 
   const section = (title, ...content) => el("section", null, el("h3", null, title), content);
@@ -60,7 +53,11 @@
               el(
                 "tr",
                 null,
-                el("th", { scope: "row" }, NAMES[what]),
+                el(
+                  "th",
+                  { scope: "row", title: Atom.data.latencies[what] },
+                  SHORT[what] || Atom.data.latencies[what],
+                ),
                 statistics.map((s) => el("td", { class: "num" }, Atom.measure(found.get(`${what} ${s}`)))),
               ),
             ),
@@ -242,7 +239,7 @@
                   el(
                     "li",
                     null,
-                    el("b", null, `${Atom.metric(m.metric).label}: ${Atom.change(m)}`),
+                    el("b", null, `${Atom.metric(m.metric).label}: ${Atom.verdict(m)}`),
                     ` since ${Atom.date(Atom.data.runs[m.run].time)}: ${m.text}`,
                     m.commits ? [" ", el("code", null, m.commits)] : "",
                   ),

@@ -107,6 +107,7 @@
   }
 
   function draw() {
+    const focused = document.activeElement?.id;
     drawTabs();
     Atom.filterBar(state, (part) => Atom.change(part));
     Atom.dropCharts();
@@ -116,6 +117,7 @@
     const made = [Atom.views[name].render(state)].flat(Infinity).filter(Boolean);
     document.getElementById(`panel-${name}`).replaceChildren(...made);
     Atom.redraw();
+    if (focused && document.activeElement?.id !== focused) document.getElementById(focused)?.focus();
   }
   Atom.refresh = draw;
 
