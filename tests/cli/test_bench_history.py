@@ -16,8 +16,11 @@ import openpyxl
 import pytest
 from cli_helpers import atom, clean_environment
 from history_helpers import LM_EVAL, SERVING, data_js, make_run, write
+from rich.console import Console
 
 from atom.bench.history import History
+from atom.bench.history.importers import read_results
+from atom.bench.history.show import print_run
 
 
 @pytest.fixture
@@ -120,14 +123,15 @@ def test_show(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
-def test_what_is_shown_fits(history: Path, tmp_path: Path, width: int) -> None:
-    path = write(tmp_path / "data.js", data_js())
-    at_width(width, "bench", "import", str(path), ATOM_HISTORY=str(history))
-    with History(history) as made:
-        names = [run.run_id for run in made.find(limit=6)]
-    for name in names:
-        lines = at_width(width, "bench", "show", name, ATOM_HISTORY=str(history))
-        assert max(map(len, lines)) <= width
+def test_what_is_shown_fits(tmp_path: Path, width: int) -> None:
+    runs = [it.run for it in read_results(write(tmp_path / "data.js", data_js()))]
+    runs += [make_run(), read_results(write(tmp_path / "r.json", LM_EVAL))[0].run]
+    for run in runs:
+        shown = io.StringIO()
+        print_run(Console(file=shown, width=width), run)
+        lines = shown.getvalue().splitlines()
+        assert len(lines) > 5
+        assert max(len(line.rstrip()) for line in lines) <= width
 
 
 def test_import_says_what_it_did(
