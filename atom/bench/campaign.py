@@ -11,29 +11,20 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from atom.bench import client, compare, history, points, results, search
 from atom.bench.client import ServerInfo
-from atom.bench.compare import GateReport
 from atom.bench.compare.gate import COUNTED, MIN_BASELINE, RERUN_NOTE, select_baseline
-from atom.bench.errors import (
-    CLIENT_BOUND,
-    INTERRUPTED,
-    REGRESSION,
-    TOO_MANY_ERRORS,
-    BenchError,
-    ServerUnreachable,
-)
+from atom.bench.errors import BenchError, ServerUnreachable
 from atom.bench.history import History, HistoryError
-from atom.bench.history.runs import load_text
-from atom.bench.metrics import result_json
+from atom.bench.outcome import Report
 from atom.bench.server_process import RecipeServer, Stopped
 from atom.bench.session import Display, Measured, Session, draw_seed
 from atom.bench.settings import DEFAULT_URL, Settings
+from atom.bench.target import Request, ask, describe_server, make_target, short_model
 from atom.bench.types import Interval, RunResult, Target
 from atom.bench.workloads import TokenSource, needs_tokens, open_tokens
 from atom.config import resolve
@@ -42,77 +33,6 @@ from atom.config.serial import changed
 READY_S = 1200.0  # a large model on a cold disk
 RETRY_S = 0.5
 BASELINE_LIMIT = 32  # runs looked at for the gate's eight: some of them did not go well
-STORE_FAILED = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What the command line asks for, beside the settings."""
-
-    settings: Settings
-    recipe: Path | None = None
-    history: Path | None = None
-    env: Mapping[str, str] = field(default_factory=lambda: os.environ)
-
-    @property
-    def own_server(self) -> bool:
-        """Whether the recipe's server is started here."""
-        return self.recipe is not None and self.settings.base_url is None
-
-
-@dataclass(slots=True)
-class Report:
-    """What came of it."""
-
-    runs: list[RunResult] = field(default_factory=list)
-    search: search.SearchReport | None = None
-    gates: list[GateReport] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)  # what could not be kept where it belongs
-    interrupted: bool = False
-    failed: int = 0  # exit code of what ended it before its time
-
-    def exit_code(self) -> int:
-        """The worst that happened; a search is judged by its answer, not by its points."""
-        states = {run.status for run in self.runs}
-        if self.failed:
-            return self.failed
-        if self.interrupted or "interrupted" in states:
-            return INTERRUPTED
-        if self.search is None and "errors" in states:
-            return TOO_MANY_ERRORS
-        if "client_bound" in states:
-            return CLIENT_BOUND
-        missed = "slo_missed" in states if self.search is None else self.search.best is None
-        if missed or any(gate.regressed for gate in self.gates):
-            return REGRESSION
-        return STORE_FAILED if self.problems else 0
-
-    def as_json(self) -> Any:
-        """`--json`: the run's document; several: a list of them; a search: its answer and them."""
-        gates = {gate.run_id: gate.as_json() for gate in self.gates}
-        documents = []
-        for run in self.runs:
-            document = result_json(run)
-            if run.run_id in gates:
-                document["atom"]["gate"] = gates[run.run_id]
-            documents.append(document)
-        if self.search is not None:
-            return {"find_max": search_json(self.search), "runs": documents}
-        return documents[0] if len(documents) == 1 else documents
-
-    def last_words(self) -> list[str]:
-        """What the tables do not say: the gate's verdicts, where the runs are."""
-        words = []
-        titles = {run.run_id: load_text(run.load) for run in self.runs}
-        for gate in self.gates:
-            where = f" ({titles.get(gate.run_id, '')})" if len(self.runs) > 1 else ""
-            words.append(f"gate{where}: {gate.status}: {gate.sentence}")
-        words += [f"problem: {text}" for text in self.problems]
-        if self.interrupted:
-            kept = "what was measured is kept" if self.runs else "nothing had been measured yet"
-            words.append(f"interrupted: {kept}")
-        return words
 
 
 class _Interrupted(Exception):
@@ -215,13 +135,7 @@ class Campaign:
         began = time.monotonic()
         while True:
             try:
-                return client.probe(
-                    base_url,
-                    api_key(self.request),
-                    headers=self.settings.headers,
-                    model=config.model,
-                    verify_tls=config.verify_tls,
-                )
+                return ask(self.request, base_url)
             except ServerUnreachable:
                 waited = time.monotonic() - began
                 if waited >= wait_s:
@@ -374,21 +288,6 @@ def _split(text: str) -> list[str]:
         raise BenchError(f"--server-args {text}: {error}") from None
 
 
-def search_json(found: search.SearchReport) -> dict[str, Any]:
-    """A search's answer as plain data; its points' full figures are their runs'."""
-    return {
-        "best": found.best,
-        "above": found.above,
-        "limiting": found.limiting,
-        "reason": found.reason,
-        "objectives": dict(found.objectives),
-        "points": [
-            {"load": p.load, "verdict": p.verdict, "margin": p.margin, "limiting": p.limiting}
-            for p in found.points
-        ],
-    }
-
-
 def search_point(settings: Settings, level: float) -> points.Point:
     """The point of a search at this level."""
     from atom.bench.settings import sized
@@ -401,47 +300,6 @@ def search_point(settings: Settings, level: float) -> points.Point:
         burstiness = float("inf") if load.arrival == "constant" else load.burstiness
         point = points.open_point(f"{level:.4g}", burstiness, load.max_concurrency)
     return sized(point, settings.config)
-
-
-def make_target(request: Request, base_url: str, info: ServerInfo) -> Target:
-    server = request.settings.config.server
-    return Target(
-        base_url=base_url,
-        model=info.model,
-        endpoint=request.settings.endpoint(),
-        api_key=api_key(request),
-        headers=request.settings.headers,
-        extra_body=request.settings.extra_body,
-        ignore_eos=request.settings.ignore_eos(),
-        temperature=server.temperature,
-        timeout_s=server.timeout_s,
-        continuous_usage=server.continuous_usage,
-        verify_tls=server.verify_tls,
-    )
-
-
-def api_key(request: Request) -> str | None:
-    """As asked, else the recipe's or ATOM_API_KEY's first, else OPENAI_API_KEY."""
-    asked = request.settings.config.server.api_key
-    if asked is not None:
-        return asked
-    recipe = request.recipe if request.own_server else None
-    keys = resolve(recipe, request.env).server.api_key
-    if keys:
-        return keys[0]
-    return request.env.get("OPENAI_API_KEY") or None
-
-
-def short_model(model: str) -> str:
-    """llama.cpp calls a model by its file's whole path."""
-    return Path(model).name if model.startswith("/") else model
-
-
-def describe_server(info: ServerInfo) -> str:
-    """For people: "vllm 0.11.0", "a server of unknown make"."""
-    if info.kind == "unknown":
-        return "a server of unknown make"
-    return f"{info.kind} {info.version or ''}".strip()
 
 
 def interruptible(

@@ -6,12 +6,11 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from atom.bench import client
-from atom.bench.campaign import Request, api_key, describe_server, make_target
 from atom.bench.errors import ServerUnreachable
 from atom.bench.points import Point
 from atom.bench.session import WARMUP_SEED, draw_seed
 from atom.bench.settings import DEFAULT_URL
+from atom.bench.target import Request, ask, describe_server, make_target
 from atom.bench.types import Job, Target, Turn, Workload
 from atom.bench.workloads import TokenSource, make_workload, needs_tokens, open_tokens, realised
 
@@ -27,15 +26,8 @@ def lines(request: Request) -> Iterator[str]:
     base_url = settings.base_url or DEFAULT_URL
     target, max_len, problem = None, None, ""
     if not request.own_server:
-        server = settings.config.server
         try:
-            info = client.probe(
-                base_url,
-                api_key(request),
-                headers=settings.headers,
-                model=server.model,
-                verify_tls=server.verify_tls,
-            )
+            info = ask(request, base_url)
         except ServerUnreachable as error:
             yield f"server     {base_url}: not there now ({error})"
             problem = "known once the server is there, or with --tokenizer"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from atom.bench.errors import BenchError
-from atom.bench.metrics import result_json
+from atom.bench.metrics import LegacyFields, legacy, result_json
 from atom.bench.points import Point
 from atom.bench.settings import Settings
-from atom.bench.types import RunResult
+from atom.bench.types import ClientHealth, RepeatResult, RunResult
 
 
 def wanted(settings: Settings) -> bool:
@@ -32,6 +32,14 @@ def check_place(settings: Settings) -> None:
             pass
     except OSError as error:
         raise BenchError(f"--result-dir {directory}: {error.strerror}") from error
+
+
+def check_metadata(settings: Settings) -> None:
+    """Keys that a result has already are found on an empty one, before anything is measured."""
+    idle = ClientHealth(0, [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    never = RepeatResult(0, "1970-01-01T00:00:00", 0.0, {}, {}, idle, None)
+    empty = RunResult("", "bench", "", "", {}, {}, {}, "", [never], {}, {})
+    legacy(empty, [[]], LegacyFields(metadata=settings.metadata, detailed=True))
 
 
 def write(settings: Settings, run: RunResult, point: Point, *, several: bool) -> Path | None:

@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from atom.bench import client, history, metrics, names
+from atom.bench import client, history, metrics, results
 from atom.bench.errors import BenchError, ServerUnreachable, TooManyErrors
 from atom.bench.metrics import LegacyFields, MetricOptions
 from atom.bench.points import Point
 from atom.bench.settings import Settings
 from atom.bench.types import (
-    ClientHealth,
     Interval,
     LoadOutcome,
     Progress,
@@ -29,6 +28,7 @@ from atom.bench.types import (
     Workload,
     chain,
 )
+from atom.bench.verdicts import describe_error, precision_names, status, workload_notes
 from atom.bench.workloads import TokenSource, make_workload
 
 # The warm-up's prompts come from another seed, so that no measured prompt is in a prefix cache.
@@ -36,6 +36,7 @@ WARMUP_SEED = 1_000_003
 # Seeds of one point; the next point begins a block later.
 SEEDS_PER_POINT = 1_000
 WARMUP_ATTEMPTS = 2  # a lone failure of a lone request is no broken server
+MOST_PROFILED = 32  # requests of the profiled pass: traces grow by megabytes a second
 WARMUP_TOKENS = 32  # of an answer: enough for every kernel and graph to have run
 
 
@@ -129,7 +130,7 @@ class Session:
         self._gone = gone
         self._sweep_id = sweep_id
         self._notes = list(notes)
-        _check_metadata(settings)
+        results.check_metadata(settings)
         self._collected: dict[str, Any] | None = None
         self._blocks = 0  # of seeds, handed out
 
@@ -328,10 +329,19 @@ class Session:
             sweep_id=self._sweep_id,
             slo=dict(self.settings.objectives),
         )
-        run.status, reasons = self._status(run, passes)
-        run.notes = [*reasons, *self._notes, *_notes(passes.workload, run)]
+        limit = self.settings.config.statistics.max_error_rate
+        run.status, reasons = status(run, max_error_rate=limit, ended=self._ended(passes))
+        run.notes = [*reasons, *self._notes, *workload_notes(passes.workload, run)]
         run.legacy = metrics.legacy(run, passes.records, self.legacy_fields(point))
         return run
+
+    def _ended(self, passes: _Passes) -> str:
+        """Why the point ended before its time, or ""."""
+        count = len(passes.results)
+        if passes.broken is not None:
+            return f"broken off after {count} repeats: {passes.broken}"
+        whole = len(passes.whole) >= self.settings.repeats
+        return f"interrupted in repeat {count}" if self.stop.is_set() and not whole else ""
 
     def legacy_fields(self, point: Point) -> LegacyFields:
         config = self.settings.config
@@ -348,69 +358,6 @@ class Session:
             detailed=config.output.save_detailed,
         )
 
-    def _status(self, run: RunResult, passes: _Passes) -> tuple[str, list[str]]:
-        """What the run is worth, worst first, and why in a sentence each."""
-        limit = self.settings.config.statistics.max_error_rate
-        errors = run.metrics.get("error_rate")
-        found: list[tuple[str, str]] = []  # the reason is "" where the report shows it anyway
-        complete = len(passes.whole) >= self.settings.repeats
-        if passes.broken is not None:
-            reason = f"broken off after {len(run.repeats)} repeats: {passes.broken}"
-            found.append(("interrupted", reason))
-        elif self.stop.is_set() and not complete:
-            found.append(("interrupted", f"interrupted in repeat {len(run.repeats)}"))
-        if errors is not None and errors.value > limit:
-            found.append(
-                ("errors", f"{errors.value:.1%} of the requests failed, {limit:.1%} are allowed")
-            )
-        if any(repeat.health.bound for repeat in run.repeats):
-            found.append(("client_bound", ""))
-        if missed_objectives(run):
-            found.append(("slo_missed", ""))
-        return (found[0][0] if found else "ok"), [reason for _, reason in found if reason]
-
-
-MOST_PROFILED = 32
-CACHED = 0.05  # of the prompt tokens
-CACHED_CHAT = 0.5  # where the template's part is shared by all prompts
-SHARING = ("multi-turn", "prefix-repetition", "trace")  # data sets whose prompts repeat others
-
-
-def precision_names(intervals: dict[str, Interval]) -> list[str]:
-    """What --precision is about: those of them that this run knows."""
-    steady = "steady_output_throughput"
-    throughput = steady if steady in intervals else "output_throughput"
-    wanted = (throughput, "median_ttft_ms", "median_tpot_ms")
-    return [name for name in wanted if name in intervals]
-
-
-def missed_objectives(run: RunResult) -> list[str]:
-    """The objectives that the run misses, each in words; one that is unknown is missed."""
-    missed = []
-    for name, limit in run.slo.items():
-        interval = run.metrics.get(name)
-        unit = names.unit(name)
-        if interval is None:
-            missed.append(f"{names.label(name)} is unknown (limit {limit:g} {unit})")
-        elif not names.meets(name, interval.value, limit):
-            missed.append(f"{names.label(name)} {interval.value:.4g} {unit} (limit {limit:g})")
-    return missed
-
-
-def describe_error(record: RequestRecord) -> str:
-    """The cause of one failed request, in a line."""
-    status = f" {record.status}" if record.status is not None else ""
-    message = f": {record.message}" if record.message else ""
-    return f"{record.error}{status}{message}"
-
-
-def _check_metadata(settings: Settings) -> None:
-    """Keys that a result has already are found on an empty one, before anything is measured."""
-    idle = ClientHealth(0, [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    never = RepeatResult(0, "1970-01-01T00:00:00", 0.0, {}, {}, idle, None)
-    empty = RunResult("", "bench", "", "", {}, {}, {}, "", [never], {}, {})
-    metrics.legacy(empty, [[]], LegacyFields(metadata=settings.metadata, detailed=True))
-
 
 def draw_seed() -> int:
     """A seed for who gives none: small enough to be typed again."""
@@ -424,18 +371,3 @@ def _shortened(job: Any) -> Any:
     turn = job.turns[0]
     turn = msgspec.structs.replace(turn, max_tokens=min(turn.max_tokens, WARMUP_TOKENS), delay_s=0)
     return msgspec.structs.replace(job, turns=[turn], arrival_s=None)
-
-
-def _notes(workload: Workload, run: RunResult) -> list[str]:
-    """What a reader of the run has to know beside the repeats' own notes."""
-    told: Sequence[str] = getattr(workload, "notes", ())
-    notes = list(told)
-    cached = run.metrics.get("cached_token_share")
-    shared = run.workload.get("prefix_len") or workload.name in SHARING
-    limit = CACHED_CHAT if workload.endpoint == "chat" else CACHED
-    if cached is not None and cached.value > limit and not shared:
-        notes.append(
-            f"{cached.value:.0%} of the prompt tokens were in the server's prefix cache, though "
-            "these prompts are meant to share none: it may have seen them before"
-        )
-    return notes

@@ -19,8 +19,9 @@ from atom.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from atom.bench.campaign import Report, Request
     from atom.bench.live import PlainDisplay
+    from atom.bench.outcome import Report
+    from atom.bench.target import Request
 
 TOOL = "bench"
 CONTEXT = context_for(tool_settings(TOOL).values())
@@ -93,11 +94,11 @@ def run(
 
 
 def _request(recipe: str | None, flags: dict[str, Any], history: Path | None) -> Request:
-    campaign = importlib.import_module("atom.bench.campaign")
+    target = importlib.import_module("atom.bench.target")
     settings = importlib.import_module("atom.bench.settings")
     path = _recipe_path(recipe)
     resolved = resolve_tool(TOOL, path, os.environ, flags)
-    request: Request = campaign.Request(
+    request: Request = target.Request(
         settings=settings.read(resolved), recipe=path, history=history
     )
     return request

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from atom.bench import client, session
+from atom.bench import client, session, verdicts
 from atom.bench.errors import ServerUnreachable, TooManyErrors
 from atom.bench.live import QuietDisplay
 from atom.bench.points import Point
@@ -321,7 +321,7 @@ def test_missed_objectives_in_words() -> None:
     idle = ClientHealth(0, [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     repeat = RepeatResult(0, "2026-01-01T00:00:00", 0.0, {}, {}, idle, None)
     run = RunResult("", "bench", "", "", {}, {}, {}, "", [repeat], {}, {}, slo={"p99_ttft_ms": 5.0})
-    assert session.missed_objectives(run) == ["Time to first token, p99 is unknown (limit 5 ms)"]
+    assert verdicts.missed_objectives(run) == ["Time to first token, p99 is unknown (limit 5 ms)"]
 
 
 def test_a_key_the_result_has_already_is_refused_before_anything_is_sent(sent: Sent) -> None:
