@@ -31,6 +31,7 @@ from typing import Any
 import msgspec
 
 from atom.bench.client import run_load
+from atom.bench.client.worker import go_first
 from atom.bench.types import Job, Load, LoadOutcome, Target, Turn
 
 MOCK = Path(__file__).parents[1] / "tests" / "bench" / "mock_server.py"
@@ -80,15 +81,16 @@ def ours(url: str, streams: int, tokens: int, requests: int) -> LoadOutcome:
     return run_load(Target(base_url=url, model="mock"), jobs, load)
 
 
-async def aiohttp_loop(url: str, streams: int, tokens: int, requests: int) -> dict[str, float]:
-    """CPU seconds and chunks of a plain client."""
+async def aiohttp_loop(
+    url: str, streams: int, tokens: int, requests: int
+) -> tuple[float, dict[str, list[float]]]:
+    """CPU seconds of a plain client, and the moments of each prompt's chunks."""
     import aiohttp
 
     numbers = iter(range(requests))
-    chunks = 0
+    found: dict[str, list[float]] = {}
 
     async def one(session: aiohttp.ClientSession) -> None:
-        nonlocal chunks
         for number in numbers:
             body = {
                 "model": "mock",
@@ -97,32 +99,38 @@ async def aiohttp_loop(url: str, streams: int, tokens: int, requests: int) -> di
                 "stream": True,
                 "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             }
-            moments = []
+            moments = found[f"prompt {number}"] = []
             rest = b""
             async with session.post(f"{url}/v1/completions", json=body) as answer:
                 async for data in answer.content.iter_any():
                     *events, rest = (rest + data).split(b"\n\n")
                     for event in events:
                         if event.startswith(b"data: {"):
-                            msgspec.json.decode(event[6:])
-                            moments.append(time.perf_counter())
-            chunks += len(moments)
+                            now = time.perf_counter()
+                            if msgspec.json.decode(event[6:])["choices"]:
+                                moments.append(now)
 
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, read_bufsize=10 << 20) as session:
         before = time.process_time()
         await asyncio.gather(*(one(session) for _ in range(streams)))
-        return {"cpu_s": time.process_time() - before, "chunks": chunks}
+        return time.process_time() - before, found
 
 
-def lateness(outcome: LoadOutcome, truth: dict[str, list[float]]) -> list[float]:
-    late = []
-    for record in outcome.records:
-        sent = truth[f"prompt {record.index}"]
-        assert len(sent) == len(record.token_times_s), record
-        ours = (moment + outcome.started_s for moment in record.token_times_s)
-        late += [(a - b) * 1000 for a, b in zip(ours, sent, strict=True)]
-    return late
+def lateness(found: dict[str, list[float]], truth: dict[str, list[float]]) -> dict[str, Any]:
+    late = [
+        (ours - sent) * 1000
+        for prompt, moments in found.items()
+        for ours, sent in zip(moments, truth[prompt], strict=True)
+    ]
+    cuts = statistics.quantiles(late, n=1000)
+    told = {"mean": statistics.fmean(late), "p50": cuts[499], "p99": cuts[989]}
+    return {"late_ms": {**told, "max": max(late)}}
+
+
+def moments_of(outcome: LoadOutcome) -> dict[str, list[float]]:
+    start = outcome.started_s
+    return {f"prompt {r.index}": [t + start for t in r.token_times_s] for r in outcome.records}
 
 
 def cpu_per_chunk_us(outcome: LoadOutcome) -> float:
@@ -144,10 +152,11 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
     if kind == "aiohttp":
         import uvloop
 
+        go_first()  # as our workers do; one that comes late finds several chunks in a read
         asyncio.set_event_loop(loop := uvloop.new_event_loop())
-        told = loop.run_until_complete(aiohttp_loop(mock.url, *size))
-        mock.end()
-        return {"us_per_chunk": told["cpu_s"] / told["chunks"] * 1e6}
+        cpu_s, found = loop.run_until_complete(aiohttp_loop(mock.url, *size))
+        chunks = sum(map(len, found.values()))
+        return {"us_per_chunk": cpu_s / chunks * 1e6, **lateness(found, mock.end())}
     hog = None
     if kind == "disturbed":
         core = min(os.sched_getaffinity(0))
@@ -159,12 +168,9 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
         if hog is not None:
             hog.kill()
             hog.wait()
-    late = lateness(outcome, mock.end())
-    cuts = statistics.quantiles(late, n=1000)
     return {
         "us_per_chunk": cpu_per_chunk_us(outcome),
-        "late_ms": {"mean": statistics.fmean(late), "p50": cuts[499], "p99": cuts[989]},
-        "late_max_ms": max(late),
+        **lateness(moments_of(outcome), mock.end()),
         "health": msgspec.to_builtins(outcome.health),
     }
 
@@ -186,12 +192,10 @@ def main() -> int:
     print(f"{args.streams} streams, {args.tokens} chunks each, one every {args.itl_ms:g} ms")
     print(f"{'':12}{'us/chunk':>9}{'late mean':>11}{'p50':>8}{'p99':>9}{'max ms':>9}  bound")
     for kind, told in results.items():
+        late = told["late_ms"]
         row = f"{kind:12}{told['us_per_chunk']:9.1f}"
-        if "late_ms" in told:
-            late = told["late_ms"]
-            row += f"{late['mean']:11.3f}{late['p50']:8.3f}{late['p99']:9.3f}"
-            row += f"{told['late_max_ms']:9.2f}  {told['health']['bound']}"
-        print(row)
+        row += f"{late['mean']:11.3f}{late['p50']:8.3f}{late['p99']:9.3f}{late['max']:9.2f}"
+        print(row + (f"  {told['health']['bound']}" if "health" in told else ""))
     print(f"disturbed: {results['disturbed']['health']['reason']}")
     if args.out is not None:
         args.out.write_text(json.dumps(results, indent=2) + "\n")

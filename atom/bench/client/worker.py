@@ -102,7 +102,7 @@ def _die(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     os._exit(70)
 
 
-def _go_first() -> None:
+def go_first() -> None:
     """Before whoever else wants this CPU, where that is allowed (root, CAP_SYS_NICE).
 
     A client needs little of a CPU but needs it at once. Measured on two cores with three busy
@@ -126,7 +126,7 @@ def main() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    _go_first()
+    go_first()
     import uvloop
 
     loop = uvloop.new_event_loop()
