@@ -104,7 +104,8 @@ class Campaign:
             sweep_id=history.new_run_id() if several else "",
             notes=notes,
         )
-        self.display.say(f"seed {seed}{'' if self.settings.config.load.seed else ' (drawn)'}")
+        drawn = self.settings.config.load.seed is None
+        self.display.say(f"seed {seed}{' (drawn)' if drawn else ''}")
         return session
 
     def _start_server(self, store: History) -> RecipeServer:

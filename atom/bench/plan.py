@@ -8,14 +8,14 @@ from pathlib import Path
 
 from atom.bench.errors import ServerUnreachable
 from atom.bench.points import Point
-from atom.bench.session import WARMUP_SEED, draw_seed
+from atom.bench.session import draw_seed
 from atom.bench.settings import DEFAULT_URL
 from atom.bench.target import Request, ask, describe_server, make_target
-from atom.bench.types import Job, Target, Turn, Workload
+from atom.bench.types import Target, Turn
 from atom.bench.workloads import TokenSource, make_workload, needs_tokens, open_tokens, realised
 
 SHOWN = 2
-SHOWN_CHARS = 300
+SHOWN_CHARS = 160
 
 
 def lines(request: Request) -> Iterator[str]:
@@ -98,14 +98,10 @@ def _prompts(
     jobs = list(itertools.islice(workload.jobs(), point.num_requests or 1000))
     yield f"lengths    {realised(jobs)}"
     for note in getattr(workload, "notes", ()):
-        yield f"           {note}"
-    yield from _first(workload, jobs)
-    yield f"warm-up    prompts of seed {seed + WARMUP_SEED}"
-
-
-def _first(workload: Workload, jobs: list[Job]) -> Iterator[str]:
+        if not note.startswith("lengths:"):
+            yield f"           {note}"
     for job in jobs[:SHOWN]:
-        yield f"prompt {job.index}   {_shown(job.turns[0])}"
+        yield f"prompt     {job.index}: {_shown(job.turns[0])}"
 
 
 def _shown(turn: Turn) -> str:

@@ -271,7 +271,7 @@ def test_a_dry_run_sends_nothing(bench: Callable[..., Ran], server: MockServer) 
     assert ran.code == 0
     assert "concurrency 1: 2 x 4 requests" in ran.out
     assert "input 16, output 4 tokens" in ran.out
-    assert "prompt 0" in ran.out
+    assert "prompt     0: token ids " in ran.out
     assert not [body for body in server.seen if body.get("stream")]
     gone = bench("--dry-run", url="http://127.0.0.1:1")
     assert gone.code == 0
