@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from mock_behaviour import Behaviour, Fault
 from mock_server import MockServer, Truth
 
 from atom.bench.client import crew, load, pool, run_load
+from atom.bench.client.exchange import Exchange
+from atom.bench.client.http1 import Connection
 from atom.bench.errors import BenchError, ServerUnreachable
-from atom.bench.types import Job, Load, LoadOutcome, Progress, Target, Turn
+from atom.bench.types import Job, Load, LoadOutcome, Progress, RequestRecord, Target, Turn
 
 
 def jobs(tokens: int = 5, turns: int = 1, chat: bool = False, delay_s: float = 0) -> Iterator[Job]:
@@ -149,6 +152,38 @@ def test_a_stale_connection_is_no_error(after: int) -> None:
     outcome, truth = measure(Load(concurrency=2, num_requests=12), close_after=after)
     assert all(r.error is None for r in outcome.records)
     assert len([t for t in truth if t.outcome == "ok"]) == 12
+
+
+def test_connections_that_end_while_idle_are_replaced() -> None:
+    arrivals = [0.0, 0.15, 0.3]
+    outcome, truth = measure(Load(arrivals_s=arrivals), idle_close_ms=20.0)
+    assert [r.error for r in outcome.records] == [None] * 3
+    assert len(truth) == 3
+
+
+@pytest.mark.parametrize(
+    ("after_s", "used", "error"), [(0.1, 2, None), (2, 2, "connect"), (0.1, 1, "connect")]
+)
+def test_only_a_prompt_loss_of_a_used_connection_is_stale(
+    after_s: float, used: int, error: str | None
+) -> None:
+    """A server that thinks for two seconds and then dies has seen the request."""
+
+    class Lost:
+        def __init__(self) -> None:
+            self.used = used
+
+        def send(self, request: bytes, sink: Exchange) -> None:
+            sink.on_written(100.0)
+
+    async def run() -> Exchange:
+        one = Exchange(RequestRecord(index=0), 90.0, False, lambda count: None)
+        one.send(b"", cast(Connection, Lost()), 600.0)
+        one.on_lost(100.0 + after_s, "reset", False)
+        assert await one.done == ("stale" if error is None else "ended")
+        return one
+
+    assert asyncio.run(run()).record.error == error
 
 
 def test_the_form_of_the_stream_does_not_matter() -> None:

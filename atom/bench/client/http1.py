@@ -1,7 +1,7 @@
 """HTTP/1.1 connections for the measured requests: timestamps first, parsing after.
 
-aiohttp does the errands (probe, metrics). Streams are read by a plain asyncio protocol and httptools:
-a chunk then costs 8 us of CPU instead of 18.5 (128 streams, uvloop, an idle machine;
+aiohttp does the errands (probe, metrics). Streams are read by a plain asyncio protocol and
+httptools: a chunk then costs 8 us of CPU instead of 18.5 (128 streams, uvloop, an idle machine;
 benchmarks/bench_client.py measures both), and its moment does not wait for a task to wake.
 
 All bytes of all sockets go, with their moment, into one `Backlog`, which is worked off a slice at a

@@ -160,7 +160,8 @@ class _Run:
                 member.on_tick(message, self._now())
             case wire.Ended(records):
                 self._records += records
-                self._recent += records
+                if self._on_progress is not None:
+                    self._recent += records
                 self._answered = self._answered or any(r.error != "connect" for r in records)
             case wire.Final():
                 member.final = message
