@@ -95,9 +95,13 @@
       .filter((run) => plotted(run, x, y))
       .map((run) => [Atom.value(run, x), Atom.value(run, y), run]);
 
-  function frontSeries(list, x, y) {
-    const front = Atom.pareto(points(list, x, y), lowerX(x));
-    return {
+  // A front for each model and shape: points of other work are no better choice, only other work.
+  const work = (curve) => JSON.stringify([curve.list[0].model, curve.list[0].shape]);
+  const fronts = (list, x, y) =>
+    [...Atom.group(list, work).values()].map((curves) => Atom.pareto(points(curves, x, y), lowerX(x)));
+
+  const frontSeries = (list, x, y) =>
+    fronts(list, x, y).map((front) => ({
       type: "line",
       silent: true,
       z: 1,
@@ -105,8 +109,7 @@
       step: lowerX(x) ? "end" : "start",
       data: front.map((p) => [p[0], p[1]]),
       lineStyle: { color: style("--muted"), width: 1, type: [2, 3] },
-    };
-  }
+    }));
 
   function paretoFigure(state, set, dropped) {
     const xs = known(X),
@@ -115,10 +118,11 @@
       y = pick(ys, state.y);
     const visible = () => set.filter((c) => !hidden.has(c.key));
     const all = points(set, x, y);
-    const front = new Set(Atom.pareto(all, lowerX(x)).map((p) => p[2]));
+    const found = fronts(set, x, y);
+    const front = new Set(found.flat().map((p) => p[2]));
     const cpu = set.some((c) => c.list.some((run) => !run.gpus));
     const notes = [
-      `Ringed points and dotted line: the Pareto front, ${front.size} of ${all.length} points. Whiskers: 95 % intervals.`,
+      `Ringed points and dotted line: the Pareto front${found.length > 1 ? " of each model and ISL/OSL" : ""}, ${front.size} of ${all.length} points. Whiskers: 95 % intervals.`,
     ];
     if (cpu && y.endsWith("_per_device"))
       notes.push("Runs without a GPU, or of unknown GPU count, take the whole machine as one device.");
@@ -163,7 +167,7 @@
           x: { name: xn, min: lowerX(x) ? 0 : undefined },
           y: log ? { name: yn, type: "log" } : { name: yn, min: 0, scale: false },
           series: [
-            frontSeries(visible(), x, y),
+            ...frontSeries(visible(), x, y),
             ...visible().flatMap((c) => drawn(c, x, y, width > 560, front)),
           ],
         }),
