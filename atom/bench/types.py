@@ -190,7 +190,7 @@ class Interval(msgspec.Struct):
 
 
 class RepeatResult(msgspec.Struct):
-    """One pass, summarised: `metrics` by name (see `atom.bench.metrics.NAMES`), None: unknown."""
+    """One pass, summarised: `metrics` by name (see `atom.bench.names`), None: unknown."""
 
     seed: int
     started_at: str  # ISO 8601, UTC
