@@ -27,7 +27,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @app.callback()
 def _root() -> None:
-    """The run history as pages: performance, trade-offs, trends, data, accuracy."""
+    """Build or serve the dashboard of the run history: performance, trade-offs, trends, accuracy."""
 
 
 @app.command()
