@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "bench
 from noisy_runs import noisy_run
 
 from atom.bench.compare import Point, Series, changepoints, compare, gate
-from atom.bench.compare.stats import wilson
+from atom.bench.quantiles import wilson
 from atom.bench.types import RunResult
 
 NIGHTS = 60
@@ -66,7 +66,7 @@ def _cell(value: Any) -> str:
 
 
 def _share(hits: int, trials: int) -> list[float]:
-    return [hits / trials, *wilson(hits, trials, 0.95)]
+    return [hits / trials, *wilson(hits / trials, trials, 0.95)]
 
 
 def comparisons(trials: int) -> Iterator[dict[str, Any]]:

@@ -120,8 +120,8 @@ class MockServer:
 
     def stop(self) -> None:
         """From any thread, or a signal's handler."""
+        os.eventfd_write(self._wake, 1)  # first: the thread closes it once it sees the flag
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
 
     def _fire(self) -> float:
         """Take every step that is due; seconds until the next one."""

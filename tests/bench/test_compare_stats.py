@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from atom.bench.compare import stats
 from atom.bench.compare.stats import Estimate, Part
+from atom.bench.quantiles import wilson
 
 COUNTS = st.integers(1, 60)
 
@@ -72,7 +73,9 @@ def test_wilsons_interval_is_scipys(data: st.DataObject, count: int) -> None:
 
     hits = data.draw(st.integers(0, count))
     expected = binomtest(hits, count).proportion_ci(0.9, method="wilson")
-    assert stats.wilson(hits, count, 0.9) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert wilson(hits / count, count, 0.9) == pytest.approx(
+        (expected.low, expected.high), abs=1e-9
+    )
 
 
 def test_newcombes_interval_is_the_one_of_his_table() -> None:

@@ -10,7 +10,6 @@ import pytest
 from fake_load import noisy_run, outcome, request
 
 from atom.bench.metrics import MetricOptions, combine, precision, summarize
-from atom.bench.metrics.intervals import wilson
 from atom.bench.types import Interval, RepeatResult, RequestRecord
 
 OPTIONS = MetricOptions(closed=True)
@@ -90,14 +89,6 @@ def test_no_failure_does_not_prove_a_rate_of_zero() -> None:
     rate = measure([[request(i) for i in range(100)]] * 4)["error_rate"]
     assert rate.value == rate.low == 0
     assert rate.high == pytest.approx(0.0095, abs=0.0002)  # Wilson, 0 of 400
-
-
-def test_wilson_by_its_equation() -> None:
-    for share, count in ((0.0, 10), (0.5, 20), (0.97, 100), (1.0, 5)):
-        for bound in wilson(share, count, 0.05):
-            if bound not in (0.0, share, 1.0):  # |p - bound| = z sqrt(bound (1 - bound) / n)
-                spread = 1.959964 * math.sqrt(bound * (1 - bound) / count)
-                assert abs(share - bound) == pytest.approx(spread, rel=1e-5)
 
 
 def test_half_width_is_students() -> None:

@@ -1,7 +1,7 @@
 """HTTP/1.1 connections for the measured requests: timestamps first, parsing after.
 
 aiohttp does the errands (probe, metrics). Streams are read by a plain asyncio protocol and
-httptools: a chunk then costs 13 to 17 us of CPU instead of 20 to 33 where each one is a wake-up of
+httptools: a chunk then costs 13 to 20 us of CPU instead of 20 to 33 where each one is a wake-up of
 its own (benchmarks/bench_client.py), 8 instead of 18.5 where a server sends to all streams at once,
 and its moment does not wait for a task to wake.
 

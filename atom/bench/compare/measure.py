@@ -19,10 +19,10 @@ from atom.bench.compare.stats import (
     pooled,
     scaled,
     share_difference,
-    t_quantile,
     total,
     variance,
 )
+from atom.bench.quantiles import t_quantile
 from atom.bench.types import Interval, RunResult
 
 MAX_REPEATS = 50  # what is ever recommended

@@ -13,6 +13,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from atom.bench.quantiles import t_quantile, wilson
+
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
 
@@ -48,12 +50,6 @@ def t_tail(t: float, df: float) -> float:
     from scipy.special import ndtr, stdtr
 
     return float(ndtr(-t) if math.isinf(df) else stdtr(df, -t))
-
-
-def t_quantile(p: float, df: float) -> float:
-    from scipy.special import ndtri, stdtrit
-
-    return float(ndtri(p) if math.isinf(df) else stdtrit(df, p))
 
 
 def variance(values: Sequence[float]) -> Part:
@@ -121,23 +117,13 @@ def share_difference(
 ) -> tuple[float, float]:
     """Newcombe's interval (1998, method 10) of b's share less a's; sound at 0 and 1 too."""
     pa, pb = a_hits / a_count, b_hits / b_count
-    low_a, high_a = wilson(a_hits, a_count, confidence)
-    low_b, high_b = wilson(b_hits, b_count, confidence)
+    low_a, high_a = wilson(pa, a_count, confidence)
+    low_b, high_b = wilson(pb, b_count, confidence)
     difference = pb - pa
     return (
         difference - math.hypot(pb - low_b, high_a - pa),
         difference + math.hypot(high_b - pb, pa - low_a),
     )
-
-
-def wilson(hits: int, count: int, confidence: float) -> tuple[float, float]:
-    """Wilson's interval of a share."""
-    z = t_quantile(0.5 + confidence / 2, math.inf)
-    share = hits / count
-    centre = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def fisher_p(a_hits: int, a_count: int, b_hits: int, b_count: int) -> float:

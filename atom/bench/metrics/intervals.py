@@ -30,6 +30,7 @@ from atom.bench.metrics.samples import latencies, split
 from atom.bench.metrics.statistics import Array, Sample, Sorted, describe, percentile, pool
 from atom.bench.metrics.summary import Slices, find_window
 from atom.bench.names import LATENCIES, latency, percentile_name
+from atom.bench.quantiles import t_quantile, wilson
 from atom.bench.types import Interval, RepeatResult, RequestRecord
 
 COUNTS = ("completed", "failed", "total_input_tokens", "total_output_tokens")
@@ -104,10 +105,8 @@ def _half_width(values: Array, alpha: float) -> float:
     """Student's t on the repeats' values; 0 for a single one, which tells nothing."""
     if len(values) < 2:
         return 0.0
-    from scipy.special import stdtrit
-
     error = values.std(ddof=1) / np.sqrt(len(values))
-    return float(stdtrit(len(values) - 1, 1 - alpha / 2) * error)
+    return float(t_quantile(1 - alpha / 2, len(values) - 1) * error)
 
 
 class Pooled(NamedTuple):
@@ -149,22 +148,11 @@ def _shares(
             (r.metrics.get("completed") or 0) + (r.metrics.get("failed") or 0) for r in repeats
         ]
         value = float(np.average([r.metrics[name] or 0.0 for r in repeats], weights=weights))
-        low, high = wilson(value, everyone, alpha)
+        low, high = wilson(value, everyone, 1 - alpha)
         half = (made[name].high - made[name].value) if len(repeats) > 1 else 0.0
         low, high = min(low, value - half), max(high, value + half)
         shares[name] = Interval(value, max(low, 0.0), min(high, 1.0))
     return shares
-
-
-def wilson(share: float, count: float, alpha: float) -> tuple[float, float]:
-    """Wilson's score interval of a binomial share (E. B. Wilson, 1927)."""
-    from scipy.special import ndtri
-
-    z2 = float(ndtri(1 - alpha / 2)) ** 2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    spread = z2 * (share * (1 - share) / count + z2 / (4 * count**2))
-    half = float(np.sqrt(spread)) / (1 + z2 / count)
-    return max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0)
 
 
 def _derived(made: Mapping[str, Interval], options: MetricOptions) -> dict[str, Interval]:
