@@ -27,7 +27,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @app.callback()
 def _root() -> None:
-    """Build or serve the dashboard of the run history."""
+    """Build or serve the dashboard of the run history.
 
     Static pages: performance, trade-offs, trends, data and traces, accuracy.
     """
