@@ -92,7 +92,9 @@ class Point:
         Raises `BenchError` where a number that the user `asked` for is more than there is.
         """
         length = workload.length
-        if length is None or (self.num_requests is not None and self.num_requests <= length):
+        count = self.num_requests
+        # A timed run ends with its time, or with the data set.
+        if length is None or (self.duration_s if count is None else count <= length):
             return self
         if asked and self.num_requests is not None:
             raise BenchError(
@@ -116,7 +118,8 @@ class Point:
         spec = self.arrivals
         if spec is None:
             spec = trace_arrivals(workload, self.time_scale)  # type: ignore[arg-type]
-        times = arrival_times(spec, seed, self.num_requests, self.duration_s)
+        count = self.num_requests if self.num_requests is not None else workload.length
+        times = arrival_times(spec, seed, count, self.duration_s)
         return Load(
             arrivals_s=times,
             max_in_flight=self.max_in_flight,

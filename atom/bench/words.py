@@ -56,7 +56,8 @@ def describe_load(load: Mapping[str, Any]) -> str:
     if load.get("concurrency") is not None:
         return f"closed loop, {load['concurrency']} in flight"
     if load.get("mode") == "trace":
-        return f"trace replay at {level(float(load.get('time_scale', 1.0)))} times its speed"
+        # `time_scale` multiplies the times: half the times are twice the speed.
+        return f"trace replay at {level(1 / float(load.get('time_scale', 1.0)))} times its speed"
     rate = load.get("request_rate")
     if rate in ("inf", None):
         return "open loop, all at once"

@@ -154,7 +154,11 @@ def test_a_point_fits_its_workload(length: int | None) -> None:
         with pytest.raises(BenchError, match="--num-prompts 16: the data set jsonl has 3"):
             point.fit(Finite(length), asked=True)
     timed = Point(concurrency=2, duration_s=1.0).fit(Finite(length), asked=False)
-    assert timed.num_requests == length
+    assert timed.num_requests is None
+    rate = Point(arrivals=points.open_point("10", 1.0, None).arrivals, duration_s=2.0)
+    assert len(rate.load(Finite(length), seed=1).arrivals_s or ()) == min(length or 20, 20)
+    trace = Point().fit(Finite(3), asked=False)
+    assert trace.num_requests == 3
 
 
 def test_the_stronger_source_decides_between_open_and_closed(tmp_path: Path) -> None:
