@@ -1,8 +1,9 @@
 """The load client: sends a workload to a server and says when everything happened.
 
 `run_load` is the door. The parent hands out jobs (`load`, `crew`), worker processes send them and
-take the moments (`worker`, `runner`, `courier`, `exchange`, `http1`, `tally`), `health` judges
-whether the client itself got in the way. `probe`, `scrape` and `profile` are errands beside it.
+take the moments (`worker`, `runner`, `courier`, `exchange`, `connections`, `arrival`, `http1`,
+`tally`), `health` judges whether the client itself got in the way. `probe`, `scrape` and `profile`
+are errands beside it.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from atom.bench.client import wire
 from atom.bench.client.body import request_body
+from atom.bench.client.connections import Pool
 from atom.bench.client.exchange import Exchange
-from atom.bench.client.http1 import Backlog, Pool, reason
+from atom.bench.client.http1 import reason
 from atom.bench.client.timer import ExactTimer
 from atom.bench.types import RequestRecord
 
@@ -27,14 +28,18 @@ class Courier:
         self._timer = timer
         self._on_tokens = on_tokens
         self._on_end = on_end
-        self._pool = Pool(setup.server, Backlog(asyncio.get_running_loop()))
+        self._pool = Pool(setup.server, asyncio.get_running_loop())
+        self.clock = self._pool.clock
         self.base_s = 0.0
 
     def close(self) -> None:
         self._pool.close()
 
-    async def job(self, task: wire.Task, intended_s: float, dispatched_s: float) -> None:
-        """All turns of a job; the first that fails is the last. Cancelled: gives up the request."""
+    async def job(self, task: wire.Task, intended_s: float, dispatched_s: float) -> float:
+        """All turns of a job; the first that fails is the last. Cancelled: gives up the request.
+
+        Returns when the last answer's last byte arrived, or its failure.
+        """
         setup = self._setup
         body = task.body
         answers: list[str] = []
@@ -57,9 +62,10 @@ class Courier:
             goes_on = number + 1 < len(task.turns)
             one = await self._request(record, body, setup.keep_text or goes_on)
             if record.error is not None:
-                return
+                break
             answers.append("".join(one.tally.texts or ()))
             intended_s = record.ended_s
+        return one.over_s - self.base_s
 
     async def _request(self, record: RequestRecord, body: bytes, keep_text: bool) -> Exchange:
         request = self._setup.server.head + b"%d\r\n\r\n" % len(body) + body

@@ -32,6 +32,7 @@ class Exchange:
         self.tally = Tally(record, base_s, keep_text)
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[Outcome] = self._loop.create_future()
+        self.over_s = 0.0  # perf_counter: its last byte arrived, or its failure
         self._base = base_s
         self._on_tokens = on_tokens
         self._connection: Connection | None = None
@@ -95,6 +96,7 @@ class Exchange:
         except Failed as error:
             self._fail(now, error.kind, str(error))
             return
+        self.over_s = now
         self._resolve("ended")
 
     def on_lost(self, now: float, error: str, answered: bool) -> None:
@@ -133,6 +135,7 @@ class Exchange:
         record = self.record
         record.error, record.message = kind, message
         record.ended_s = now - self._base
+        self.over_s = now
         self._resolve("ended")
 
     def _drop(self) -> None:

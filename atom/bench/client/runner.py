@@ -40,7 +40,7 @@ class Runner:
         self._free: list[float] = []  # closed loop, a heap: since when each place is free
         self._blocked = False  # open loop: a due job waits for a place
         self._unblocked_s = 0.0  # when a place last became free
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[float]] = set()
         self._outbox: deque[RequestRecord] = deque()
         self._low = 0
         self._asked = False  # the parent has been told that jobs run short
@@ -103,6 +103,8 @@ class Runner:
             self._chunks,
             meter.lags_s,
             meter.send_delays_s,
+            self._courier.clock.kernel,
+            self._courier.clock.client,
         )
         self._courier.close()
         while self._outbox:
@@ -176,11 +178,12 @@ class Runner:
         self._tasks.add(task)
         task.add_done_callback(self._on_job_end)
 
-    def _on_job_end(self, task: asyncio.Task[None]) -> None:
+    def _on_job_end(self, task: asyncio.Task[float]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error  # a bug of ours: the worker ends with it
-        now = self._unblocked_s = self._now()
+        # The place is free since the answer's end arrived: what we needed to see that is our delay.
+        now = self._unblocked_s = self._now() if task.cancelled() else task.result()
         if not self._setup.open_loop and len(self._tasks) + len(self._free) < (self._places or 0):
             heapq.heappush(self._free, now + REST_S if self._rest else now)
         self._schedule()

@@ -108,6 +108,8 @@ class Final(msgspec.Struct, frozen=True, tag=True):
     chunks: int
     lags_s: list[float]
     send_delays_s: list[float]
+    kernel_reads: int = 0  # whose moment is the kernel's
+    client_reads: int = 0  # whose moment is when we got to them
 
 
 ToWorker = Setup | Task | Start | Refill | Places | Stop | Finish
