@@ -151,7 +151,6 @@ class EngineClient:
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._next_call = 0
         self._ready = asyncio.Event()
-        self._last_words: str | None = None
         self._heard = asyncio.Event()  # the core's last words, if it had any
         self._ending = False
         self._directory: Path | None = None
@@ -309,11 +308,14 @@ class EngineClient:
                 case EngineInfo():
                     self._info = message
                     self._ready.set()
-                case CoreFailed(reason):
-                    self._last_words = reason
+                case CoreFailed(reason, status):
                     self._heard.set()
-                    what = "has failed" if self._ready.is_set() else "could not start"
-                    self._die(EngineDeadError(f"the engine {what}: {reason}"))
+                    started = self._ready.is_set()
+                    what = "has failed" if started else "could not start"
+                    error = EngineDeadError(f"the engine {what}: {reason}")
+                    if not started:  # told, because a slow process may take a while to end
+                        error.exit_code = status
+                    self._die(error)
 
     def _take_outputs(self, outputs: CoreOutputs) -> None:
         if outputs.stats is not None:

@@ -216,11 +216,12 @@ def main(argv: list[str]) -> int:
         _serve(directory, inbox, outbox)
     except AtomError as error:
         status = error.exit_code
-        outbox.send(wire.encode(CoreFailed(str(error))))
+        outbox.send(wire.encode(CoreFailed(str(error), status)))
     except Exception as error:
         status = EngineDeadError.exit_code
         log.exception("the engine core failed")
-        outbox.send(wire.encode(CoreFailed(f"{type(error).__name__}: {error}".splitlines()[0])))
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        outbox.send(wire.encode(CoreFailed(reason, status)))
     finally:
         inbox.close()
         outbox.close()

@@ -143,9 +143,10 @@ class EngineInfo(msgspec.Struct, tag="ready", array_like=True):
 
 
 class CoreFailed(msgspec.Struct, tag="failed", array_like=True):
-    """The core's last words: it ends after sending this."""
+    """The core's last words: it ends after sending this, with `status` as its exit status."""
 
     message: str
+    status: int
 
 
 FromCore = CoreOutputs | UtilityReply | EngineInfo | CoreFailed
