@@ -150,6 +150,7 @@ class ClientHealth(msgspec.Struct):
     machine_cpu_share: float  # all cores, everybody's processes, 0 to 1
     bound: bool = False  # the verdict
     reason: str = ""  # one sentence: why, or how far from it
+    arrival_clock: str = ""  # whose moments of arrival: "kernel" or "client"; "" unknown
 
 
 class Progress(NamedTuple):

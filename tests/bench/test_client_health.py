@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from time import perf_counter, process_time
 
 import numpy as np
@@ -23,13 +24,18 @@ def final(
     lag_ms: float = 0.1,
     delay_ms: float = 0.1,
     elapsed: float = 10.0,
+    kernel: int = 0,
+    client: int = 0,
 ) -> Final:
     share = [lag_ms / 1000] * 5 + [0.0] * 95  # the worst 5 % of the ticks
-    return Final(elapsed, cpu * elapsed, waited * elapsed, 1000, share, [delay_ms / 1000] * 10)
+    delays = [delay_ms / 1000] * 10
+    return Final(elapsed, cpu * elapsed, waited * elapsed, 1000, share, delays, kernel, client)
 
 
-def records(gap_ms: float) -> list[RequestRecord]:
-    return [RequestRecord(index=0, token_times_s=[i * gap_ms / 1000 for i in range(20)])]
+def records(gap_ms: float, ttft_ms: float = 100.0) -> list[RequestRecord]:
+    """Ten requests of 2 s."""
+    times = [ttft_ms / 1000 + i * gap_ms / 1000 for i in range(20)]
+    return [RequestRecord(index=i, token_times_s=times, ended_s=2.0) for i in range(10)]
 
 
 @pytest.mark.parametrize(
@@ -43,23 +49,34 @@ def records(gap_ms: float) -> list[RequestRecord]:
         (final(lag_ms=2.1), 20, False, r"lag p99 2\.1 ms \(limit 2\.0\)"),
         (final(lag_ms=4.9), 100, False, None),
         (final(lag_ms=5.1), 100, False, r"lag p99 5\.1 ms \(limit 5\.0, 5% of the 100 ms"),
-        (final(delay_ms=11), 20, True, "11 ms .p99. after their arrival"),
-        (final(delay_ms=11), 20, False, None),
-        (final(delay_ms=11), 400, True, None),
+        # Of the median TTFT, 100 ms.
+        (final(delay_ms=5.1), 20, True, r"5 ms .p99. after their arrival .limit 5"),
+        (final(delay_ms=4.9), 20, True, None),
+        # Of the 2 s that a request takes; half of the delays are those of the other worker.
+        (final(delay_ms=38), 20, False, None),
+        (final(delay_ms=42), 20, False, "places stood empty 2% of the time"),
+        # Moments by the kernel: lag only merges chunks, and waiting is judged by the lag.
+        (final(kernel=1000, lag_ms=9.9), 20, False, None),
+        (final(kernel=1000, lag_ms=10.1), 20, False, r"limit 10\.0, 50% of the 20 ms"),
+        (final(kernel=1000, lag_ms=2.1), 3, False, r"lag p99 2\.1 ms \(limit 2\.0\)"),
+        (final(kernel=1000, cpu=0.4, waited=0.5), 20, False, None),
+        (final(kernel=1000, cpu=0.71), 20, False, "busy 71% of the time .limit 70%.;"),
+        (final(kernel=1000, delay_ms=5.1), 20, True, "after their arrival"),
+        (final(kernel=990, client=10, lag_ms=5), 20, False, None),
+        (final(kernel=980, client=20, lag_ms=5), 20, False, "lag p99 5.*times: client"),
     ],
 )
 def test_each_limit_flips_the_verdict(
     one: Final, gap_ms: float, open_loop: bool, reason: str | None
 ) -> None:
     health = judge([final(), one], records(gap_ms), 0.3, open_loop)
-    assert health.bound == (reason is not None)
+    assert health.bound == (reason is not None), health.reason
     assert health.reason
     if reason is not None:
-        import re
-
         assert re.search(reason, health.reason), health.reason
     assert health.workers == 2
     assert health.chunks_per_s == 200
+    assert health.reason.endswith(f"arrival times: {health.arrival_clock}")
 
 
 def test_a_crowded_machine_is_named() -> None:

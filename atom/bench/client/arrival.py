@@ -16,10 +16,8 @@ from time import perf_counter, time
 # Linux's SO_TIMESTAMPNS_OLD: two longs. The socket module has no name for it.
 _OPTION = 35
 _STAMP = struct.Struct("ll")
+_unpack = _STAMP.unpack_from
 NOTES_SIZE = socket.CMSG_SPACE(_STAMP.size)
-# A reading of both clocks counts if nothing came between them; three times the best one where
-# reading a clock is slow.
-_PAIR_S = 5e-6
 # Both clocks run at one rate on Linux (NTP slews them alike), so their distance changes by steps
 # only; floats of wall-clock time resolve 0.24 us.
 _STEP_S = 20e-6
@@ -38,26 +36,23 @@ def ask_for_stamps(sock: socket.socket) -> bool:
 class ArrivalClock:
     """Turns the stamps, which are of wall-clock time, into moments; counts how many it could.
 
-    The distance of the clocks is taken anew with every read. A step of the wall clock (somebody
-    sets it) makes stamps of before the step wrong after it, and nobody tells a read which side of
-    it the stamp is from. So once a step is seen, what seems to have come before that falls back to
-    now, and so does what seems to come from the future: after a step forwards old stamps look old,
-    after a step backwards they look late. One that passes nevertheless (a step back by less than
-    the bytes waited) is wrong by less than falling back would be.
+    The distance of the clocks is checked with every read. A step of the wall clock (somebody sets
+    it) makes stamps of before the step wrong after it, and nobody tells a read which side of it the
+    stamp is from. So once a step is seen, what seems to have come before that falls back to now,
+    and so does what seems to come from the future: after a step forwards old stamps look old, after
+    a step backwards they look late. One that passes nevertheless (a step back by less than the
+    bytes waited) is wrong by less than falling back would be.
     """
 
     def __init__(self) -> None:
         self.kernel = 0  # reads with a usable stamp
         self.client = 0  # reads without
-        self._distance = 0.0
-        self._pair_s = _PAIR_S
+        self._distance = _distance()
         self._trusted_s = 0.0  # stamps of before this may be from another setting of the clock
         # The kernel begins to stamp when the first socket asks for it, not quite at once: this one
         # asks before a connection does.
         self._first = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.supported = ask_for_stamps(self._first)
-        width, self._distance = min(_distance() for _ in range(20))
-        self._pair_s = max(_PAIR_S, 3 * width)
 
     def close(self) -> None:
         self._first.close()
@@ -68,29 +63,33 @@ class ArrivalClock:
         `floor_s`: the previous read of this socket, or when its request was sent. An older stamp is
         no arrival of these bytes (a packet that overtook a lost one was not readable then).
         """
-        before = perf_counter()
         wall = time()
         now = perf_counter()
-        # If we were interrupted between the two, the distance of the previous read holds.
-        if now - before <= self._pair_s:
-            distance = wall - (before + now) / 2
-            if abs(distance - self._distance) > _STEP_S:
-                self._trusted_s = now
-                self._distance = distance
-        for level, kind, data in notes:
-            if kind == _OPTION and level == socket.SOL_SOCKET:
-                seconds, nanoseconds = _STAMP.unpack_from(data)
-                moment: float = seconds - self._distance + nanoseconds * 1e-9
-                if floor_s <= moment <= now and moment >= self._trusted_s:
-                    self.kernel += 1
-                    return moment
+        if not -_STEP_S < wall - now - self._distance < _STEP_S:
+            self._on_step(now)
+        if notes and notes[0][1] == _OPTION:  # nothing else was asked for
+            seconds, nanoseconds = _unpack(notes[0][2])
+            moment: float = seconds - self._distance + nanoseconds * 1e-9
+            if floor_s <= moment <= now and moment >= self._trusted_s:
+                self.kernel += 1
+                return moment
         self.client += 1
         return now
 
+    def _on_step(self, now: float) -> None:
+        """Or we were interrupted between the readings of the two clocks."""
+        distance = _distance()
+        if abs(distance - self._distance) > _STEP_S:
+            self._distance = distance
+            self._trusted_s = now
 
-def _distance() -> tuple[float, float]:
-    """How long reading both clocks took, and how far apart they are."""
-    before = perf_counter()
-    wall = time()
-    after = perf_counter()
-    return after - before, wall - (before + after) / 2
+
+def _distance() -> float:
+    """Of the two clocks: the one of several readings that nothing came between."""
+    readings = []
+    for _ in range(10):
+        before = perf_counter()
+        wall = time()
+        after = perf_counter()
+        readings.append((after - before, wall - (before + after) / 2))
+    return min(readings)[1]

@@ -13,7 +13,7 @@ import ssl
 from time import perf_counter
 
 from atom.bench.client.arrival import NOTES_SIZE, ArrivalClock, ask_for_stamps
-from atom.bench.client.http1 import Backlog, Connection, reason
+from atom.bench.client.http1 import AT_ONCE_S, Backlog, Connection, reason
 from atom.bench.client.wire import Server
 
 CONNECT_TIMEOUT_S = 30.0
@@ -32,6 +32,8 @@ class PlainConnection(Connection):
         self._loop = pool.loop
         self._clock = pool.clock
         self._buffer = pool.buffer
+        self._into = (pool.buffer,)
+        self._read = sock.recvmsg_into
         self._rest = memoryview(b"")  # of the request
         self.alive = True
         self._loop.add_reader(self._fd, self._on_readable)
@@ -56,10 +58,9 @@ class PlainConnection(Connection):
         self._pool.forget(self)
 
     def _on_readable(self) -> None:
-        buffer = self._buffer
         now = perf_counter()  # before: what this read does not bring arrives later
         try:
-            size, notes, _, _ = self._sock.recvmsg_into((buffer,), NOTES_SIZE)
+            size, notes, _, _ = self._read(self._into, NOTES_SIZE)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -71,7 +72,7 @@ class PlainConnection(Connection):
         moment = self._clock.moment(notes, self.floor_s)
         # If the buffer is full more may be waiting, and have arrived before now.
         self.floor_s = now if size < READ_BYTES else moment
-        self.backlog.add(self, now, moment, buffer[:size])
+        self.backlog.add(self, moment, self._buffer[:size])
 
     def _on_writable(self) -> None:
         now = perf_counter()
@@ -119,9 +120,8 @@ class TlsConnection(Connection, asyncio.Protocol):
         self.alive = True
 
     def data_received(self, data: bytes) -> None:
-        now = perf_counter()
         self._clock.client += 1
-        self.backlog.add(self, now, now, data)
+        self.backlog.add(self, perf_counter(), data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.alive = False
@@ -147,8 +147,9 @@ class Pool:
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.backlog = Backlog(loop)
         self.clock = ArrivalClock()
+        stamped = self.clock.supported and not server.tls
+        self.backlog = Backlog(loop, AT_ONCE_S if stamped else 0.0)
         self.buffer = bytearray(READ_BYTES)  # every read goes through it
         self._server = server
         self._idle: list[Connection] = []

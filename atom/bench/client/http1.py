@@ -24,6 +24,9 @@ import httptools
 
 SLICE = 24  # reads that are worked off between two polls: about 0.2 ms
 SAME_POLL_S = 20e-6  # a read so soon after another comes from the same poll: there may be more
+# For so long after a poll, reads are parsed as they come if the kernel tells when they arrived: a
+# round of the loop for them costs more than the parsing, and they hold up nothing but timers.
+AT_ONCE_S = 0.3e-3
 
 
 class Sink(Protocol):
@@ -46,25 +49,30 @@ class Keeper(Protocol):
 class Backlog:
     """Reads that have a moment but are not parsed yet.
 
-    A read that comes alone is parsed at once: putting it off costs another round of the loop.
+    A read that comes alone is parsed at once: putting it off costs another round of the loop. So
+    are those of the first `at_once_s` after a poll.
     """
 
-    __slots__ = ("_free_s", "_loop", "_reads", "_scheduled")
+    __slots__ = ("_at_once_s", "_free_s", "_loop", "_poll_s", "_reads", "_scheduled")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, at_once_s: float) -> None:
         self._loop = loop
+        self._at_once_s = at_once_s
+        self._poll_s = 0.0  # when the latest poll's first read came, as far as it shows
         self._reads: deque[tuple[Connection, float, bytes | bytearray | None, str]] = deque()
         self._scheduled = False
         self._free_s = 0.0  # when the last read was dealt with
 
-    def add(
-        self, connection: Connection, now: float, moment: float, data: bytes | bytearray
-    ) -> None:
-        """What was read at `now` and arrived at `moment`."""
-        if not self._scheduled and now - self._free_s > SAME_POLL_S:
-            connection.on_data(moment, data)
-            self._free_s = perf_counter()
-            return
+    def add(self, connection: Connection, moment: float, data: bytes | bytearray) -> None:
+        """What was read just now and arrived at `moment`."""
+        now = perf_counter()
+        if not self._scheduled:
+            if now - self._free_s > SAME_POLL_S:
+                self._poll_s = now
+            if now - self._poll_s <= self._at_once_s:
+                connection.on_data(moment, data)
+                self._free_s = perf_counter()
+                return
         self._free_s = now
         self._later((connection, moment, data, ""))
 
@@ -90,6 +98,7 @@ class Backlog:
             self._loop.call_soon(self._work)
         else:
             self._scheduled = False
+            self._poll_s = perf_counter()  # the next reads are of a new one
 
 
 class Connection:
