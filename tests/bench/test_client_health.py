@@ -32,10 +32,17 @@ def final(
     return Final(elapsed, cpu * elapsed, waited * elapsed, 1000, share, delays, kernel, client)
 
 
-def records(gap_ms: float, ttft_ms: float = 100.0) -> list[RequestRecord]:
-    """Ten requests of 2 s."""
-    times = [ttft_ms / 1000 + i * gap_ms / 1000 for i in range(20)]
-    return [RequestRecord(index=i, token_times_s=times, ended_s=2.0) for i in range(10)]
+def records(gap_ms: float, late_ms: float = 0.0) -> list[RequestRecord]:
+    """Ten requests of 2 s with a TTFT of 100 ms; those that follow others begin late."""
+    found = []
+    for index in range(10):
+        start = 2.0 * (index // 5)
+        sent = start + (late_ms / 1000 if start else 1.0)
+        times = [start + 0.1 + i * gap_ms / 1000 for i in range(20)]
+        record = RequestRecord(index=index, token_times_s=times, ended_s=start + 2.0)
+        record.intended_s, record.dispatched_s = start, sent
+        found.append(record)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -52,9 +59,7 @@ def records(gap_ms: float, ttft_ms: float = 100.0) -> list[RequestRecord]:
         # Of the median TTFT, 100 ms.
         (final(delay_ms=5.1), 20, True, r"5 ms .p99. after their arrival .limit 5"),
         (final(delay_ms=4.9), 20, True, None),
-        # Of the 2 s that a request takes; half of the delays are those of the other worker.
-        (final(delay_ms=38), 20, False, None),
-        (final(delay_ms=42), 20, False, "places stood empty 2% of the time"),
+        (final(delay_ms=500), 20, False, None),
         # Moments by the kernel: lag only merges chunks, and waiting is judged by the lag.
         (final(kernel=1000, lag_ms=9.9), 20, False, None),
         (final(kernel=1000, lag_ms=10.1), 20, False, r"limit 10\.0, 50% of the 20 ms"),
@@ -77,6 +82,16 @@ def test_each_limit_flips_the_verdict(
     assert health.workers == 2
     assert health.chunks_per_s == 200
     assert health.reason.endswith(f"arrival times: {health.arrival_clock}")
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "open_loop", "bound"), [(39, False, False), (41, False, True), (41, True, False)]
+)
+def test_places_that_stand_empty(late_ms: float, open_loop: bool, bound: bool) -> None:
+    """2 % of the 2 s that a request takes; the first ones, a second late, are the ramp."""
+    health = judge([final()], records(20, late_ms), 0.3, open_loop)
+    assert health.bound == bound
+    assert ("places stood empty 2% of the time" in health.reason) == bound
 
 
 def test_a_crowded_machine_is_named() -> None:

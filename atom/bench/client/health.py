@@ -119,8 +119,10 @@ def _look(finals: Sequence[Final], records: Sequence[RequestRecord], open_loop: 
     kernel = stamped > 0 and stamped >= MIN_KERNEL_SHARE * reads
     waits = [0.0 if kernel else f.waited_s / f.elapsed_s for f in finals]
     ttfts = [r.token_times_s[0] - r.intended_s for r in records if r.token_times_s]
-    delayed = sum(delay for f in finals for delay in f.send_delays_s)
-    taken = sum(r.ended_s - r.intended_s for r in records)
+    # Not those that all begin at once at 0: the ramp is the load's, and reports name it.
+    again = [r for r in records if r.intended_s > 0]
+    delayed = sum(r.dispatched_s - r.intended_s for r in again)
+    taken = sum(r.ended_s - r.intended_s for r in again)
     return _Seen(
         kernel=kernel,
         busy=max(
