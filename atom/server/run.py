@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("atom.server")
 
 _FAREWELL_S = 5.0  # how long clients may take to be told that the engine has died
+# uvloop accepts one connection per listener and round of its loop. With hundreds of streams a round
+# takes 10 to 20 ms, and the last of 512 clients that connect at once would wait five seconds.
+_ACCEPTED_PER_ROUND = 32
 
 MakeClient = Callable[[Config, ModelSource], EngineClient]
 
@@ -217,12 +220,17 @@ def _raise_start_error(starting: asyncio.Task[Any]) -> None:
 @contextlib.asynccontextmanager
 async def _http(server: uvicorn.Server, listener: socket.socket) -> Any:
     """HTTP answers within the block; on leaving, open answers are finished and it ends."""
-    task = asyncio.create_task(server.serve(sockets=[listener]))
+    task = asyncio.create_task(server.serve(sockets=acceptors(listener)))
     try:
         yield
     finally:
         server.should_exit = True
         await task
+
+
+def acceptors(listener: socket.socket) -> list[socket.socket]:
+    """The listener and duplicates of it: each of them accepts in every round of the loop."""
+    return [listener, *(listener.dup() for _ in range(_ACCEPTED_PER_ROUND - 1))]
 
 
 def bind(door: ServerConfig) -> socket.socket:

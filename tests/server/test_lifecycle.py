@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import uvloop
 from fake_client import FakeClient
 from serverkit import Served, error_of, make_config, serving
 
@@ -18,6 +20,7 @@ from atom.engine.messages import SchedulerStats
 from atom.server.errors import unavailable
 from atom.server.logs import Activity, startup_report
 from atom.server.metrics import PREFIX, SPECS
+from atom.server.run import acceptors, bind
 from atom.server.state import Phase
 
 BODY = {"prompt": "abc", "max_tokens": 10}
@@ -443,3 +446,26 @@ def test_access_log_names_the_user(caplog: pytest.LogCaptureFixture) -> None:
     line = next(r.getMessage() for r in caplog.records if r.name == "atom.access")
     assert "POST /v1/completions 200" in line
     assert r"user='ann\nx'" in line
+
+
+def test_a_burst_of_connections_is_accepted_in_a_few_rounds() -> None:
+    made = []
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            made.append(transport)
+
+    async def rounds() -> int:
+        loop = asyncio.get_running_loop()
+        listener = bind(make_config().server)
+        clients = [socket.create_connection(listener.getsockname()) for _ in range(128)]
+        servers = [await loop.create_server(Protocol, sock=s) for s in acceptors(listener)]
+        count = 0
+        while len(made) < len(clients) and count < 1000:
+            await asyncio.sleep(0)
+            count += 1
+        for end in (*servers, *clients, *made):
+            end.close()
+        return count
+
+    assert uvloop.run(rounds()) < 16  # one listener takes one of them in each round
