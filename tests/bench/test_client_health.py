@@ -27,7 +27,7 @@ def final(
     kernel: int = 0,
     client: int = 0,
 ) -> Final:
-    share = [lag_ms / 1000] * 5 + [0.0] * 95  # the worst 5 % of the ticks
+    share = [0.0] * 95 + [lag_ms / 1000] * 5  # the worst 5 % of the ticks
     delays = [delay_ms / 1000] * 10
     return Final(elapsed, cpu * elapsed, waited * elapsed, 1000, share, delays, kernel, client)
 
@@ -37,7 +37,7 @@ def records(gap_ms: float, late_ms: float = 0.0) -> list[RequestRecord]:
     found = []
     for index in range(10):
         start = 2.0 * (index // 5)
-        sent = start + (late_ms / 1000 if start else 1.0)
+        sent = start + (late_ms / 1000 if start else 0.05)
         times = [start + 0.1 + i * gap_ms / 1000 for i in range(20)]
         record = RequestRecord(index=index, token_times_s=times, ended_s=start + 2.0)
         record.intended_s, record.dispatched_s = start, sent
@@ -92,6 +92,21 @@ def test_places_that_stand_empty(late_ms: float, open_loop: bool, bound: bool) -
     health = judge([final()], records(20, late_ms), 0.3, open_loop)
     assert health.bound == bound
     assert ("places stood empty 2% of the time" in health.reason) == bound
+
+
+@pytest.mark.parametrize(
+    ("ramp_s", "open_loop", "bound"),
+    [(0.05, False, False), (0.05, True, True), (0.03, False, True), (1.01, False, True)],
+)
+def test_lag_while_all_places_begin_is_the_loads(
+    ramp_s: float, open_loop: bool, bound: bool
+) -> None:
+    one = final(kernel=1000)
+    one.lags_s[:] = [0.020] * 5 + [0.0] * 95
+    sample = records(20)
+    for record in sample[:5]:
+        record.dispatched_s = ramp_s
+    assert judge([one], sample, 0.5, open_loop).bound == bound
 
 
 def test_a_crowded_machine_is_named() -> None:

@@ -346,6 +346,8 @@ def test_a_second_worker_comes_when_one_saturates(monkeypatch: pytest.MonkeyPatc
     assert outcome.health.workers == 2
     assert {r.worker for r in outcome.records} == {0, 1}
     assert peak(outcome) <= 6
+    # Its places became free when it got them, not when the run began.
+    assert min(r.intended_s for r in outcome.records if r.worker == 1) > 0.1
     # Once balanced, each has three of the six places.
     last = sorted(outcome.records, key=lambda r: r.dispatched_s)[-60:]
     assert 20 < sum(r.worker for r in last) < 40

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from atom.bench.client.meter import TICK_S
 from atom.bench.client.wire import Final
 from atom.bench.types import ClientHealth, RequestRecord
 
@@ -41,6 +42,7 @@ MAX_SEND_DELAY_SHARE = 0.05
 # Closed loop: the rates that a client loses so are a bias that no repeat averages out; less than
 # half of what a gate can see.
 MAX_EMPTY_SHARE = 0.02
+MAX_RAMP_SHARE = 0.10
 _SAMPLE = 200  # records whose gaps are looked at
 
 
@@ -89,7 +91,8 @@ def judge(
     open_loop: bool,
 ) -> ClientHealth:
     """Health over the measured part, with the verdict and its one sentence."""
-    lags = [lag * 1000 for final in finals for lag in final.lags_s]
+    ramp = 0 if open_loop else _ramp_ticks(finals, records)
+    lags = [lag * 1000 for final in finals for lag in final.lags_s[ramp:]]
     delays = [delay * 1000 for final in finals for delay in final.send_delays_s]
     seen = _look(finals, records, open_loop)
     health = ClientHealth(
@@ -111,6 +114,17 @@ def judge(
     )
     health.reason += f"; arrival times: {health.arrival_clock}"
     return health
+
+
+def _ramp_ticks(finals: Sequence[Final], records: Sequence[RequestRecord]) -> int:
+    """Ticks of a closed loop's start: that all places begin at once is the load's doing.
+
+    None where it takes longer than a tenth of the run: then sending is what the run consists of.
+    """
+    ramp_s = max((r.dispatched_s for r in records if r.intended_s == 0), default=0.0)
+    if ramp_s > MAX_RAMP_SHARE * max((f.elapsed_s for f in finals), default=0.0):
+        return 0
+    return math.ceil(ramp_s / TICK_S)
 
 
 def _look(finals: Sequence[Final], records: Sequence[RequestRecord], open_loop: bool) -> _Seen:

@@ -18,6 +18,7 @@ from atom.bench.types import RequestRecord
 BEGIN_SLICE = 8  # jobs begun between two polls of the sockets: reads come first
 FLUSH_TOKENS = 5000  # times encoded at once for the parent: about 0.2 ms
 TICKS_PER_REPORT = 10
+JOINS_AFTER_S = 0.1  # a start so late is that of one who joins, not of a slow one
 # A place rests after a failed connection, so that a dead server is not asked thousands of times.
 REST_S = 0.25
 
@@ -38,6 +39,7 @@ class Runner:
         self._queue: deque[wire.Task] = deque()  # in order of arrival
         self._places = setup.places
         self._free: list[float] = []  # closed loop, a heap: since when each place is free
+        self._free_since_s = 0.0  # closed loop: all places, at the start
         self._blocked = False  # open loop: a due job waits for a place
         self._unblocked_s = 0.0  # when a place last became free
         self._tasks: set[asyncio.Task[float]] = set()
@@ -59,6 +61,9 @@ class Runner:
 
     def start(self, base_s: float, duration_s: float | None) -> None:
         self._courier.base_s = base_s
+        # Who joins a run that is under way has had no free places since its beginning.
+        now = self._now()
+        self._free_since_s = now if now > JOINS_AFTER_S else 0.0
         self._timer.at(base_s, self._begin)
         if duration_s is not None:
             self._timer.at(base_s + duration_s, lambda: self.stop(0.0))
@@ -121,7 +126,7 @@ class Runner:
         self._begun = True
         self._meter.start()
         if not self._setup.open_loop:
-            self._free = [0.0] * (self._places or 0)
+            self._free = [self._free_since_s] * (self._places or 0)
         self._schedule()
 
     def _schedule(self) -> None:
