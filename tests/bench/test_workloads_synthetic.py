@@ -415,7 +415,8 @@ def test_other_processes_make_the_same_prompts(hash_seed: str) -> None:
         "    print(name, digest(jobs_of(SPECS[name], FakeTokens(), seed=42, count=50)))"
     )
     here = str(Path(__file__).parent)
-    env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": here}
+    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
