@@ -189,6 +189,15 @@ def test_the_history_does_not_need_to_be_without_changes() -> None:
     assert metric(compare(a, b, history=past), STEADY).verdict == "worse"
 
 
+def test_a_difference_says_that_the_spread_of_starts_was_not_measured() -> None:
+    a, b = noisy_run(1, cv=0.008), noisy_run(2, cv=0.008, speed=0.9)
+    (note,) = compare(a, b).notes
+    assert note.startswith("fewer than 4 earlier runs like A")
+    past = [noisy_run(k + 10, night=k, cv=0.008) for k in range(6)]
+    assert compare(a, b, history=past).notes == []
+    assert compare(a, noisy_run(3, cv=0.008)).notes == []  # nothing is claimed
+
+
 def test_a_single_repeat_decides_nothing_without_a_history() -> None:
     a, b = noisy_run(1, repeats=1), noisy_run(2, repeats=1, speed=0.5)
     found = metric(compare(a, b), STEADY)

@@ -16,6 +16,7 @@ import msgspec
 from atom.bench import names
 from atom.bench.compare import facts, rules
 from atom.bench.compare.measure import Measured, measure
+from atom.bench.compare.noise import MIN_RUNS
 from atom.bench.compare.stats import adjusted
 from atom.bench.types import Interval, RunResult
 
@@ -204,8 +205,19 @@ def _comparison(pair: _Pair, metrics: list[MetricComparison]) -> Comparison:
         verdict=verdict,
         sentence=_sentence(verdict, metrics),
         differences=facts.differences(pair.a, pair.b),
-        notes=facts.doubts(pair.a, pair.b),
+        notes=[*facts.doubts(pair.a, pair.b), *_assumptions(pair, metrics)],
     )
+
+
+def _assumptions(pair: _Pair, metrics: Sequence[MetricComparison]) -> list[str]:
+    """What a proven difference rests on that was not measured."""
+    proven = {m.name for m in metrics if m.headline and m.verdict in ("better", "worse")}
+    if not any(m.assumed and m.name in proven for m in pair.measured):
+        return []
+    return [
+        f"fewer than {MIN_RUNS} earlier runs like A: the spread from start to start is taken as "
+        f"{rules.PRIOR_START_SIGMA:.1%}; on a machine whose speed drifts, run both again"
+    ]
 
 
 def _overall(metrics: Sequence[MetricComparison]) -> Overall:

@@ -44,6 +44,7 @@ class Measured(NamedTuple):
     p_value: float | None
     unknown: str  # why there is no interval
     repeats_needed: int | None
+    assumed: bool = False  # the part of the error between starts; else the history tells it
 
     @property
     def change(self) -> Interval | None:
@@ -80,6 +81,7 @@ def measure(
         return bare._replace(value=value, unknown="one repeat each and no history: noise unknown")
     estimate = Estimate(value, math.sqrt(error.variance), error.df)
     return bare._replace(
+        assumed=noise.runs == 0,
         paired=together,
         value=value,
         wide=estimate.interval(rules.CONFIDENCE),
