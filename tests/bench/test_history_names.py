@@ -53,6 +53,7 @@ def history(tmp_path: Path) -> Iterator[History]:
         (RUNS[5].run_id, [5]),
         (RUNS[5].run_id[:12], [5]),
         ("sw1", [1, 2]),
+        ("sw2", [4, 5, 6]),
         ("fast", [1, 2]),
         ("other", [4, 5, 6]),
         ("alone", [3]),
@@ -72,6 +73,7 @@ def test_names(history: History, text: str, numbers: list[int]) -> None:
         ("aaaaa", "no run, sweep"),  # too short for a commit
         ("", "no run, sweep"),
         ("20261101-1", "begins several runs"),
+        ("sw", "sw begins several sweeps: sw1, sw2"),
         ("nothere.json", "no such file"),
     ],
 )
@@ -103,3 +105,12 @@ def test_a_result_file_is_read_and_not_added(history: History, tmp_path: Path) -
     assert history.count() == before
     with pytest.raises(BenchError, match="not JSON"):
         history.resolve(str(write(tmp_path / "bad.json", "{")))
+
+
+def test_the_beginning_of_a_sweeps_id_will_do(tmp_path: Path) -> None:
+    points = [named(n, sweep="20261121-152512-0934e7", fingerprint=f"f{n}") for n in (1, 2)]
+    with History(tmp_path / "h.db") as history:
+        for run in points:
+            history.add(run)
+        found = history.resolve("20261121-1525")
+    assert [run.run_id for run in found] == [run.run_id for run in points]

@@ -29,7 +29,7 @@ def resolve(history: History, text: str) -> list[RunResult]:
 
     - `last`, `last~2`: the newest invocation, or the one two before it.
     - a result file (its path): the runs in it, which are not added to the history.
-    - a run's id or its beginning; a sweep's id: all its points.
+    - a run's id or its beginning; a sweep's: all its points.
     - a recipe's name (or a run's name): the newest invocation of it.
     - a commit (6 digits or more): of each experiment at that commit (fingerprint) the newest run.
     """
@@ -103,7 +103,10 @@ def _id(history: History, text: str) -> list[RunResult]:
 
 
 def _sweep(history: History, text: str) -> list[RunResult]:
-    return in_order(history.find(sweep_id=text))
+    found = history.sweep_ids(text)
+    if text not in found and len(found) > 1:
+        raise HistoryError(f"{text} begins several sweeps: {', '.join(found[-5:])}; write more")
+    return in_order(history.find(sweep_id=text if text in found else found[0])) if found else []
 
 
 def _recipe(history: History, text: str) -> list[RunResult]:

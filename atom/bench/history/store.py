@@ -236,6 +236,19 @@ class History:
 
         return self._read(read, list)
 
+    def sweep_ids(self, prefix: str) -> list[str]:
+        """The sweeps whose ids begin so, oldest first."""
+        query = (
+            "SELECT DISTINCT sweep_id FROM runs "
+            "WHERE sweep_id <> '' AND substr(sweep_id, 1, ?) = ? ORDER BY sweep_id"
+        )
+
+        def read(connection: sqlite3.Connection) -> list[str]:
+            found = connection.execute(query, (len(prefix), prefix))
+            return [row["sweep_id"] for row in found]
+
+        return self._read(read, list)
+
     def _add(
         self,
         connection: sqlite3.Connection,
