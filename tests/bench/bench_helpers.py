@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mock_behaviour import Behaviour
@@ -61,3 +62,11 @@ def paired(outcome: LoadOutcome, truths: Sequence[Truth]) -> list[tuple[RequestR
         start = truth.prompt.index("<", 1 if truth.prompt.startswith("<|") else 0)
         by_number[int(truth.prompt[start + 1 : truth.prompt.index(">", start)])] = truth
     return [(record, by_number[record.index]) for record in outcome.records]
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Another process's doing has no moment of its own; it must come within seconds."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_helpers import eventually
 from cli_helpers import Ran, atom, clean_environment
 from mock_behaviour import Behaviour, Fault
 from mock_server import MockServer
@@ -364,14 +364,6 @@ def test_a_recipe_with_a_running_server_starts_none(
     recipe.write_text("[bench]\nconcurrency = 2\n")
     assert bench(str(recipe)).code == 0
     assert stored(tmp_path)[0].load["concurrency"] == 2
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Another process's doing has no moment of its own; it must come within seconds."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -6,11 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bench_helpers import eventually
 
 from atom.bench.errors import BenchError
 from atom.bench.server_process import RecipeServer, Stopped
@@ -38,14 +37,6 @@ def server(tmp_path: Path, code: str, **more: object) -> Scripted:
     made = Scripted(Path("r.toml"), tmp_path / "logs" / "s.log", **more)  # type: ignore[arg-type]
     made.code = code
     return made
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Another process's doing has no moment of its own; it must come within seconds."""
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def gone(pid: int) -> bool:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from atom.bench.dashboard.command import command
+from atom.bench.history.importers.reading import number
 from atom.bench.history.runs import commit_of, lengths_text, recipe_of, started_at
 from atom.bench.types import RunResult
 
@@ -72,15 +73,15 @@ def facts(run: RunResult) -> Facts:
 
 def load(described: Mapping[str, Any]) -> Load:
     """Closed loop: its concurrency. Open loop: its rate, a ramp by its end."""
-    concurrency = _number(described.get("concurrency"))
+    concurrency = number(described.get("concurrency"))
     if concurrency is not None:
         return Load("concurrency", concurrency, f"c={concurrency:g}")
     rate = described.get("request_rate")
     if isinstance(rate, str) and ":" in rate:  # 2:20, 2:20:exponential
-        low, high = (_number(part) for part in rate.split(":")[:2])
+        low, high = (number(part) for part in rate.split(":")[:2])
         if low is not None and high is not None:
             return Load("rate", high, f"{low:g} to {high:g} req/s")
-    level = _number(rate)
+    level = number(rate)
     if level is not None:
         return Load("rate", level, f"{level:g} req/s")
     return Load("other", None, "all at once" if rate == "inf" else _text(described.get("mode")))
@@ -126,16 +127,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else str(value)
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        return None
-    return found if abs(found) != float("inf") and found == found else None
-
-
 def _whole(value: Any) -> int | None:
-    found = _number(value)
+    found = number(value)
     return None if found is None else int(found)
