@@ -153,9 +153,8 @@ def _kind(cards: list[dict[str, Any]], errand: Errand) -> str:
         owner = _OWNERS.get(str(card.get("owned_by", "")).lower())
         if owner is not None:
             return owner
-    if isinstance(_json(errand, "/props"), dict) and "build_info" in _json(errand, "/props"):
-        return "llama.cpp"
-    return "unknown"
+    props = _json(errand, "/props")
+    return "llama.cpp" if isinstance(props, dict) and "build_info" in props else "unknown"
 
 
 def _json(errand: Errand, path: str) -> Any:
