@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atom.bench import names
+from atom.bench.history.runs import data_set
 from atom.bench.search import SearchReport
 from atom.bench.types import Interval, RunResult
 
@@ -76,7 +77,7 @@ def load_level(run: RunResult) -> str:
 
 def describe_workload(workload: Mapping[str, Any]) -> str:
     """`Workload.describe()` in words: random, 1024 in, 128 out."""
-    said = [str(workload.get("dataset", "workload"))]
+    said = [data_set(workload) or "workload"]
     for key, word in (("input_len", "in"), ("output_len", "out")):
         if workload.get(key):
             said.append(f"{workload[key]} {word}")

@@ -234,4 +234,5 @@ def test_workloads_in_words() -> None:
     assert describe_workload({"dataset": "random", "input_len": 8, "prefix_len": 4}) == (
         "random, 8 in, 4 shared"
     )
-    assert describe_workload({"dataset": "mt_bench"}) == "mt_bench"
+    assert describe_workload({"dataset": "prompts", "prompts": "mt_bench"}) == "mt_bench"
+    assert describe_workload({"dataset": "trace", "file": "a.csv"}) == "trace a.csv"

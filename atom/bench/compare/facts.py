@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from atom.bench.compare import rules
-from atom.bench.history.runs import commit_of, lengths_text, load_text, recipe_of, started_at
+from atom.bench.history.runs import commit_of, load_text, recipe_of, shape_text, started_at
 from atom.bench.types import RunResult
 
 # Work that differs by more than this is other work, whatever was asked for.
@@ -56,7 +56,7 @@ def run_facts(run: RunResult) -> RunFacts:
 
 def point(run: RunResult) -> str:
     """The load and the lengths, for people: "c=8 1024/128"."""
-    return " ".join(filter(None, (load_text(run.load), lengths_text(run.workload))))
+    return " ".join(filter(None, (load_text(run.load), shape_text(run.workload))))
 
 
 def commit_text(run: RunResult) -> str:

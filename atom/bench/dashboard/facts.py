@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from atom.bench.dashboard.command import command
 from atom.bench.history.importers.reading import number
-from atom.bench.history.runs import commit_of, lengths_text, recipe_of, started_at
+from atom.bench.history.runs import commit_of, data_set, recipe_of, shape_text, started_at
 from atom.bench.types import RunResult
 
 
@@ -53,8 +53,8 @@ def facts(run: RunResult) -> Facts:
         time_ms=int(moment.timestamp() * 1000),
         backend=_text(_at(run.provenance, "server", "kind")),
         version=_text(_at(run.provenance, "server", "version")),
-        shape=lengths_text(run.workload) or _dataset(run.workload),
-        dataset=_dataset(run.workload),
+        shape=shape_text(run.workload),
+        dataset=data_set(run.workload),
         load=load(run.load),
         hardware=_hardware(run.provenance, gpus),
         gpus=gpus,
@@ -85,10 +85,6 @@ def load(described: Mapping[str, Any]) -> Load:
     if level is not None:
         return Load("rate", level, f"{level:g} req/s")
     return Load("other", None, "all at once" if rate == "inf" else _text(described.get("mode")))
-
-
-def _dataset(workload: Mapping[str, Any]) -> str:
-    return _text(workload.get("dataset") or workload.get("name"))
 
 
 def _hardware(provenance: Mapping[str, Any], gpus: int | None) -> str:

@@ -80,6 +80,19 @@ def load_text(load: Mapping[str, Any]) -> str:
     return str(rate or load.get("mode") or "")
 
 
+def data_set(workload: Mapping[str, Any]) -> str:
+    """What was sent, by the name its user knows: random, mt_bench, "trace azure.csv"; or ""."""
+    kind = str(workload.get("dataset") or workload.get("name") or "")
+    if workload.get("file"):
+        return f"{kind} {workload['file']}"
+    return str(workload.get("prompts") or kind)
+
+
+def shape_text(workload: Mapping[str, Any]) -> str:
+    """The lengths, or where they are not asked for the data set."""
+    return lengths_text(workload) or data_set(workload)
+
+
 def lengths_text(workload: Mapping[str, Any]) -> str:
     """Input/output lengths as asked, 1024/128, or where only means are known, ~1024/128; or ""."""
     for mark, prefix in (("", ""), ("~", "mean_")):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from atom.bench import names
 from atom.bench.history.flat import identity, leaves, metric_names, part
-from atom.bench.history.runs import commit_of, lengths_text, load_text, started_at
+from atom.bench.history.runs import commit_of, load_text, shape_text, started_at
 from atom.bench.types import RunResult
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _columns(runs: Sequence[RunResult]) -> list[Column]:
     found = [
         Column("name", lambda run: run.name),
         Column("load", lambda run: load_text(run.load)),
-        Column("in/out", lambda run: lengths_text(run.workload), least=94),
+        Column("in/out", lambda run: shape_text(run.workload), least=94),
         Column("tok/s", lambda run: _metric(run, "output_throughput"), right=True),
         Column("ttft", lambda run: _metric(run, "mean_ttft_ms"), right=True),
         Column("tpot", lambda run: _metric(run, "mean_tpot_ms"), right=True),
