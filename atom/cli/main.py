@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("atom.cli.run", "Chat in the terminal, or get one answer."),
     "bench": ("atom.cli.bench", "Benchmark a server; keep, show and compare the results."),
     "dashboard": ("atom.cli.dashboard", "Build or serve the dashboard of the run history."),
+    "profile": ("atom.cli.profile", "Record a profile of a recipe or of a running server."),
+    "trace": ("atom.cli.trace", "Turn profiler traces into tables, workbooks and verdicts."),
     "doctor": ("atom.cli.doctor", "Show the machine, the kernels chosen on it and a memory plan."),
     "recipe": ("atom.cli.recipe", "Check and show recipes; list every setting."),
     "version": ("atom.cli.version", "Show the versions of atom and of what it stands on."),
@@ -50,7 +52,7 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(
     cls=LazyGroup,
     name="atom",
-    help="Serve and measure large language models from one recipe file.",
+    help="Serve, measure and profile large language models from one recipe file.",
     no_args_is_help=True,
     context_settings=CONTEXT,
     pretty_exceptions_enable=False,
