@@ -36,6 +36,11 @@ class _Strings(dict[str, int]):
         return len(self) - 1
 
 
+def _ns(microseconds: float) -> int:
+    whole = int(microseconds // 1)  # x * 1000 may land between two ns above 2**42 us
+    return whole * 1000 + round((microseconds - whole) * 1000)
+
+
 def read_trace(path: Path, *, keep_python: bool = False) -> RankTrace:
     """Read one file."""
     data = path.read_bytes()
@@ -73,7 +78,7 @@ def read_trace(path: Path, *, keep_python: bool = False) -> RankTrace:
         if event["ph"] != "X" or "ts" not in event:
             continue
         name = event["name"]
-        row = [round(event["ts"] * 1000), round(event.get("dur", 0) * 1000)]
+        row = [_ns(float(event["ts"])), _ns(float(event.get("dur", 0)))]
         external = int(args.get("External id", NONE))
         track = tracks.setdefault(key, len(tracks))
         device, stream = int(args.get("device", NONE)), int(args.get("stream", NONE))
