@@ -1,0 +1,404 @@
+"""One step of one kind, and one layer of it, kernel by kernel: what the sheets, CSV and JSON show.
+
+The one source of all three; `atom.trace.tables` says how it is laid out. Integers are nanoseconds,
+means are floats of them. A sum adds durations and exceeds the union ("busy") where kernels overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from atom.trace.alike import LayerGroup, LayerRow, Spread, group_layers, spread_over_steps
+from atom.trace.choice import Choice, choose, what_there_is
+from atom.trace.errors import TraceError
+from atom.trace.intervals import union_length
+from atom.trace.types import I64, NONE, Match, RankModel, Step
+
+DEFAULT_LAYER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One row of GPU work."""
+
+    row: int  # of RankTrace.gpu
+    name: str  # as in the file
+    module: str  # without the layer's number; "" unmatched
+    layer: int
+    start_ns: int  # since the step's first GPU work
+    duration_ns: int
+    gap_ns: int  # the device had no work of this step for so long before it
+    stream: int
+    op: str  # the operator that launched it, "" unknown
+    op_args: str  # JSON of its shapes
+    match: Match
+    over_layers: Spread | None = None  # of the same kernel in the layers of the group
+    over_steps: Spread | None = None  # of the same kernel in the steps of the same shape
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Contiguous kernels of one module on one stream."""
+
+    module: str
+    layer: int
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def sum_ns(self) -> int:
+        return sum(kernel.duration_ns for kernel in self.kernels)
+
+    @property
+    def mean_sum_ns(self) -> float | None:
+        """Mean over the layers of the group; None if there are no others to compare with."""
+        means = [kernel.over_layers.mean for kernel in self.kernels if kernel.over_layers]
+        return sum(means) if len(means) == len(self.kernels) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRow:
+    """One module over the whole step."""
+
+    module: str
+    in_layers: bool  # else outside of the layers: embedding, head, sampling
+    calls: int  # kernels
+    sum_ns: int
+    busy_ns: int
+    layers: int  # that have it
+    low_ns: int  # least and most of a layer's sum
+    high_ns: int
+    slowest_layer: int  # -1 outside of layers
+    kernels: tuple[str, ...]  # names as in the file, by total time
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRow:
+    """One kernel by name over the whole step."""
+
+    name: str
+    calls: int
+    total_ns: int
+    low_ns: int
+    high_ns: int
+    modules: tuple[str, ...]  # by total time
+
+
+@dataclass(frozen=True, slots=True)
+class MatchRow:
+    """How many kernels came to their module in one way."""
+
+    match: Match
+    rows: int  # in this step
+    sum_ns: int
+    all_rows: int  # in all steps of the rank
+    all_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """All that one workbook holds."""
+
+    path: Path
+    rank: int
+    device: str
+    kind: str
+    choice: Choice
+    layer: int | None  # None: no layers were found, `runs` is the whole step
+    runs: list[Run]  # of the layer
+    layer_sum_ns: int
+    layer_busy_ns: int
+    layer_span_ns: int
+    group: LayerGroup | None  # the one of `layer`; the averages are over its layers
+    same_steps: int  # steps that the averages over steps are of
+    step_runs: list[Run]  # of the whole step
+    modules: list[ModuleRow]
+    layers: list[LayerRow]
+    groups: list[LayerGroup]
+    kernels: list[KernelRow]
+    steps: list[Step]  # all of the rank
+    matches: list[MatchRow]
+    unmatched: list[tuple[str, int, int]]  # name, rows and ns in this step
+    notes: list[str] = field(default_factory=list)  # what a reader must know, one line each
+
+    @property
+    def step(self) -> Step:
+        return self.choice.step
+
+
+def breakdown(
+    model: RankModel, kind: str, layer: int | None = None, which: str | int = "median"
+) -> Breakdown:
+    """Take one step of `kind` apart.
+
+    `layer` None means layer 3, or the last one of a smaller model. Raises `TraceError` if there is
+    no such step, or no such layer in it.
+    """
+    choice = choose(model.steps, kind, which)
+    step = choice.step
+    layer = _layer(model, step, layer)
+    step_runs = runs_of(model, step, step.rows)
+    if layer is None:
+        rows, runs, group, same = step.rows, step_runs, None, 0
+        layers: list[LayerRow] = []
+        groups: list[LayerGroup] = []
+    else:
+        rows = step.rows[model.layer[step.rows] == layer]
+        layers, groups = group_layers(model, step)
+        group = next(group for group in groups if layer in group.layers)
+        over_steps, same = spread_over_steps(model, choice.alike, step, layer)
+        over_layers = group.spread_by_row(layer)
+        runs = runs_of(model, step, rows, over_layers, over_steps)
+    gpu = model.trace.gpu
+    made = Breakdown(
+        path=model.trace.path,
+        rank=model.trace.rank,
+        device=model.trace.device_name,
+        kind=kind,
+        choice=choice,
+        layer=layer,
+        runs=runs,
+        layer_sum_ns=int(gpu.dur[rows].sum()),
+        layer_busy_ns=union_length(gpu.ts[rows], gpu.end[rows]),
+        layer_span_ns=int(gpu.end[rows].max() - gpu.ts[rows].min()),
+        group=group,
+        same_steps=same,
+        step_runs=step_runs,
+        modules=_modules(model, step),
+        layers=layers,
+        groups=groups,
+        kernels=_kernels(model, step),
+        steps=model.steps,
+        matches=_matches(model, step),
+        unmatched=_unmatched(model, step),
+    )
+    made.notes.extend(_notes(model, made, rows))
+    return made
+
+
+def runs_of(
+    model: RankModel,
+    step: Step,
+    rows: I64,
+    over_layers: dict[int, Spread] | None = None,
+    over_steps: dict[int, Spread] | None = None,
+) -> list[Run]:
+    """`rows` of a step as runs of one module, in time order; runs of several streams stay whole."""
+    trace = model.trace
+    gpu, strings = trace.gpu, trace.strings
+    gaps = dict(zip(step.rows.tolist(), _gaps(model, step.rows).tolist(), strict=True))
+    # Within a stream in time order: rows are, and the sort is stable.
+    by_stream = rows[np.lexsort((rows, gpu.stream[rows], gpu.device[rows]))]
+    runs: list[tuple[int, Run]] = []
+    kernels: list[Kernel] = []
+    place: tuple[int, ...] = ()
+    for row in by_stream.tolist():
+        found = (int(gpu.device[row]), int(gpu.stream[row]), int(model.module[row]))
+        found = (*found, int(model.layer[row]))
+        if kernels and found != place:
+            runs.append(_run(kernels))
+            kernels = []
+        place = found
+        op = int(model.op[row])
+        args = int(model.op_args[row])
+        kernels.append(
+            Kernel(
+                row=row,
+                name=model.kernel_name(row),
+                module=model.module_name(row),
+                layer=int(model.layer[row]),
+                start_ns=int(gpu.ts[row]) - step.gpu_start,
+                duration_ns=int(gpu.dur[row]),
+                gap_ns=gaps[row],
+                stream=int(gpu.stream[row]),
+                op=strings[op] if op >= 0 else "",
+                op_args=strings[args] if args >= 0 else "",
+                match=Match(int(model.match[row])),
+                over_layers=(over_layers or {}).get(row),
+                over_steps=(over_steps or {}).get(row),
+            )
+        )
+    if kernels:
+        runs.append(_run(kernels))
+    return [run for _, run in sorted(runs, key=lambda item: item[0])]
+
+
+def _run(kernels: Sequence[Kernel]) -> tuple[int, Run]:
+    return kernels[0].row, Run(kernels[0].module, kernels[0].layer, tuple(kernels))
+
+
+def _gaps(model: RankModel, rows: I64) -> I64:
+    """How long the step had no GPU work before each of its rows; sums to its span less its union."""
+    gpu = model.trace.gpu
+    gaps = np.zeros(len(rows), np.int64)
+    if len(rows) > 1:
+        reached = np.maximum.accumulate(gpu.end[rows])
+        gaps[1:] = np.maximum(gpu.ts[rows][1:] - reached[:-1], 0)
+    return gaps
+
+
+def layers_of(model: RankModel, step: Step) -> list[int]:
+    """The layers that have kernels in the step, ascending."""
+    found = np.unique(model.layer[step.rows])
+    return [int(layer) for layer in found if layer != NONE]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"; ascending numbers."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join("-".join(map(str, part)) for part in parts)
+
+
+def _layer(model: RankModel, step: Step, asked: int | None) -> int | None:
+    there = layers_of(model, step)
+    if asked is None:
+        if not there:
+            return None
+        return DEFAULT_LAYER if DEFAULT_LAYER in there else there[-1]
+    if asked in there:
+        return asked
+    where = f"{step.kind} step {step.index}"
+    if not there:
+        raise TraceError(
+            f"--layer {asked}: no layers were found in the {where}; without --layer the workbook"
+            " shows the whole step"
+        )
+    raise TraceError(f"--layer {asked}: the {where} has layers {ranges(there)}")
+
+
+def _modules(model: RankModel, step: Step) -> list[ModuleRow]:
+    """By total time."""
+    gpu = model.trace.gpu
+    rows = step.rows
+    inside = model.layer[rows] != NONE
+    # A module's name inside the layers is another module than the same name outside.
+    code = model.module[rows].astype(np.int64) * 2 + inside
+    made = []
+    for part in _split(code):
+        mine = rows[part]
+        layers = model.layer[mine]
+        here, index = np.unique(layers, return_inverse=True)
+        sums = np.bincount(index, weights=gpu.dur[mine]).astype(np.int64)
+        within = bool(inside[part[0]])
+        made.append(
+            ModuleRow(
+                module=model.module_name(int(mine[0])),
+                in_layers=within,
+                calls=len(mine),
+                sum_ns=int(gpu.dur[mine].sum()),
+                busy_ns=union_length(gpu.ts[mine], gpu.end[mine]),
+                layers=len(here) if within else 0,
+                low_ns=int(sums.min()),
+                high_ns=int(sums.max()),
+                slowest_layer=int(here[int(sums.argmax())]) if within else NONE,
+                kernels=_names_by_time(model, mine),
+            )
+        )
+    return sorted(made, key=lambda row: -row.sum_ns)
+
+
+def _names_by_time(model: RankModel, rows: I64) -> tuple[str, ...]:
+    gpu = model.trace.gpu
+    names, index = np.unique(gpu.name[rows], return_inverse=True)
+    total = np.bincount(index, weights=gpu.dur[rows])
+    return tuple(model.trace.strings[int(names[i])] for i in np.argsort(-total, kind="stable"))
+
+
+def _kernels(model: RankModel, step: Step) -> list[KernelRow]:
+    """By total time."""
+    gpu = model.trace.gpu
+    made = []
+    for part in _split(gpu.name[step.rows].astype(np.int64)):
+        rows = step.rows[part]
+        dur = gpu.dur[rows]
+        modules, index = np.unique(model.module[rows], return_inverse=True)
+        total = np.bincount(index, weights=dur)
+        by_time = [int(modules[i]) for i in np.argsort(-total, kind="stable")]
+        made.append(
+            KernelRow(
+                name=model.kernel_name(int(rows[0])),
+                calls=len(rows),
+                total_ns=int(dur.sum()),
+                low_ns=int(dur.min()),
+                high_ns=int(dur.max()),
+                modules=tuple(model.modules[i] if i >= 0 else "" for i in by_time),
+            )
+        )
+    return sorted(made, key=lambda row: -row.total_ns)
+
+
+def _split(code: I64) -> list[I64]:
+    """The places of each value of `code`, ascending; values in order of their first place."""
+    order = np.argsort(code, kind="stable")
+    cuts = np.flatnonzero(np.diff(code[order])) + 1
+    return sorted(np.split(order, cuts), key=lambda part: int(part[0]))
+
+
+def _matches(model: RankModel, step: Step) -> list[MatchRow]:
+    match = model.match[step.rows]
+    dur = model.trace.gpu.dur[step.rows]
+    made = []
+    for kind in Match:
+        mine = match == kind
+        report = model.report
+        row = MatchRow(
+            kind,
+            int(mine.sum()),
+            int(dur[mine].sum()),
+            int(report.rows.get(kind, 0)),
+            int(report.ns.get(kind, 0)),
+        )
+        if row.rows or row.all_rows:
+            made.append(row)
+    return made
+
+
+def _unmatched(model: RankModel, step: Step) -> list[tuple[str, int, int]]:
+    gpu = model.trace.gpu
+    rows = step.rows[model.match[step.rows] == Match.NONE]
+    if not len(rows):
+        return []
+    made = [
+        (model.kernel_name(int(rows[part[0]])), len(part), int(gpu.dur[rows[part]].sum()))
+        for part in _split(gpu.name[rows].astype(np.int64))
+    ]
+    return sorted(made, key=lambda item: -item[2])
+
+
+def _notes(model: RankModel, made: Breakdown, rows: I64) -> list[str]:
+    step, gpu = made.step, model.trace.gpu
+    notes = []
+    if step.warning:
+        notes.append(f"step {step.index}: {step.warning}")
+    if made.layer is None:
+        notes.append("no layers were found; the first sheet shows the whole step")
+        return notes
+    if made.layer != DEFAULT_LAYER and DEFAULT_LAYER not in layers_of(model, step):
+        notes.append(f"the step has layers {ranges(layers_of(model, step))}")
+    if made.layer_sum_ns > made.layer_busy_ns:
+        more = (made.layer_sum_ns - made.layer_busy_ns) / 1000
+        notes.append(f"kernels of the layer overlap: the sum exceeds the union by {more:,.2f} us")
+    inside = step.rows[(gpu.ts[step.rows] >= gpu.ts[rows].min()) & (model.module[step.rows] < 0)]
+    inside = inside[gpu.ts[inside] <= gpu.end[rows].max()]
+    if len(inside):
+        us = int(gpu.dur[inside].sum()) / 1000
+        notes.append(
+            f"{len(inside)} kernels without a module ({us:,.2f} us) run between the layer's"
+            " first and last kernel; they are in no layer"
+        )
+    if any(kernel.match == Match.BLOCKS for run in made.runs for kernel in run.kernels):
+        notes.append("no scopes: layers are repeating blocks of kernels, modules are their parts")
+    return notes
+
+
+def nothing_to_show(model: RankModel) -> TraceError:
+    """For a trace without any step that a workbook could show."""
+    return TraceError(f"{model.trace.path}: nothing to break down; {what_there_is(model.steps)}")

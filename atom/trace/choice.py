@@ -1,0 +1,125 @@
+"""Which of many steps stands for its kind: by shape, by time, or by number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from atom.trace.errors import TraceError
+from atom.trace.types import Step
+
+# Kinds that get a breakdown, in the order in which they are shown.
+KINDS = ("prefill", "decode", "mixed", "draft", "step")
+WHICH = ("median", "first", "slowest")
+# What of a label makes two steps comparable; `ctx` would set nearly every step apart.
+SHAPE_FIELDS = ("i", "k", "bs", "tok", "p", "d", "spec", "graph")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One step, and the steps that it stands for."""
+
+    step: Step
+    how: str  # one sentence for people
+    shape: str
+    alike: list[Step]  # complete steps of the same kind and shape, with `step`, in order
+    of_kind: int  # complete or not
+
+
+def shape_of(step: Step) -> str:
+    """E.g. "bs=32 tok=32"; of a step without a label its number of kernels.
+
+    A decode's `tok` and `d` are left out where they repeat `bs`.
+    """
+    fields = dict(step.fields)
+    if step.kind == "decode":
+        for name in ("tok", "d"):
+            if fields.get(name) == fields.get("bs"):
+                fields.pop(name, None)
+    text = " ".join(f"{name}={fields[name]}" for name in SHAPE_FIELDS if name in fields)
+    return text or f"{len(step.rows)} kernels"
+
+
+def steps_of(steps: Sequence[Step], kind: str) -> list[Step]:
+    """The steps of a kind that have GPU work."""
+    return [step for step in steps if step.kind == kind and len(step.rows)]
+
+
+def choose(steps: Sequence[Step], kind: str, which: str | int = "median") -> Choice:
+    """The step of `kind` that is shown: the median one by GPU time of the commonest shape, the
+    first, the slowest, or the one whose index is given.
+
+    Steps with a warning (incomplete ones) are taken only where there are no others, or by index.
+    Raises `TraceError` if there is none.
+    """
+    found = steps_of(steps, kind)
+    if isinstance(which, int):
+        return _by_index(steps, found, kind, which)
+    if not found:
+        raise TraceError(f"no {kind} step with GPU work; {what_there_is(steps)}")
+    whole = [step for step in found if not step.warning] or found
+    shape = ""
+    if which == "first":
+        chosen, how = whole[0], f"the first of {len(whole)} {kind} steps"
+    elif which == "slowest":
+        chosen = max(whole, key=lambda step: step.gpu_ns)
+        how = f"the slowest of {len(whole)} {kind} steps"
+    elif which == "median":
+        chosen, shape, how = _median(whole, kind)
+    else:
+        raise TraceError(f"--step {which}: give one of {', '.join(WHICH)}, or a step's number")
+    shape = shape or shape_of(chosen)
+    alike = [step for step in whole if shape_of(step) == shape]
+    return Choice(chosen, _complete(how, found, whole), shape, alike, len(found))
+
+
+def what_there_is(steps: Sequence[Step]) -> str:
+    """E.g. "there are 60 decode and 2 prefill steps (0 to 61)"."""
+    counts = Counter(step.kind for step in steps if len(step.rows))
+    if not counts:
+        return "no step has GPU work"
+    parts = [f"{number} {kind}" for kind, number in counts.most_common()]
+    listed = " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+    only = sum(counts.values()) == 1
+    return f"there {'is' if only else 'are'} {listed} step{'' if only else 's'}"
+
+
+def _by_index(steps: Sequence[Step], found: Sequence[Step], kind: str, index: int) -> Choice:
+    chosen = next((step for step in found if step.index == index), None)
+    if chosen is None:
+        raise TraceError(f"--step {index} is no {kind} step; {what_there_is(steps)}")
+    shape = shape_of(chosen)
+    alike = [s for s in found if shape_of(s) == shape and (not s.warning or s is chosen)]
+    return Choice(chosen, "the step asked for", shape, alike, len(found))
+
+
+def _median(whole: Sequence[Step], kind: str) -> tuple[Step, str, str]:
+    """The lower median by GPU time, of the commonest shape; ties go to the one with more time."""
+    shapes: dict[str, list[Step]] = {}
+    for step in whole:
+        shapes.setdefault(shape_of(step), []).append(step)
+    shape, group = max(shapes.items(), key=lambda item: (len(item[1]), _time(item[1])))
+    if len(group) == 1 and len(whole) > 1:
+        how = f"the median of {len(whole)} {kind} steps, no two of one shape"
+        shape, group = "", list(whole)
+    elif len(whole) == 1:
+        how = f"the only {kind} step"
+    elif len(shapes) == 1:
+        how = f"the median of {len(group)} {kind} steps, all {shape}"
+    else:
+        how = f"the median of {len(group)} {kind} steps with {shape}, the commonest shape"
+    ordered = sorted(group, key=lambda step: step.gpu_ns)
+    return ordered[(len(ordered) - 1) // 2], shape, how
+
+
+def _time(steps: Sequence[Step]) -> int:
+    return sum(step.gpu_ns for step in steps)
+
+
+def _complete(how: str, found: Sequence[Step], whole: Sequence[Step]) -> str:
+    left = len(found) - len(whole)
+    if left:
+        return f"{how}; {left} incomplete left out"
+    warned = sum(bool(step.warning) for step in whole)
+    return f"{how}; all {warned} are incomplete" if warned else how
