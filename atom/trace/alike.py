@@ -145,7 +145,8 @@ def _in_order(model: RankModel, rows: I64) -> tuple[I64, I64]:
 
 def _code(model: RankModel, rows: I64) -> I64:
     code: I64 = (model.module[rows].astype(np.int64) + 1) * len(model.trace.strings)
-    return code + model.trace.gpu.name[rows]
+    code += model.trace.gpu.name[rows]
+    return code
 
 
 def _busy(model: RankModel, rows: I64) -> int:

@@ -16,6 +16,15 @@ from atom.trace.alike import LayerGroup, LayerRow, Spread, group_layers, spread_
 from atom.trace.choice import Choice, choose, what_there_is
 from atom.trace.errors import TraceError
 from atom.trace.intervals import union_length
+from atom.trace.rollup import (
+    KernelRow,
+    MatchRow,
+    ModuleRow,
+    kernels_in,
+    matches_in,
+    modules_in,
+    unmatched_in,
+)
 from atom.trace.types import I64, NONE, Match, RankModel, Step
 
 DEFAULT_LAYER = 3
@@ -57,45 +66,6 @@ class Run:
         """Mean over the layers of the group; None if there are no others to compare with."""
         means = [kernel.over_layers.mean for kernel in self.kernels if kernel.over_layers]
         return sum(means) if len(means) == len(self.kernels) else None
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleRow:
-    """One module over the whole step."""
-
-    module: str
-    in_layers: bool  # else outside of the layers: embedding, head, sampling
-    calls: int  # kernels
-    sum_ns: int
-    busy_ns: int
-    layers: int  # that have it
-    low_ns: int  # least and most of a layer's sum
-    high_ns: int
-    slowest_layer: int  # -1 outside of layers
-    kernels: tuple[str, ...]  # names as in the file, by total time
-
-
-@dataclass(frozen=True, slots=True)
-class KernelRow:
-    """One kernel by name over the whole step."""
-
-    name: str
-    calls: int
-    total_ns: int
-    low_ns: int
-    high_ns: int
-    modules: tuple[str, ...]  # by total time
-
-
-@dataclass(frozen=True, slots=True)
-class MatchRow:
-    """How many kernels came to their module in one way."""
-
-    match: Match
-    rows: int  # in this step
-    sum_ns: int
-    all_rows: int  # in all steps of the rank
-    all_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +137,13 @@ def breakdown(
         group=group,
         same_steps=same,
         step_runs=step_runs,
-        modules=_modules(model, step),
+        modules=modules_in(model, step),
         layers=layers,
         groups=groups,
-        kernels=_kernels(model, step),
+        kernels=kernels_in(model, step),
         steps=model.steps,
-        matches=_matches(model, step),
-        unmatched=_unmatched(model, step),
+        matches=matches_in(model, step),
+        unmatched=unmatched_in(model, step),
     )
     made.notes.extend(_notes(model, made, rows))
     return made
@@ -196,8 +166,7 @@ def runs_of(
     kernels: list[Kernel] = []
     place: tuple[int, ...] = ()
     for row in by_stream.tolist():
-        found = (int(gpu.device[row]), int(gpu.stream[row]), int(model.module[row]))
-        found = (*found, int(model.layer[row]))
+        found = tuple(int(of[row]) for of in (gpu.device, gpu.stream, model.module, model.layer))
         if kernels and found != place:
             runs.append(_run(kernels))
             kernels = []
@@ -231,7 +200,7 @@ def _run(kernels: Sequence[Kernel]) -> tuple[int, Run]:
 
 
 def _gaps(model: RankModel, rows: I64) -> I64:
-    """How long the step had no GPU work before each of its rows; sums to its span less its union."""
+    """How long the step had no GPU work before each row; in sum its span less its union."""
     gpu = model.trace.gpu
     gaps = np.zeros(len(rows), np.int64)
     if len(rows) > 1:
@@ -272,105 +241,6 @@ def _layer(model: RankModel, step: Step, asked: int | None) -> int | None:
             " shows the whole step"
         )
     raise TraceError(f"--layer {asked}: the {where} has layers {ranges(there)}")
-
-
-def _modules(model: RankModel, step: Step) -> list[ModuleRow]:
-    """By total time."""
-    gpu = model.trace.gpu
-    rows = step.rows
-    inside = model.layer[rows] != NONE
-    # A module's name inside the layers is another module than the same name outside.
-    code = model.module[rows].astype(np.int64) * 2 + inside
-    made = []
-    for part in _split(code):
-        mine = rows[part]
-        layers = model.layer[mine]
-        here, index = np.unique(layers, return_inverse=True)
-        sums = np.bincount(index, weights=gpu.dur[mine]).astype(np.int64)
-        within = bool(inside[part[0]])
-        made.append(
-            ModuleRow(
-                module=model.module_name(int(mine[0])),
-                in_layers=within,
-                calls=len(mine),
-                sum_ns=int(gpu.dur[mine].sum()),
-                busy_ns=union_length(gpu.ts[mine], gpu.end[mine]),
-                layers=len(here) if within else 0,
-                low_ns=int(sums.min()),
-                high_ns=int(sums.max()),
-                slowest_layer=int(here[int(sums.argmax())]) if within else NONE,
-                kernels=_names_by_time(model, mine),
-            )
-        )
-    return sorted(made, key=lambda row: -row.sum_ns)
-
-
-def _names_by_time(model: RankModel, rows: I64) -> tuple[str, ...]:
-    gpu = model.trace.gpu
-    names, index = np.unique(gpu.name[rows], return_inverse=True)
-    total = np.bincount(index, weights=gpu.dur[rows])
-    return tuple(model.trace.strings[int(names[i])] for i in np.argsort(-total, kind="stable"))
-
-
-def _kernels(model: RankModel, step: Step) -> list[KernelRow]:
-    """By total time."""
-    gpu = model.trace.gpu
-    made = []
-    for part in _split(gpu.name[step.rows].astype(np.int64)):
-        rows = step.rows[part]
-        dur = gpu.dur[rows]
-        modules, index = np.unique(model.module[rows], return_inverse=True)
-        total = np.bincount(index, weights=dur)
-        by_time = [int(modules[i]) for i in np.argsort(-total, kind="stable")]
-        made.append(
-            KernelRow(
-                name=model.kernel_name(int(rows[0])),
-                calls=len(rows),
-                total_ns=int(dur.sum()),
-                low_ns=int(dur.min()),
-                high_ns=int(dur.max()),
-                modules=tuple(model.modules[i] if i >= 0 else "" for i in by_time),
-            )
-        )
-    return sorted(made, key=lambda row: -row.total_ns)
-
-
-def _split(code: I64) -> list[I64]:
-    """The places of each value of `code`, ascending; values in order of their first place."""
-    order = np.argsort(code, kind="stable")
-    cuts = np.flatnonzero(np.diff(code[order])) + 1
-    return sorted(np.split(order, cuts), key=lambda part: int(part[0]))
-
-
-def _matches(model: RankModel, step: Step) -> list[MatchRow]:
-    match = model.match[step.rows]
-    dur = model.trace.gpu.dur[step.rows]
-    made = []
-    for kind in Match:
-        mine = match == kind
-        report = model.report
-        row = MatchRow(
-            kind,
-            int(mine.sum()),
-            int(dur[mine].sum()),
-            int(report.rows.get(kind, 0)),
-            int(report.ns.get(kind, 0)),
-        )
-        if row.rows or row.all_rows:
-            made.append(row)
-    return made
-
-
-def _unmatched(model: RankModel, step: Step) -> list[tuple[str, int, int]]:
-    gpu = model.trace.gpu
-    rows = step.rows[model.match[step.rows] == Match.NONE]
-    if not len(rows):
-        return []
-    made = [
-        (model.kernel_name(int(rows[part[0]])), len(part), int(gpu.dur[rows[part]].sum()))
-        for part in _split(gpu.name[rows].astype(np.int64))
-    ]
-    return sorted(made, key=lambda item: -item[2])
 
 
 def _notes(model: RankModel, made: Breakdown, rows: I64) -> list[str]:
