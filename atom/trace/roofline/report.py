@@ -1,0 +1,186 @@
+"""The roofline of a profile: work and time of each product, attention and expert layer.
+
+Time is the union of the kernels that did the work, call by call. Kernels of a module that do
+something else (a norm that is fused into no product) are not in it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from atom.trace.groups import shape_of
+from atom.trace.roofline.book import Book
+from atom.trace.roofline.devices import Ceilings
+from atom.trace.roofline.work import Work
+from atom.trace.types import I64, RankModel
+
+
+@dataclass(frozen=True, slots=True)
+class RooflineRow:
+    """All calls of one module (or operator) with one shape, in steps of one kind."""
+
+    step: str  # "decode bs=32"
+    module: str  # "self_attn.qkv_proj"; an operator in parentheses where no module is known
+    kind: str  # "gemm", "attention", "moe"
+    shape: str
+    kernels: tuple[str, ...]  # distinct names, as in the file
+    bits: int  # of the numbers that are multiplied
+    calls: int
+    total_ns: int  # of the calls, each the union of its kernels
+    flops: float  # of all calls
+    nbytes: float
+    keys: int  # that attention saw in all calls
+    floor_ns: float  # no call can be faster than the later of its bytes and its operations
+    compute_calls: int  # whose operations take longer than their bytes
+    note: str = ""
+
+    @property
+    def mean_ns(self) -> float:
+        return self.total_ns / self.calls
+
+    @property
+    def flops_per_s(self) -> float:
+        return self.flops / (self.total_ns * 1e-9)
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.nbytes / (self.total_ns * 1e-9)
+
+    @property
+    def intensity(self) -> float:
+        """Operations per byte."""
+        return self.flops / self.nbytes
+
+    @property
+    def bound(self) -> str:
+        """ "memory" or "compute": which ceiling is the lower one for most of the calls."""
+        return "compute" if 2 * self.compute_calls > self.calls else "memory"
+
+    @property
+    def share(self) -> float:
+        """Of the ceiling: floor over time."""
+        return self.floor_ns / self.total_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """`rows` by descending total time."""
+
+    ceilings: Ceilings
+    rows: list[RooflineRow]
+    covered_ns: int  # of GPU work in the rows
+    total_ns: int  # of GPU work in the steps
+    num_steps: int
+    left_out: Mapping[str, int] = field(default_factory=dict)  # why -> ns of product-like kernels
+
+
+@dataclass(slots=True)
+class _Sum:
+    """A row that is being added up."""
+
+    first: Work
+    calls: int = 0
+    spent_ns: int = 0
+    flops: float = 0.0
+    nbytes: float = 0.0
+    keys: int = 0
+    floor_ns: float = 0.0
+    compute_calls: int = 0
+    names: set[int] = field(default_factory=set)
+
+    def add(self, work: Work, spent_ns: int, ceilings: Ceilings) -> None:
+        bytes_s = work.nbytes / ceilings.bandwidth
+        flops_s = work.flops / ceilings.flops_of(work.bits)
+        self.calls += 1
+        self.spent_ns += spent_ns
+        self.flops += work.flops
+        self.nbytes += work.nbytes
+        self.keys += work.keys
+        self.floor_ns += 1e9 * max(bytes_s, flops_s)
+        self.compute_calls += flops_s > bytes_s
+
+
+def roofline(model: RankModel, ceilings: Ceilings, kind: str | None = None) -> Roofline:
+    """Of the steps that count, or of those of `kind` alone."""
+    steps = [s for s in model.steps if s.counts and (kind is None or s.kind == kind)]
+    sums: dict[tuple[str, str, str, str], _Sum] = {}
+    left_out: dict[str, int] = defaultdict(int)
+    book, gpu = Book(model), model.trace.gpu
+    covered = 0
+    for step in steps:
+        name = str(shape_of(step))
+        for call in _calls(model, step.rows):
+            for rows, work, why in book.parts(step, call):
+                spent = int(gpu.dur[rows].sum())
+                if work is None:
+                    left_out[why] += spent
+                    continue
+                covered += spent
+                key = (name, _named(model, rows), work.kind, work.shape)
+                one = sums.setdefault(key, _Sum(work))
+                one.add(work, spent if len(rows) == 1 else _union(model, rows), ceilings)
+                one.names.update(gpu.name[rows].tolist())
+    found = [_row(key, one, model) for key, one in sums.items() if one.spent_ns > 0]
+    found.sort(key=lambda row: (-row.total_ns, row.step, row.module))
+    total = sum(step.sum_ns for step in steps)
+    return Roofline(ceilings, found, covered, total, len(steps), dict(left_out))
+
+
+def _row(key: tuple[str, str, str, str], one: _Sum, model: RankModel) -> RooflineRow:
+    step, module, kind, shape = key
+    return RooflineRow(
+        step,
+        module,
+        kind,
+        shape,
+        kernels=tuple(sorted(model.trace.strings[i] for i in one.names)),
+        bits=one.first.bits,
+        calls=one.calls,
+        total_ns=one.spent_ns,
+        flops=one.flops,
+        nbytes=one.nbytes,
+        keys=one.keys,
+        floor_ns=one.floor_ns,
+        compute_calls=one.compute_calls,
+        note=one.first.note,
+    )
+
+
+def _named(model: RankModel, rows: I64) -> str:
+    """The module, else the operator in parentheses."""
+    row = int(rows[0])
+    op = int(model.op[row])
+    return model.module_name(row) or (f"({model.trace.strings[op]})" if op >= 0 else "")
+
+
+def _calls(model: RankModel, rows: I64) -> Iterator[I64]:
+    """`rows` of a step by layer and module. Where no module is known by launch and operator: a
+    kernel launched by itself is a call of its own."""
+    if not len(rows):
+        return
+    known = model.module[rows] >= 0
+    columns = (
+        model.module[rows],
+        model.layer[rows],
+        np.where(known, -1, model.launch[rows]),
+        np.where(known, -1, model.op[rows]),
+    )
+    order = np.lexsort((rows, *columns))
+    changed = np.zeros(len(rows), dtype=bool)
+    for column in columns:
+        changed[1:] |= np.diff(column[order]) != 0
+    yield from np.split(rows[order], np.flatnonzero(changed))
+
+
+def _union(model: RankModel, rows: I64) -> int:
+    """ns in which at least one of `rows` ran."""
+    gpu = model.trace.gpu
+    start, end = gpu.ts[rows], gpu.end[rows]
+    order = np.argsort(start, kind="stable")
+    start, end = start[order], np.maximum.accumulate(end[order])
+    held = np.concatenate((start[:1], end[:-1]))
+    return int(np.clip(end - np.maximum(start, held), 0, None).sum())
