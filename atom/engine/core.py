@@ -221,6 +221,12 @@ class EngineCore:
         self._in_flight = self._run(plan, schedule.num_prefill_tokens > 0, started)
         return chunks + self._collect(previous)
 
+    def settle(self) -> list[TokenChunk]:
+        """Collect the step in flight, if there is one, and launch none: the device is idle then."""
+        chunks, self._ready = self._ready, []
+        launched, self._in_flight = self._in_flight, None
+        return chunks if launched is None else chunks + self._collect(launched)
+
     def _launch(self, in_flight: bool) -> _Launched | None:
         started = self._clock()
         scheduler = self.scheduler
