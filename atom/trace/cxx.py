@@ -36,13 +36,12 @@ def demangle(name: str) -> str:
     if not name.startswith("_Z"):
         return name
     text = _with_stand_ins(name)
-    for candidate in (name,) if text == name else (name, text):
-        found = _system(candidate)
-        if found is not None:
-            for _, stand_in, meant in _STAND_INS.values() if candidate != name else ():
-                found = found.replace(stand_in, meant)
-            return found.replace("std::bfloat16_t", "__bf16")
-    return _by_hand(name)
+    found = _system(text)
+    if found is None:
+        return _by_hand(name)
+    for _, stand_in, meant in _STAND_INS.values() if text != name else ():
+        found = found.replace(stand_in, meant)
+    return found
 
 
 @cache
@@ -84,7 +83,7 @@ def _by_hand(name: str) -> str:
     while found := re.compile(r"\d+").match(name, at):
         at = found.end() + int(found[0])
         scopes.append(name[found.end() : at])
-    if not scopes or at > len(name):
+    if not scopes or at > len(name) or (name.startswith("_ZN") and name[at : at + 1] not in "IE"):
         return name
     scopes = [s for s in scopes if not s.startswith("_GLOBAL__N")]
     head = "::".join(scopes)

@@ -44,7 +44,7 @@ _MOE = (
     r"|token_permut|unpermute|permute_tokens|silu_mul_masked|ep_(scatter|gather)"
 )
 _ATTENTION = (
-    r"flash|fmha|(?<![a-z])mla(?![a-z])|mla_|attn|attention|sdpa|(batch|single)(decode|prefill)"
+    r"flash(?!infer)|fmha|(?<![a-z])mla(?![a-z])|mla_|attn|attention|sdpa|(batch|single)(decode|prefill)"
     r"|paged_?kv|(?<![a-z])pa_(fwd|decode|bf16|fp8|ps)|(?<![a-z])_?fwd_(grouped_)?kernel"
     r"|reduce_segments|merge_state|cascade|kv_indices|kv_indptr|splitkv|mha_|gated_delta"
     r"|chunk_(delta|fwd|gla)|fused_recurrent|selective_s(can|tate)|mamba|(?<![a-z])ssd_"
@@ -54,6 +54,7 @@ _ROPE_CACHE = (
     r"rope|rotary|rotate_|reshape_and_cache|kv_?cache|concat_and_cache|quant_and_cache"
     r"|set_(mla_)?kv_buffer|append_paged|copy_blocks|swap_blocks|cache_kernel"
 )
+_NO_CACHE = r"attention|attn|fmha|_stage\d|(batch|single)(decode|prefill)"  # they read it
 _NORM = r"rms_?norm|layer_?norm|group_?norm|l2_?norm|norm2d|add_?norm|(?<!ab)norm_kernel|rsqrt"
 _ACTIVATION = r"silu|gelu|swiglu|act_and_mul|act_mul|scaledact|activation|relu|(?<![a-z])swish"
 _SAMPLING = (
@@ -64,7 +65,7 @@ _SAMPLING = (
 _GEMM = (
     r"gemm|gemv|nvjet|cutlass|cublas|^cijk|matmul|xmma|wvsplitk|llmm|skinny|splitk_?reduce|marlin"
     r"|machete|scaled_mm|hgemm|_mm_|(?<![a-z])mm_|bmm|addmm|wgmma|mfma|triton_tem|linear_kernel"
-    r"|(?<![a-z])gemm|cutedsl_.*mma|dot_product|(?<![a-z])conv(?!ert)|implicit_convolve"
+    r"|(?<![a-z])gemm|::(mm|linear|baddbmm)$|cutedsl_.*mma|dot_product|(?<![a-z])conv(?!ert)|implicit_convolve"
 )
 _ELEMENTWISE = (
     r"elementwise|triton_poi|quant|cast|convert|copy|cat(array)?batch|concat|index|gather|scatter"
@@ -72,7 +73,7 @@ _ELEMENTWISE = (
     r"|triu|tril|pad_|mask|prepare|finish|put_tokens|resolve_future|slot_mapping|position"
 )
 _REDUCTION = (
-    r"reduc|softmax|triton_(red|per)|(?<![a-z])scan|scan_|cumsum|cumprod|prefix_?sum|(?<![a-z])sum_"
+    r"reduc|softmax|triton_(red|per)|scan|cumsum|^aten::(sum|mean|a?max|a?min)|cumprod|prefix_?sum|(?<![a-z])sum_"
     r"|histogram|count_nonzero|sort"
 )
 
@@ -101,7 +102,7 @@ _OURS = {
 # are not read unless the function is a wrapper; by their own names the writers come first.
 _BY_HEAD = _rules(
     ("communication", _COMMUNICATION),
-    ("rope_cache", rf"(?!.*(attention|attn|fmha|flash|_stage\d)).*({_ROPE_CACHE})"),
+    ("rope_cache", rf"^(?!.*({_NO_CACHE})).*({_ROPE_CACHE})"),
     ("moe", _MOE),
     ("attention", _ATTENTION),
     ("gemm", _GEMM),
@@ -110,6 +111,7 @@ _BY_HEAD = _rules(
     ("sampling", _SAMPLING),
     ("elementwise", _ELEMENTWISE),
     ("reduction", _REDUCTION),
+    ("elementwise", r"^aten::"),  # an operator of a CPU profile; what remains is of that sort
 )
 _BY_ARGUMENTS = _rules(
     ("moe", _MOE),
@@ -169,7 +171,10 @@ _TYPES = (
     (re.compile(r"\b_Float16\b"), "f16"),
     (re.compile(r"\b(c10::|__hip_|__nv_)?[Ff]loat8_(e\dm\d)\w*|__(hip|nv)_fp8_(e\dm\d)\w*"), "fp8"),
     (re.compile(r"\bfloat\b"), "f32"),
-    (re.compile(r"\b(unsigned )?(int|long|short|char)( long)?\b"), "int"),
+    (re.compile(r"\bunsigned (int|char)\b"), "u\\1"),
+    (re.compile(r"\b(long|int64_t)( long)?\b"), "i64"),
+    (re.compile(r"\bint(32_t)?\b"), "i32"),
+    (re.compile(r"\buint\b"), "u32"),
 )
 _FUNCTORS = re.compile(
     r"(?P<a>\w+?)_kernel_cuda(?!\w)|(?P<b>\w+?)Functor\b|(?P<c>\w+?)Ops\b|(?P<d>\w+?)_kernel_impl\b"
@@ -178,6 +183,7 @@ _FUNCTORS = re.compile(
 _GENERIC = re.compile(r"^(gpu|nocast|unary|binary|gpu_index|_cuda_scatter_gather_internal)$", re.I)
 _LAMBDA = re.compile(r"\{lambda\(([\w:]+)[,)]")
 _TRITON_TAIL = re.compile(r"(_\d+d(\d+(d|de|e|c|ce))*)$")
+_NATIVE = re.compile(r"elementwise|(^|::)(reduce_kernel|multi_tensor_apply_kernel)$")
 _MAX_ARGS = 44
 _MAX_UNTRIMMED = 72
 
@@ -217,9 +223,15 @@ def _untrimmed(name: str) -> str:
     if name.startswith(("Cijk_", "triton_")):
         return name if len(name) <= _MAX_UNTRIMMED else short_name(name)
     parsed = parse(demangle(name))
-    args = [shown for arg in parsed.args if (shown := _plain_arg(arg))]
-    whole = f"{_last(parsed.head)}<{', '.join(args)}>" if args else _last(parsed.head)
-    return whole if len(whole) <= _MAX_UNTRIMMED else short_name(name)
+    short = short_name(name)
+    if _NATIVE.search(parsed.head):
+        numbers = [arg for arg in parsed.args if arg.isdigit()]
+        joined = ", ".join(numbers)
+        whole = f"{short[:-1]}, {joined}>" if short.endswith(">") else f"{short}<{joined}>"
+    else:
+        args = [shown for arg in parsed.args if (shown := _plain_arg(arg))]
+        whole = f"{_last(parsed.head)}<{', '.join(args)}>" if args else short
+    return whole if len(whole) <= _MAX_UNTRIMMED else short
 
 
 def _marked(name: str) -> str:
@@ -261,7 +273,7 @@ def _cxx(parsed: CxxName) -> str:
             found = _cxx(parse(inner)) if "<" in inner else inner.rpartition("::")[2]
             unwrapped = re.match(r"enable_\w+<(.+)>$", found)
             return unwrapped[1] if unwrapped else found
-    if "elementwise" in head or re.fullmatch(r"reduce_kernel|multi_tensor_apply_kernel", head):
+    if _NATIVE.search(head):
         return _native(head, parsed.args)
     args = [shown for arg in parsed.args if (shown := _plain_arg(arg))]
     while args and len(", ".join(args)) > _MAX_ARGS:
