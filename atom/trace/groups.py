@@ -1,0 +1,157 @@
+"""Steps that did the same work, so that their times compare: kind and shape, from their labels.
+
+A decode's shape is its requests and tokens; a prefill's its prompts and tokens. How much context
+the requests have is not in it: it differs from step to step, and is told beside the times.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from atom.trace.types import STEP_KINDS, RankModel, Step
+
+STRAY = 3.0  # medians: a step beyond them is worth a word
+FEWEST_FOR_STRAYS = 5
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """What two steps must have in common."""
+
+    kind: str  # of STEP_KINDS
+    fields: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        """E.g. "decode bs=32", "prefill bs=1 tok=512", "draft 1/3 bs=8", "decode graph=32"."""
+        fields = dict(self.fields)
+        if self.kind == "draft" and "i" in fields:
+            draft = f"draft {fields.pop('i')}/{fields.pop('k', '?')}"
+            return " ".join([draft, *(f"{k}={v}" for k, v in fields.items())])
+        return " ".join([self.kind, *(f"{k}={v}" for k, v in fields.items())])
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Steps of one shape."""
+
+    shape: Shape
+    steps: list[Step]
+    notes: tuple[str, ...] = ()  # which were left out
+
+
+def shape_of(step: Step) -> Shape:
+    """From the label's fields; tok and spec only where they say more than bs."""
+    fields = step.fields
+    bs, tok = _number(fields, "bs"), _number(fields, "tok")
+    names: dict[str, int | None] = {"bs": bs, "tok": tok}
+    if step.kind == "decode":
+        names["tok"] = tok if tok != bs else None
+        names["spec"] = _number(fields, "spec") or None
+    elif step.kind == "mixed":
+        names["p"] = _number(fields, "p") or None
+    elif step.kind == "draft":
+        names = {"i": _number(fields, "i"), "k": _number(fields, "k"), "bs": bs}
+    return Shape(step.kind, tuple((k, v) for k, v in names.items() if v is not None))
+
+
+def graph_shape(step: Step) -> Shape | None:
+    """Shape of the graph that ran it: what a replay computes, whatever part of it is padding."""
+    size = _number(step.fields, "graph")
+    return None if size is None else Shape(step.kind, (("graph", size),))
+
+
+def pair_groups(
+    a: RankModel, b: RankModel, kind: str | None = None
+) -> tuple[list[tuple[Group, Group]], list[str], list[str]]:
+    """Groups of equal shape, in order of time in A; what is left of each side, for people.
+
+    Steps whose shape the other side lacks are paired by the size of their graph where both have
+    it: a serving run seldom has the same number of requests in flight twice.
+    """
+    left_a, left_b = ([s for s in m.steps if _usable(s, kind)] for m in (a, b))
+    pairs: list[tuple[Group, Group]] = []
+    for key in (shape_of, graph_shape):
+        of_a, of_b = _by(left_a, key), _by(left_b, key)
+        common = {shape for shape in of_a if shape in of_b}
+        for shape in common:
+            pairs.append((_group(shape, of_a[shape]), _group(shape, of_b[shape])))
+        left_a = [s for s in left_a if key(s) not in common]
+        left_b = [s for s in left_b if key(s) not in common]
+    pairs.sort(key=lambda p: (-sum(s.gpu_ns for s in p[0].steps), p[0].shape))
+    return pairs, describe(left_a), describe(left_b)
+
+
+def describe(steps: Iterable[Step]) -> list[str]:
+    """Shapes with their counts: "decode bs=32 (30 steps)", by kind and size."""
+    counts = _by(steps, shape_of)
+    order = sorted(counts, key=lambda s: (STEP_KINDS.index(s.kind), s.fields))
+    return [f"{shape} ({count(len(counts[shape]), 'step')})" for shape in order]
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def contexts(a: Sequence[Step], b: Sequence[Step]) -> tuple[float, float] | None:
+    """Mean number of tokens that the steps' requests see, where both sides' labels have it."""
+    means = []
+    for steps in (a, b):
+        found = [v for s in steps if (v := _context(s.fields)) is not None]
+        if not found:
+            return None
+        means.append(statistics.fmean(found))
+    return means[0], means[1]
+
+
+def _context(fields: Mapping[str, object]) -> int | None:
+    for name in ("sk", "ctx"):
+        value = fields.get(name)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _usable(step: Step, kind: str | None) -> bool:
+    return step.counts and len(step.rows) > 0 and kind in (None, step.kind)
+
+
+def _by(steps: Iterable[Step], key: object) -> dict[Shape, list[Step]]:
+    assert callable(key)
+    found: dict[Shape, list[Step]] = defaultdict(list)
+    for step in steps:
+        shape = key(step)
+        if shape is not None:
+            found[shape].append(step)
+    return found
+
+
+def _group(shape: Shape, steps: list[Step]) -> Group:
+    """Without steps whose work is not all there, and without a first one that still loads code.
+
+    Any other stray counts: what happens now and then is a part of the mean.
+    """
+    notes = []
+    whole = [s for s in steps if not s.warning.startswith("incomplete")]
+    if whole and len(whole) < len(steps):
+        notes.append(f"{count(len(steps) - len(whole), 'incomplete step')} left out")
+    elif not whole:
+        whole = steps
+        notes.append("its steps are incomplete: some of their GPU work is not in the trace")
+    middle = statistics.median(s.gpu_ns for s in whole)
+    if len(whole) >= FEWEST_FOR_STRAYS:
+        if whole[0].gpu_ns > STRAY * middle:
+            notes.append(f"the first step left out: {whole[0].gpu_ns / middle:.3g} x the median")
+            whole = whole[1:]
+        strays = [s.gpu_ns / middle for s in whole if s.gpu_ns > STRAY * middle]
+        if strays:
+            many = count(len(strays), "step")
+            notes.append(f"{many} of {len(whole)} up to {max(strays):.3g} x the median; counted")
+    return Group(shape, whole, tuple(notes))
+
+
+def _number(fields: Mapping[str, object], name: str) -> int | None:
+    value = fields.get(name)
+    return value if isinstance(value, int) else None
