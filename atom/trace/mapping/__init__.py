@@ -17,6 +17,16 @@ It knows kernels' names, their order and their streams, not what a label or a sc
 
 from __future__ import annotations
 
+from atom.trace.mapping.capture import capture_templates, eager_templates
+from atom.trace.mapping.replay import map_replays
 from atom.trace.mapping.types import EagerStep, Mapped, Replay, Template
 
-__all__ = ["EagerStep", "Mapped", "Replay", "Template"]
+__all__ = [
+    "EagerStep",
+    "Mapped",
+    "Replay",
+    "Template",
+    "capture_templates",
+    "eager_templates",
+    "map_replays",
+]

@@ -49,8 +49,8 @@ class Replay:
     """The graph launches of one step, in order of launch."""
 
     step: int  # the caller's number, for warnings
-    kind: str  # as in Template: "decode", "piecewise", ""
-    size: int  # of the graph if the label says so, else the step's; -1 not known
+    kind: str  # "decode"; "" not known; any other (prefill, mixed, ...) prefers "piecewise"
+    size: int  # the label's graph=, else bs of decodes, tok of others; -1 not known
     launches: tuple[I64, ...]  # rows of trace.gpu of each; empty if the file has none of it
 
 

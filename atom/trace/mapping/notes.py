@@ -1,0 +1,104 @@
+"""What the mapping says about itself: warnings of steps, notes for the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atom.trace.mapping.types import Replay, Template
+from atom.trace.types import NONE, Match
+
+if TYPE_CHECKING:
+    from atom.trace.mapping.replay import Found
+
+
+def incomplete(
+    replays: Sequence[Replay], found: Sequence[Found], templates: Sequence[Template]
+) -> dict[int, str]:
+    """Warnings, by step, that the file lacks kernels which its graphs have run."""
+    most: Counter[tuple[str, int, int]] = Counter()
+    for replay in replays:
+        key = (replay.kind, replay.size, len(replay.launches))
+        most[key] = max(most[key], _rows(replay))
+    warnings: dict[int, str] = {}
+    for replay, one in zip(replays, found, strict=True):
+        rows, launches = _rows(replay), len(replay.launches)
+        empty = sum(not len(r) for r in replay.launches)
+        if empty and launches:
+            warnings[replay.step] = (
+                f"incomplete: {empty} of {launches} graph launches have no GPU work in the file"
+            )
+            continue
+        wanted = _captured(one, templates)
+        if wanted and rows < wanted and _all_from_capture(one):
+            warnings[replay.step] = (
+                f"incomplete: {rows} of the {wanted} kernels of its graphs are in the file"
+            )
+        elif not wanted and rows < most[replay.kind, replay.size, launches]:
+            other = most[replay.kind, replay.size, launches]
+            warnings[replay.step] = (
+                f"incomplete? {rows} kernels of graphs, other steps like it have {other}"
+            )
+    return warnings
+
+
+def _rows(replay: Replay) -> int:
+    return sum(len(r) for r in replay.launches)
+
+
+def _captured(one: Found, templates: Sequence[Template]) -> int:
+    """Number of kernels of the templates used."""
+    used = np.unique(one.template[one.template >= 0])
+    return sum(len(templates[int(index)]) for index in used)
+
+
+def _all_from_capture(one: Found) -> bool:
+    """Nothing new in it: every kernel has a partner or might have one of several."""
+    return int((one.match == Match.NONE).sum()) <= one.doubtful
+
+
+def notes(
+    replays: Sequence[Replay], found: Sequence[Found], templates: Sequence[Template]
+) -> tuple[str, ...]:
+    """Lines for `MatchReport.notes`."""
+    lines: list[str] = []
+    used: Counter[int] = Counter()
+    other_size: Counter[tuple[int, int]] = Counter()
+    for replay, one in zip(replays, found, strict=True):
+        for index in np.unique(one.template[one.template >= 0]).tolist():
+            used[index] += 1
+            size = templates[index].size
+            if replay.size >= 0 and size >= 0 and size != replay.size:
+                other_size[replay.size, size] += 1
+    lines += [templates[i].note for i in sorted(used) if templates[i].note]
+    for (wanted, given), count in sorted(other_size.items()):
+        steps = "1 step" if count == 1 else f"{count} steps"
+        lines.append(
+            f"{steps} of size {wanted} mapped by the capture of size {given}:"
+            " modules hold, shapes are the capture's"
+        )
+    doubtful = sum(one.doubtful for one in found)
+    if doubtful:
+        lines.append(
+            f"{doubtful} replayed kernels could belong to several modules and were given none"
+        )
+    renamed = sum(one.renamed for one in found)
+    if renamed:
+        lines.append(
+            f"{renamed} replayed kernels have another name than the captured one at their place"
+        )
+    unknown = sum(1 for one in found if len(one.match) and not (one.template != NONE).any())
+    if unknown and templates:
+        lines.append(
+            f"{unknown} of {len(replays)} steps with graphs are like none of the"
+            f" {len(templates)} captured ones"
+        )
+    if not templates and any(len(r.launches) for r in replays):
+        lines.append(
+            "graphs were replayed, but no capture trace tells their modules"
+            " (record with --mark-trace, or give --capture-trace)"
+        )
+    return tuple(lines)
