@@ -98,15 +98,15 @@ def spread_over_steps(
     model: RankModel, steps: Sequence[Step], step: Step, layer: int
 ) -> tuple[dict[int, Spread], int]:
     """For each kernel of `layer` in `step`: the spread of that kernel over those of `steps` whose
-    layer does the same work; and how many those are."""
+    layer does the same work; and how many those are. No spread is made of one step."""
     rows, keys = _in_order(model, _of_layer(model, step, layer))
     found = []
     for other in steps:
         other_rows, other_keys = _in_order(model, _of_layer(model, other, layer))
         if np.array_equal(keys, other_keys):
             found.append(model.trace.gpu.dur[other_rows])
-    if not found:
-        return {}, 0
+    if len(found) < 2:
+        return {}, len(found)
     return _spreads(rows, np.stack(found)), len(found)
 
 
@@ -119,14 +119,15 @@ def _spreads(rows: I64, dur: I64) -> dict[int, Spread]:
 
 
 def _of_layer(model: RankModel, step: Step, layer: int) -> I64:
-    return step.rows[model.layer[step.rows] == layer]
+    rows: I64 = step.rows[model.layer[step.rows] == layer]
+    return rows
 
 
 def _layer_rows(model: RankModel, rows: I64) -> dict[int, I64]:
     layers = model.layer[rows]
     order = np.argsort(layers, kind="stable")
     cuts = np.flatnonzero(np.diff(layers[order])) + 1
-    parts = [rows[part] for part in np.split(order, cuts) if len(part)]
+    parts = [rows[part] for part in np.split(order, cuts)]
     return {int(model.layer[p[0]]): p for p in parts if model.layer[p[0]] != NONE}
 
 

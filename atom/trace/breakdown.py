@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from atom.trace.alike import LayerGroup, LayerRow, Spread, group_layers, spread_over_steps
-from atom.trace.choice import Choice, choose, what_there_is
+from atom.trace.choice import Choice, choose
 from atom.trace.errors import TraceError
 from atom.trace.intervals import union_length
 from atom.trace.rollup import (
     KernelRow,
     MatchRow,
     ModuleRow,
+    UnmatchedRow,
     kernels_in,
     matches_in,
     modules_in,
@@ -91,7 +92,9 @@ class Breakdown:
     kernels: list[KernelRow]
     steps: list[Step]  # all of the rank
     matches: list[MatchRow]
-    unmatched: list[tuple[str, int, int]]  # name, rows and ns in this step
+    unmatched: list[UnmatchedRow]
+    match_rate: float  # share of the rows of all steps with a module, 0 to 1
+    match_notes: tuple[str, ...]  # which capture trace was used, what was guessed
     notes: list[str] = field(default_factory=list)  # what a reader must know, one line each
 
     @property
@@ -120,7 +123,7 @@ def breakdown(
         layers, groups = group_layers(model, step)
         group = next(group for group in groups if layer in group.layers)
         over_steps, same = spread_over_steps(model, choice.alike, step, layer)
-        over_layers = group.spread_by_row(layer)
+        over_layers = group.spread_by_row(layer) if len(group.layers) > 1 else {}
         runs = runs_of(model, step, rows, over_layers, over_steps)
     gpu = model.trace.gpu
     made = Breakdown(
@@ -144,6 +147,8 @@ def breakdown(
         steps=model.steps,
         matches=matches_in(model, step),
         unmatched=unmatched_in(model, step),
+        match_rate=model.report.rate,
+        match_notes=model.report.notes,
     )
     made.notes.extend(_notes(model, made, rows))
     return made
@@ -267,8 +272,3 @@ def _notes(model: RankModel, made: Breakdown, rows: I64) -> list[str]:
     if any(kernel.match == Match.BLOCKS for run in made.runs for kernel in run.kernels):
         notes.append("no scopes: layers are repeating blocks of kernels, modules are their parts")
     return notes
-
-
-def nothing_to_show(model: RankModel) -> TraceError:
-    """For a trace without any step that a workbook could show."""
-    return TraceError(f"{model.trace.path}: nothing to break down; {what_there_is(model.steps)}")

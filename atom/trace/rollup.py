@@ -49,6 +49,16 @@ class MatchRow:
     all_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class UnmatchedRow:
+    """A kernel's name that has rows without a module."""
+
+    name: str
+    rows: int  # in this step
+    sum_ns: int
+    all_rows: int  # in all steps of the rank
+
+
 def modules_in(model: RankModel, step: Step) -> list[ModuleRow]:
     """By total time."""
     gpu = model.trace.gpu
@@ -136,13 +146,16 @@ def matches_in(model: RankModel, step: Step) -> list[MatchRow]:
     return made
 
 
-def unmatched_in(model: RankModel, step: Step) -> list[tuple[str, int, int]]:
-    gpu = model.trace.gpu
+def unmatched_in(model: RankModel, step: Step) -> list[UnmatchedRow]:
+    """By time in the step, then by number in all steps."""
+    gpu, names = model.trace.gpu, {}
     rows = step.rows[model.match[step.rows] == Match.NONE]
-    if not len(rows):
-        return []
-    made = [
-        (model.kernel_name(int(rows[part[0]])), len(part), int(gpu.dur[rows[part]].sum()))
-        for part in _split(gpu.name[rows].astype(np.int64))
-    ]
-    return sorted(made, key=lambda item: -item[2])
+    for part in _split(gpu.name[rows].astype(np.int64)) if len(rows) else []:
+        names[model.kernel_name(int(rows[part[0]]))] = rows[part]
+    everywhere = model.report.unmatched
+    made = []
+    for name in {**names, **everywhere}:
+        mine = names.get(name, rows[:0])
+        ns = int(gpu.dur[mine].sum())
+        made.append(UnmatchedRow(name, len(mine), ns, everywhere.get(name, len(mine))))
+    return sorted(made, key=lambda row: (-row.sum_ns, -row.all_rows))
