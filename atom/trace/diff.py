@@ -78,6 +78,7 @@ class StepDiff:
     steps_a: int
     steps_b: int
     span: Change  # of the GPU work: what is attributed
+    span_ns: tuple[int, int]  # its sums over all steps
     busy: Change  # of it, with anything running
     cpu: Change | None  # span of the host's annotation; None where the steps have none
     wait: tuple[float, float]  # us, median: idle before the step's first GPU work
@@ -107,6 +108,9 @@ class TraceDiff:
         return sorted({g.rank for g in self.groups})
 
 
+_Files = tuple[Sequence[RankModel], Sequence[RankModel]]  # of one rank, of A and of B
+
+
 def diff(a: Analysis, b: Analysis, *, kind: str | None = None) -> TraceDiff:
     """B's steps beside A's of the same shape, rank by rank; `kind` of STEP_KINDS keeps only these.
 
@@ -120,7 +124,7 @@ def diff(a: Analysis, b: Analysis, *, kind: str | None = None) -> TraceDiff:
         common, of_a, of_b = pair_groups(left, right, kind)
         only_a.update(dict.fromkeys(of_a))
         only_b.update(dict.fromkeys(of_b))
-        groups += [_step_diff(left, right, *two) for two in common]
+        groups += [_step_diff(*two) for two in common]
     if not groups:
         raise TraceError(_nothing(a, b, kind))
     groups.sort(key=lambda g: (-abs(g.cost_us), g.rank, g.shape))
@@ -128,28 +132,32 @@ def diff(a: Analysis, b: Analysis, *, kind: str | None = None) -> TraceDiff:
     return TraceDiff(groups, list(only_a), list(only_b), _differences(a.first, b.first), notes)
 
 
-def _pair_ranks(a: Analysis, b: Analysis) -> tuple[list[tuple[RankModel, RankModel]], list[str]]:
-    by_rank = [{m.trace.rank: m for m in side.ranks} for side in (a, b)]
-    common = [r for r in by_rank[0] if r in by_rank[1]]
-    notes = [
-        f"rank {rank} is only in {letter}"
-        for letter, side in zip("AB", by_rank, strict=True)
-        for rank in side
-        if rank not in common and len(common) > 0
-    ]
+def _pair_ranks(a: Analysis, b: Analysis) -> tuple[list[_Files], list[str]]:
+    """The files of each rank that both have; a rank may have several files."""
+    by_rank: list[dict[int, list[RankModel]]] = [{}, {}]
+    for found, side in zip(by_rank, (a, b), strict=True):
+        for model in side.ranks:
+            found.setdefault(model.trace.rank, []).append(model)
+    common = [rank for rank in by_rank[0] if rank in by_rank[1]]
     if common:
-        return [(by_rank[0][r], by_rank[1][r]) for r in common], notes
-    if len(a.ranks) == len(b.ranks) == 1:
-        note = f"rank {a.first.trace.rank} of A beside rank {b.first.trace.rank} of B"
-        return [(a.first, b.first)], [note]
-    listed = [", ".join(map(str, side)) for side in by_rank]
-    raise TraceError(f"no rank in common: A has {listed[0]}, B has {listed[1]}")
+        notes = [
+            f"rank {rank} is only in {letter}"
+            for letter, found in zip("AB", by_rank, strict=True)
+            for rank in found
+            if rank not in common
+        ]
+        return [(by_rank[0][rank], by_rank[1][rank]) for rank in common], notes
+    ranks = [", ".join(map(str, found)) for found in by_rank]
+    if len(by_rank[0]) == len(by_rank[1]) == 1:
+        note = f"rank {ranks[0]} of A beside rank {ranks[1]} of B"
+        return [(a.ranks, b.ranks)], [note]
+    raise TraceError(f"no rank in common: A has {ranks[0]}, B has {ranks[1]}")
 
 
 def _nothing(a: Analysis, b: Analysis, kind: str | None) -> str:
     sides = []
     for side in (a, b):
-        steps = [s for s in side.first.steps if s.counts and len(s.rows)]
+        steps = [s for model in side.ranks for s in model.steps if s.counts and len(s.rows)]
         found = describe(steps)
         more = f" and {len(found) - 6} more shapes" if len(found) > 6 else ""
         sides.append((", ".join(found[:6]) or "none") + more)
@@ -157,7 +165,8 @@ def _nothing(a: Analysis, b: Analysis, kind: str | None) -> str:
     return f"{what} of A has its like in B: A has {sides[0]}; B has {sides[1]}"
 
 
-def _step_diff(a: RankModel, b: RankModel, of_a: Group, of_b: Group) -> StepDiff:
+def _step_diff(of_a: Group, of_b: Group) -> StepDiff:
+    a, b = of_a.model, of_b.model
     notes = [f"{letter}: {n}" for letter, g in (("A", of_a), ("B", of_b)) for n in g.notes]
     rename = joined_modules(a.modules, b.modules)
     left, right = attribute(a, of_a.steps, rename), attribute(b, of_b.steps, rename)
@@ -177,6 +186,7 @@ def _step_diff(a: RankModel, b: RankModel, of_a: Group, of_b: Group) -> StepDiff
         steps_a=len(left),
         steps_b=len(right),
         span=span,
+        span_ns=(int(left.span.sum()), int(right.span.sum())),
         busy=busy,
         cpu=_cpu(of_a.steps, of_b.steps),
         wait=(_wait(a, of_a.steps), _wait(b, of_b.steps)),
@@ -339,11 +349,11 @@ def _ways(a: Sequence[Step], b: Sequence[Step]) -> list[str]:
     return [f"A runs {words[0]}, B {words[1]}"]
 
 
-def _explained(pairs: Iterable[tuple[RankModel, RankModel]]) -> list[str]:
+def _explained(pairs: Iterable[_Files]) -> list[str]:
     """How much of the kernels has a module, where that is not nearly all."""
     notes = []
     for two in pairs:
-        for letter, model in zip("AB", two, strict=True):
+        for letter, model in ((x, m) for x, side in zip("AB", two, strict=True) for m in side):
             if model.report.rate < 0.995:
                 where = f"{letter}, rank {model.trace.rank}"
                 notes.append(f"{where}: {model.report.rate:.1%} of the kernels have a module")

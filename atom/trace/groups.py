@@ -7,8 +7,8 @@ the requests have is not in it: it differs from step to step, and is told beside
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from atom.trace.types import STEP_KINDS, RankModel, Step
@@ -35,9 +35,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Steps of one shape."""
+    """Steps of one shape in one file."""
 
     shape: Shape
+    model: RankModel
     steps: list[Step]
     notes: tuple[str, ...] = ()  # which were left out
 
@@ -64,31 +65,33 @@ def graph_shape(step: Step) -> Shape | None:
 
 
 def pair_groups(
-    a: RankModel, b: RankModel, kind: str | None = None
+    a: Sequence[RankModel], b: Sequence[RankModel], kind: str | None = None
 ) -> tuple[list[tuple[Group, Group]], list[str], list[str]]:
-    """Groups of equal shape, in order of time in A; what is left of each side, for people.
+    """Groups of equal shape in the files of one rank, the longest first; what is left of each
+    side, for people.
 
     Steps whose shape the other side lacks are paired by the size of their graph where both have
     it: a serving run seldom has the same number of requests in flight twice.
     """
-    left_a, left_b = ([s for s in m.steps if _usable(s, kind)] for m in (a, b))
+    left_a, left_b = (
+        [(m, s) for m in side for s in m.steps if _usable(s, kind)] for side in (a, b)
+    )
     pairs: list[tuple[Group, Group]] = []
     for key in (shape_of, graph_shape):
         of_a, of_b = _by(left_a, key), _by(left_b, key)
         common = {shape for shape in of_a if shape in of_b}
-        for shape in common:
-            pairs.append((_group(shape, of_a[shape]), _group(shape, of_b[shape])))
-        left_a = [s for s in left_a if key(s) not in common]
-        left_b = [s for s in left_b if key(s) not in common]
+        pairs += [(_group(shape, of_a[shape]), _group(shape, of_b[shape])) for shape in common]
+        left_a = [each for each in left_a if key(each[1]) not in common]
+        left_b = [each for each in left_b if key(each[1]) not in common]
     pairs.sort(key=lambda p: (-sum(s.gpu_ns for s in p[0].steps), p[0].shape))
-    return pairs, describe(left_a), describe(left_b)
+    return pairs, describe(s for _, s in left_a), describe(s for _, s in left_b)
 
 
 def describe(steps: Iterable[Step]) -> list[str]:
     """Shapes with their counts: "decode bs=32 (30 steps)", by kind and size."""
-    counts = _by(steps, shape_of)
+    counts = Counter(map(shape_of, steps))
     order = sorted(counts, key=lambda s: (STEP_KINDS.index(s.kind), s.fields))
-    return [f"{shape} ({count(len(counts[shape]), 'step')})" for shape in order]
+    return [f"{shape} ({count(counts[shape], 'step')})" for shape in order]
 
 
 def count(number: int, what: str) -> str:
@@ -118,22 +121,28 @@ def _usable(step: Step, kind: str | None) -> bool:
     return step.counts and len(step.rows) > 0 and kind in (None, step.kind)
 
 
-def _by(steps: Iterable[Step], key: object) -> dict[Shape, list[Step]]:
-    assert callable(key)
-    found: dict[Shape, list[Step]] = defaultdict(list)
-    for step in steps:
+def _by(
+    steps: Iterable[tuple[RankModel, Step]], key: Callable[[Step], Shape | None]
+) -> dict[Shape, list[tuple[RankModel, Step]]]:
+    found: dict[Shape, list[tuple[RankModel, Step]]] = defaultdict(list)
+    for model, step in steps:
         shape = key(step)
         if shape is not None:
-            found[shape].append(step)
+            found[shape].append((model, step))
     return found
 
 
-def _group(shape: Shape, steps: list[Step]) -> Group:
-    """Without steps whose work is not all there, and without a first one that still loads code.
-
-    Any other stray counts: what happens now and then is a part of the mean.
-    """
+def _group(shape: Shape, found: Sequence[tuple[RankModel, Step]]) -> Group:
+    """Of the file that has most of them. Without steps whose work is not all there, and without a
+    first one that still loads code: any other stray is a part of the mean."""
+    by_file: dict[int, list[tuple[RankModel, Step]]] = defaultdict(list)
+    for each in found:
+        by_file[id(each[0])].append(each)
+    chosen = max(by_file.values(), key=len)
+    model, steps = chosen[0][0], [step for _, step in chosen]
     notes = []
+    if len(by_file) > 1:
+        notes.append(f"{len(by_file)} files have such steps; {model.trace.path.name} has most")
     whole = [s for s in steps if not s.warning.startswith("incomplete")]
     if whole and len(whole) < len(steps):
         notes.append(f"{count(len(steps) - len(whole), 'incomplete step')} left out")
@@ -149,7 +158,7 @@ def _group(shape: Shape, steps: list[Step]) -> Group:
         if strays:
             many = count(len(strays), "step")
             notes.append(f"{many} of {len(whole)} up to {max(strays):.3g} x the median; counted")
-    return Group(shape, whole, tuple(notes))
+    return Group(shape, model, whole, tuple(notes))
 
 
 def _number(fields: Mapping[str, object], name: str) -> int | None:

@@ -28,7 +28,7 @@ WAIT_SHARE = 0.02  # of the step: a change of the wait between steps that is wor
 
 def sentences(found: TraceDiff, most: int = SENTENCES) -> list[str]:
     """The verdict: the steps that changed at most cost first, then what else must be known."""
-    told = _by_shape(found)
+    told = by_shape(found)
     lines = [line for group in told[:most] for line in _of_shape(found, group)]
     rest = told[most:]
     if rest:
@@ -36,6 +36,17 @@ def sentences(found: TraceDiff, most: int = SENTENCES) -> list[str]:
         more = f" and {len(rest) - 4} more" if len(rest) > 4 else ""
         lines.append(f"less costly: {', '.join(words)}{more}")
     return lines
+
+
+def fails(found: TraceDiff, limit: float) -> list[StepDiff]:
+    """Groups whose steps are slower in B by more than `limit` (0.05 is 5 %) and by more than
+    their spread; with one step a side there is none, and the limit alone decides."""
+    return [
+        g
+        for g in found.groups
+        if g.span.delta_us > limit * g.span.a_us
+        and (g.span.verdict == "slower" or g.span.p is None)
+    ]
 
 
 def headline(group: StepDiff) -> str:
@@ -158,7 +169,7 @@ def _all_alike(group: StepDiff) -> str:
     )
 
 
-def _by_shape(found: TraceDiff) -> list[list[StepDiff]]:
+def by_shape(found: TraceDiff) -> list[list[StepDiff]]:
     """Groups of one shape on all ranks, the rank to blame first; costliest shape first."""
     shapes: dict[object, list[StepDiff]] = {}
     for group in found.groups:
