@@ -99,6 +99,21 @@ def subtract_length(a: Spans, b: Spans) -> int:
     return _joined(a, b).length - b.length
 
 
+def own_lengths(start: ArrayLike, end: ArrayLike) -> I64:
+    """Of each interval what none that started earlier covers: adds up to `union_length`. [N]
+
+    Given in the order of their starts. A kernel that starts early and waits for the one before it
+    gets only what it ran alone; of equal starts the first has the time.
+    """
+    starts, ends = np.asarray(start, np.int64), np.asarray(end, np.int64)
+    assert (np.diff(starts) >= 0).all()
+    if not len(starts):
+        return np.empty(0, np.int64)
+    covered = np.concatenate((starts[:1], np.maximum.accumulate(ends)[:-1]))
+    own: I64 = np.maximum(ends - np.maximum(starts, covered), 0)
+    return own
+
+
 def gaps(a: Spans, low: int, high: int) -> Spans:
     """What of [low, high) the set does not cover."""
     if high <= low:

@@ -76,6 +76,16 @@ def test_depth(pairs):
     assert found.tolist() == [0] + [depth.count(k) for k in range(1, max(depth) + 1)]
 
 
+@given(INTERVALS)
+def test_own_time(pairs):
+    pairs = sorted(pairs, key=lambda p: p[0])
+    found = intervals.own_lengths(*arrays(pairs))
+    taken = set()
+    for own, pair in zip(found, pairs, strict=True):
+        assert own == len(covered([pair]) - taken)
+        taken |= covered([pair])
+
+
 def test_touching_intervals_are_one():
     assert union([10, 0], [20, 10]).start.tolist() == [0]
 

@@ -1,0 +1,166 @@
+"""What takes most time, by kernel, module, layer, class or operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from atom.trace import intervals
+from atom.trace.kernels import kernel_class, short_names
+from atom.trace.types import I64, NONE, RankModel
+
+BY = ("kernel", "module", "layer", "class", "op")
+UNKNOWN = {"module": "(no module found)", "layer": "(outside of layers)", "op": "(no operator)"}
+
+
+@dataclass(frozen=True, slots=True)
+class TopRow:
+    """One kernel, module, ... over the chosen steps. ns."""
+
+    name: str  # for people
+    full_name: str  # a kernel's name as in the file, else as `name`
+    kernel_class: str  # of most of its time
+    calls: int  # rows of GPU work
+    own_ns: int  # what no earlier kernel covers: rows of a table add up to the busy time
+    share: float  # own time of the busy time, 0 to 1
+    total_ns: int  # sum of durations; above the own time where kernels overlap
+    mean_ns: float  # duration
+    min_ns: int
+    max_ns: int
+    where: str  # of a kernel: its module with most time; of others: their kernel with most time
+    where_share: float  # of its time
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """Rows by own time, all of them."""
+
+    by: str
+    kind: str  # of steps; "" all work but captures and warm-ups
+    steps: int
+    calls: int
+    total_ns: int  # sum of durations
+    busy_ns: int  # union of the work, of each device: the sum of own times
+    rows: tuple[TopRow, ...]
+
+
+def selected(model: RankModel, kind: str = "") -> tuple[I64, int]:
+    """Rows of GPU work in the steps of a kind, and how many steps: without a kind all work, also
+    that of no step, but captures and warm-ups."""
+    steps = model.steps
+    chosen = np.array([s.counts and kind in ("", s.kind) for s in steps] + [kind == ""], bool)
+    rows = np.flatnonzero(chosen[model.step])  # -1, no step, is the last entry
+    return rows, sum(bool(chosen[s.index]) for s in steps)
+
+
+def top(model: RankModel, by: str = "kernel", kind: str = "") -> Top:
+    """Everything that the selection did, by own time; ties by name."""
+    rows, steps = selected(model, kind)
+    dur = model.trace.gpu.dur[rows]
+    own = own_times(model, rows)
+    keys, names = _keys(model, rows, by)
+    count = len(names)
+    own_of, total = _sums(keys, own, count), _sums(keys, dur, count)
+    calls = np.bincount(keys, minlength=count)
+    low, high = np.full(count, np.iinfo(np.int64).max), np.zeros(count, np.int64)
+    np.minimum.at(low, keys, dur)
+    np.maximum.at(high, keys, dur)
+    kernels, kernel_names = _keys(model, rows, "kernel")
+    inner = _keys(model, rows, "module") if by == "kernel" else (kernels, kernel_names)
+    where = _most(keys, *inner, own, count)
+    classes = _most(keys, *_keys(model, rows, "class"), own, count)
+    short = short_names(kernel_names)
+    busy = int(own.sum())
+    found = tuple(
+        TopRow(
+            name=short[names[i]] if by == "kernel" else names[i],
+            full_name=names[i],
+            kernel_class=classes[i][0],
+            calls=int(calls[i]),
+            own_ns=int(own_of[i]),
+            share=int(own_of[i]) / busy if busy else 0.0,
+            total_ns=int(total[i]),
+            mean_ns=int(total[i]) / int(calls[i]),
+            min_ns=int(low[i]),
+            max_ns=int(high[i]),
+            where=where[i][0] if by == "kernel" else short[where[i][0]],
+            where_share=where[i][1],
+        )
+        for i in sorted(range(count), key=lambda i: (-int(own_of[i]), -int(total[i]), names[i]))
+    )
+    return Top(by, kind, steps, len(rows), int(dur.sum()), busy, found)
+
+
+def own_times(model: RankModel, rows: I64) -> I64:
+    """Own time of each of these rows among them, on its device; parallel to `rows`."""
+    gpu = model.trace.gpu
+    own = np.zeros(len(rows), np.int64)
+    for device in np.unique(gpu.device[rows]):
+        chosen = gpu.device[rows] == device
+        own[chosen] = intervals.own_lengths(gpu.ts[rows[chosen]], gpu.end[rows[chosen]])
+    return own
+
+
+def _keys(model: RankModel, rows: I64, by: str) -> tuple[I64, list[str]]:
+    """A number for each row, and what the numbers stand for."""
+    assert by in BY, by
+    names = model.trace.gpu.name[rows]
+    if by == "kernel":
+        return _text(model, names, str)
+    if by == "class":
+        return _text(model, names, kernel_class)
+    if by == "op":
+        return _text(model, model.op[rows], str, UNKNOWN["op"])
+    unknown = UNKNOWN[by]
+    if by == "module":
+        return _named(model.module[rows], lambda i: model.modules[i] if i >= 0 else unknown)
+    return _named(model.layer[rows], lambda i: f"layer {i}" if i >= 0 else unknown)
+
+
+def _text(
+    model: RankModel,
+    ids: np.ndarray[tuple[int], np.dtype[np.int32]],
+    of: Callable[[str], str],
+    unknown: str = "",
+) -> tuple[I64, list[str]]:
+    strings = model.trace.strings
+    return _named(ids, lambda i: of(strings[i]) if i >= 0 else unknown)
+
+
+def _named(
+    ids: np.ndarray[tuple[int], np.dtype[np.int32]], name: Callable[[int], str]
+) -> tuple[I64, list[str]]:
+    found, inverse = np.unique(ids, return_inverse=True)
+    texts = [name(int(i)) for i in found]
+    names = sorted(set(texts))
+    index = {text: i for i, text in enumerate(names)}
+    of = np.array([index[text] for text in texts], np.int64)
+    return of[inverse] if len(found) else np.zeros(0, np.int64), names
+
+
+def _sums(keys: I64, values: I64, count: int) -> I64:
+    """As np.bincount with weights, but in integers: exact at any length."""
+    sums = np.zeros(count, np.int64)
+    np.add.at(sums, keys, values)
+    return sums
+
+
+def _most(
+    keys: I64, inner: I64, inner_names: list[str], own: I64, count: int
+) -> list[tuple[str, float]]:
+    """Of each key, the inner name with most time and its share of the key's time."""
+    width = max(len(inner_names), 1)
+    pairs, inverse = np.unique(keys * width + inner, return_inverse=True)
+    times = _sums(inverse, own, len(pairs))
+    best: list[tuple[int, int]] = [(NONE, NONE)] * count
+    whole = [0] * count
+    for pair, time in zip(pairs.tolist(), times.tolist(), strict=True):
+        key, name = divmod(pair, width)
+        whole[key] += time
+        best[key] = max(best[key], (time, name), key=lambda b: b[0])
+    return [
+        (inner_names[name], time / total if total else 1.0)
+        for (time, name), total in zip(best, whole, strict=True)
+    ]
