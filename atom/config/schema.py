@@ -223,6 +223,11 @@ class ProfileConfig:
     profiler_more: bool = setting(
         False, "Record shapes, Python stacks and memory, too; slows the steps"
     )
+    mark_trace: bool = setting(
+        False,
+        "Name the model's modules in traces, and write a trace of graph capture at the start, by "
+        "which atom trace knows the kernels of replayed graphs",
+    )
     profiler_max_seconds: float = setting(
         60.0, "A profile that nobody stopped ends after so many seconds; they fill memory", gt=0
     )

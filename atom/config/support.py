@@ -55,6 +55,11 @@ REFUSALS: tuple[Refusal, ...] = (
         lambda c: c.parallel.rendezvous_timeout_s != 120.0 and c.parallel.tensor_parallel_size == 1,
         "there is one rank, which meets nobody; it needs tensor_parallel_size > 1",
     ),
+    Refusal(
+        "mark_trace",
+        lambda c: c.profile.mark_trace and c.profile.torch_profiler_dir is None,
+        "without --torch-profiler-dir nothing is traced; name a directory there",
+    ),
 )
 
 # Settings of one kind of device. A recipe is written for where it will run, and is checked and
@@ -108,7 +113,6 @@ REFUSED_FLAGS: dict[str, str] = {
     "num-speculative-tokens": _NO_SPECULATION,
     "draft-model": _NO_SPECULATION,
     "speculative-config": _NO_SPECULATION,
-    "mark-trace": "marks of steps and layers in traces are not in this version",
     "enable-dp-attention": "data parallel attention is not in this version",
     "enable-tbo": "two-batch overlap is not in this version",
     "all2all-backend": "expert parallelism is not in this version",

@@ -27,6 +27,13 @@ def remember(layer: Any) -> str:
     return name
 
 
+def put(name: str, layer: Any) -> None:
+    """Let operators find `layer` under a name that `remember` gave to another one; it is to be kept
+    alive by who puts it there."""
+    assert name in _layers
+    _layers[name] = layer
+
+
 def _attention(qkv: Tensor, positions: Tensor, num_heads: int, layer: str) -> Tensor:
     out: Tensor = _layers[layer].step(qkv, positions)
     return out

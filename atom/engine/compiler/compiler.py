@@ -92,11 +92,11 @@ class _Compiler:
     def _traced(self) -> Split:
         """The forward traced and cut, at most once: only where something is missing."""
         if self._split is None:
-            forward, salt = self._model.forward, self._salt
+            model, salt = self._model, self._salt
 
             def make() -> Split:
                 with _explained("tracing"):
-                    graph = trace(forward, self._device, self._max_tokens)
+                    graph = trace(model.forward, self._device, self._max_tokens, model)
                 return split(graph, self._structure, salt)
 
             self._split = self._timed("trace", make)

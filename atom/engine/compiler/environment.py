@@ -19,7 +19,15 @@ from atom._version import __version__
 from atom.ops.cpu.build import cpu_features
 
 # Whose source may change what is traced; how a graph becomes code is this package's alone.
-TRACED = ("ops", "layers", "models", "parallel", "engine/compiler")
+TRACED = (
+    "ops",
+    "layers",
+    "models",
+    "parallel",
+    "engine/compiler",
+    "engine/marks.py",
+    "engine/module_marks.py",
+)
 COMPILING = ("engine/compiler",)
 
 
@@ -61,6 +69,6 @@ def source_digest(folders: tuple[str, ...] = TRACED) -> str:
     root = Path(atom.__file__).parent
     found = hashlib.sha256()
     for folder in folders:
-        for path in sorted((root / folder).rglob("*.py")):
+        for path in sorted((root / folder).rglob("*.py")) or [root / folder]:
             found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()

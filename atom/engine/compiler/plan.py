@@ -42,6 +42,7 @@ class PieceCall(msgspec.Struct, frozen=True, tag="piece"):
     piece: str  # key of the compiled piece
     inputs: list[int]
     outputs: list[int]
+    scope: str = ""  # the modules that it computes, by path, joined by "+"
 
 
 class Argument(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -61,6 +62,7 @@ class OpCall(msgspec.Struct, frozen=True, tag="op"):
     arguments: list[Argument]
     outputs: list[int | None]
     copied: list[int] = []  # arguments that it may overwrite although they are read again
+    scope: str = ""  # as a piece's
 
     @property
     def inputs(self) -> list[int]:

@@ -25,6 +25,7 @@ from atom.engine.compiler.plan import (
     Plan,
 )
 from atom.engine.compiler.structure import follow
+from atom.engine.marks import Marks
 
 
 class Step(NamedTuple):
@@ -78,6 +79,20 @@ class Program:
                 values[outputs[0]] = results
         result: Tensor = values[self._result]
         return result
+
+    def mark(self, marks: Marks) -> None:
+        """Run the steps within the scopes of their modules while `marks` are on."""
+        plain = self._steps
+        scopes = [step.scope for step in self.plan.steps]
+        marked = [
+            step._replace(call=marks.wrapped(scope, step.call)) if scope else step
+            for step, scope in zip(plain, scopes, strict=True)
+        ]
+
+        def change(is_on: bool) -> None:
+            self._steps = marked if is_on else plain
+
+        marks.call_on_change(change)
 
     def _piece(self, step: PieceCall, dead: tuple[int, ...]) -> Step:
         return Step(

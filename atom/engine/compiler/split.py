@@ -30,6 +30,7 @@ from atom.engine.compiler.plan import (
     Plan,
 )
 from atom.engine.compiler.structure import Structure
+from atom.engine.compiler.trace import scope_of
 
 
 class Piece(NamedTuple):
@@ -153,7 +154,7 @@ class _Splitter:
         else:
             taken = {part.args[1]: self._new_number(part) for part in parts}
             outputs = [taken.get(i) for i in range(len(node.meta["val"]))]
-        self._steps.append(OpCall(name, layer, arguments, outputs, copied))
+        self._steps.append(OpCall(name, layer, arguments, outputs, copied, scope_of(node)))
 
     def _is_read_after(self, value: Any, reader: fx.Node) -> bool:
         """Whether anything reads the memory of `value` once `reader` has run."""
@@ -174,7 +175,7 @@ class _Splitter:
         self._pieces.setdefault(key, piece)
         numbers = [self._numbers.get(node, NUM_TOKENS) for node in inputs]
         results = [self._new_number(node) for node in outputs]
-        self._steps.append(PieceCall(key, numbers, results))
+        self._steps.append(PieceCall(key, numbers, results, _scope(group)))
 
     def _boundary(self, group: list[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
         """What the piece reads from outside, in order of first use, and what others read of it."""
@@ -233,6 +234,12 @@ class _Splitter:
         aligned = value.storage_offset() * value.element_size() % ALIGNMENT == 0
         text = f"{value.dtype}{sizes}@{value.device}{'' if aligned else ' unaligned'}"
         return text.replace(self._symbol, "T")
+
+
+def _scope(group: list[fx.Node]) -> str:
+    """Of the nodes that compute, in order; views alone are nobody's work."""
+    working = [node for node in group if not getattr(node.target, "is_view", False)]
+    return "+".join(dict.fromkeys(scope for node in working if (scope := scope_of(node))))
 
 
 def _groups(nodes: list[fx.Node]) -> list[list[fx.Node]]:

@@ -3,21 +3,53 @@
 The graph is functional (in-place updates of the model's own values become new values) and is made
 of what Inductor takes: core operators and opaque custom ones. Weights stay out of it: they appear
 as attributes, each the very tensor of the model.
+
+A node knows the scope of the module that made it (`scope_of`), whatever becomes of it later: so
+that what is compiled has names in a profiler's trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.fx import traceback
+
+from atom.engine.marks import Marks
+from atom.engine.module_marks import mark_modules
+
+_SCOPE = "atom_scope"
+
+
+def scope_of(node: fx.Node) -> str:
+    """ "" outside of any module."""
+    return str(node.meta.get("custom", {}).get(_SCOPE, ""))
+
+
+@contextmanager
+def _noting_scopes(model: nn.Module | None) -> Iterator[None]:
+    def note(scope: str) -> Any:
+        return traceback.annotate({_SCOPE: scope})
+
+    marks = Marks()
+    if model is not None:
+        mark_modules(marks, model)
+    with traceback.preserve_node_meta(), marks.during(note):
+        yield
 
 
 def trace(
-    forward: Callable[[Tensor, Tensor], Tensor], device: torch.device, max_tokens: int
+    forward: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device,
+    max_tokens: int,
+    model: nn.Module | None = None,
 ) -> fx.GraphModule:
     """`forward(input_ids [T], positions [T])` for any 1 <= T <= max_tokens.
+
+    `model`: that whose modules give nodes their scopes.
 
     Nothing is computed. Sizes and values are hinted as those of the largest step, so that choices
     made by size, such as that of 32-bit indices, hold for all smaller ones.
@@ -39,7 +71,7 @@ def trace(
     context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext([DimDynamic.DYNAMIC])
     hint = torch.zeros(max_tokens, dtype=torch.int64, device=device)
     ids = mode.from_tensor(hint, symbolic_context=context, source=ConstantSource("input_ids"))
-    with torch.no_grad(), mode:
+    with torch.no_grad(), mode, _noting_scopes(model):
         positions = torch.empty_like(ids)
         traced = make_fx(
             torch.func.functionalize(plain),

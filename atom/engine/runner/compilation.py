@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("atom.runner")
 Forward = Callable[[Tensor, Tensor], Tensor]
+COMPILED = ("torch.compile", "compiled once")  # modes whose first runs compile
 
 
 class Choice(NamedTuple):

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from atom.engine.marks import Scope
 from atom.engine.plan import StepPlan
 from atom.engine.runner.capture import Graph, Recorder
 from atom.engine.runner.decode_slots import (
@@ -76,6 +77,7 @@ class DecodeGraphs:
     """Steps in which every sequence computes one token and samples the next."""
 
     kind = "decode"
+    counts_in = "bs"  # what a size is a number of, in traces: sequences
 
     def __init__(
         self,
@@ -129,12 +131,22 @@ class DecodeGraphs:
         host.slot[0], host.computed[:] = slot.index, 0
         host.rows[:] = host.new_blocks[:] = -1
         self.ring.send(slot, size)
-        self._body(size, packet)  # compiles kernels, and lets libraries allocate what they keep
-        graph, logits = self._recorder.record(lambda: self._body(size, packet))
+        with Scope("warm_up"):  # compiles kernels, and lets libraries allocate what they keep
+            self._body(size, packet)
+        with Scope("record"):
+            graph, logits = self._recorder.record(lambda: self._body(size, packet))
         self._captured[size] = _Captured(graph, packet, self._recorder.alias(logits))
 
     def _body(self, size: int, packet: DevicePacket) -> Tensor:
-        batch, kernels = self._batch, self._kernels
+        meta = self._prepare(size, packet)
+        with set_forward_context(ForwardContext(meta)):
+            hidden = self._forward(self._input_ids[:size], self._positions[:size])
+        logits = self._compute_logits(hidden)
+        self._finish(logits, packet)
+        return logits
+
+    def _prepare(self, size: int, packet: DevicePacket) -> AttentionMetadata:
+        batch = self._batch
         meta = AttentionMetadata(
             num_tokens=size,
             num_seqs=size,
@@ -145,32 +157,30 @@ class DecodeGraphs:
             cu_seqlens_q=self._cu_seqlens[: size + 1],
             seq_lens=self._seq_lens[:size],
         )
-        ids, positions = self._input_ids[:size], self._positions[:size]
-        kernels.prepare_decode(
+        self._kernels.prepare_decode(
             packet.rows,
             packet.computed,
             batch.token_pool,
             batch.device_table,
             batch.block_size,
-            input_ids=ids,
-            positions=positions,
+            input_ids=self._input_ids[:size],
+            positions=self._positions[:size],
             slot_mapping=meta.slot_mapping,
             seq_lens=meta.seq_lens,
             step_table=meta.block_table,
             new_blocks=packet.new_blocks,
         )
-        with set_forward_context(ForwardContext(meta)):
-            hidden = self._forward(ids, positions)
-        logits = self._compute_logits(hidden)
-        kernels.finish_decode(
+        return meta
+
+    def _finish(self, logits: Tensor, packet: DevicePacket) -> None:
+        self._kernels.finish_decode(
             logits,
             packet.rows,
             packet.computed,
-            batch.token_pool,
+            self._batch.token_pool,
             packet.slot,
             self.ring.tokens,
         )
-        return logits
 
     # -- a step ---------------------------------------------------------------------------------
 

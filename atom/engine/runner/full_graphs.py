@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from atom.engine.marks import Scope
 from atom.engine.runner.capture import Graph, Recorder
 from atom.engine.runner.inputs import InputBatch, StepInputs
 from atom.engine.runner.piecewise import Forward, attention_output
@@ -29,6 +30,7 @@ class FullGraphs:
     """`sizes` are numbers of tokens, ascending; a step of n tokens has at most n sequences."""
 
     kind = "full"
+    counts_in = "tok"  # what a size is a number of, in traces: tokens
 
     def __init__(
         self,
@@ -72,8 +74,10 @@ class FullGraphs:
         """Record the graph of `size`, within the recorder's session."""
         self._slot_mapping.fill_(-1)
         self._cu_seqlens.zero_()
-        self._body(size)
-        graph, hidden = self._recorder.record(lambda: self._body(size))
+        with Scope("warm_up"):
+            self._body(size)
+        with Scope("record"):
+            graph, hidden = self._recorder.record(lambda: self._body(size))
         self._captured[size] = _Captured(graph, self._recorder.alias(hidden))
 
     def _body(self, size: int) -> Tensor:
@@ -100,7 +104,13 @@ class FullGraphs:
 
     def run(self, size: int, inputs: StepInputs) -> Tensor:
         """hidden [size, H] of a step whose tensors are padded to `size`."""
-        captured, meta = self._captured[size], inputs.attention
+        captured = self._captured[size]
+        self._fill(size, inputs)
+        captured.graph.replay()
+        return captured.hidden
+
+    def _fill(self, size: int, inputs: StepInputs) -> None:
+        meta = inputs.attention
         count, columns = meta.block_table.shape
         self._input_ids[:size].copy_(inputs.input_ids)
         self._positions[:size].copy_(inputs.positions)
@@ -110,5 +120,3 @@ class FullGraphs:
         self._seq_lens[:count].copy_(meta.seq_lens)
         self._seq_lens[count:].zero_()
         self._table[:count, :columns].copy_(meta.block_table)
-        captured.graph.replay()
-        return captured.hidden

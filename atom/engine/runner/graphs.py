@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from atom.engine.marks import Scope
 from atom.engine.plan import StepPlan
 from atom.engine.runner.capture import CudaRecorder, Recorder
 from atom.engine.runner.decode_graphs import DecodeGraphs, StepKernels, device_kernels
@@ -88,7 +89,8 @@ class Graphs:
             for kind in self._kinds:
                 for size in reversed(kind.sizes):
                     at = time.monotonic()
-                    kind.capture(size)
+                    with Scope(f"capture_graph_{kind.counts_in}_{size}"):
+                        kind.capture(size)
                     log.debug("captured %s %d in %.3f s", kind.kind, size, time.monotonic() - at)
                     count += 1
         taken = max(0, self._recorder.used_bytes() - before)

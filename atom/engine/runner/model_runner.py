@@ -28,9 +28,12 @@ from atom.engine.runner import (
     oom,
     profiler,
     prompt_logprobs,
+    recording,
     settle,
     threads,
 )
+from atom.engine.runner.decode_graphs import DecodeGraphs
+from atom.engine.runner.decode_slots import Slot
 from atom.engine.runner.graph_plan import GraphPlan, plan_graphs
 from atom.engine.runner.graphs import (
     Graphs,
@@ -42,7 +45,7 @@ from atom.engine.runner.graphs import (
 from atom.engine.runner.inputs import InputBatch, StagedStep, StepInputs, apply_edits
 from atom.engine.runner.logprobs import LogprobTensors
 from atom.engine.runner.prompt_logprobs import PromptStep
-from atom.engine.runner.sampler import Sampler
+from atom.engine.runner.sampler import Sampled, Sampler
 from atom.engine.runner.sampling_rows import PROMPT_LOGPROBS, SamplingRows, SamplingStep
 from atom.engine.runner.steps import DeviceStep, HostStep, StepResult
 from atom.engine.runner.upload import Upload
@@ -57,7 +60,6 @@ if TYPE_CHECKING:
     from atom.ops.cpu.program import Program
 
 log = logging.getLogger("atom.runner")
-COMPILED = ("torch.compile", "compiled once")  # modes whose first runs compile
 
 
 class ModelRunner:
@@ -113,7 +115,7 @@ class ModelRunner:
             for backend, why in registry.unusable(self._device.type).items():
                 log.warning("no %s kernels, slower ones serve: %s", backend, why)
         self.memory_bytes["weights"] = self.model.weight_bytes
-        self._forward: compilation.Forward = self.model.forward
+        self.forward: compilation.Forward = self.model.forward
         self._program: Program | None = None
         with self._oom.during("tables"):
             self._make_state()
@@ -182,14 +184,14 @@ class ModelRunner:
     def _choose_forward(self) -> None:
         with self._phase("compile"):
             choice = compilation.choose(self.model, self.config, self._device)
-        self._forward, self._program = choice.forward, choice.program
+        self.forward, self._program = choice.forward, choice.program
         self._warmup_tokens = choice.warmup_tokens
         self.mode = choice.mode
         log.info("forward: %s (%s)", choice.mode, choice.reason)
 
     def _warm_up(self) -> None:
         size = self.config.engine.kv_cache_block_size
-        with self._phase("compile" if self.mode in COMPILED else "warm_up"):
+        with self._phase("compile" if self.mode in compilation.COMPILED else "warm_up"):
             for num_tokens in self._warmup_tokens:
                 for plan in dummy.warm_up(num_tokens, self.max_model_len, self.num_blocks, size):
                     self.launch(plan).wait()
@@ -204,9 +206,7 @@ class ModelRunner:
 
     def _make_graphs(self) -> Graphs | None:
         compute_logits = self.model.compute_logits
-        source = Source(
-            self._batch, self.max_model_len, self._forward, compute_logits, self._copies
-        )
+        source = Source(self._batch, self.max_model_len, self.forward, compute_logits, self._copies)
         return make_graphs(self.graph_plan, source)
 
     def _measure_graphs(self) -> int:
@@ -215,10 +215,12 @@ class ModelRunner:
 
     def _capture(self) -> None:
         made = self._make_graphs()
+        if self._profiler is not None:
+            recording.prepare(self._profiler, self, made)
         if made is None:
             log.info("graphs: %s", self.graph_plan)
             return
-        with self._phase("graphs"):
+        with self._phase("graphs"), recording.of_capture(self._profiler):
             self.memory_bytes["graphs"] = made.capture()
         self._graphs = made
         gc.freeze()  # capturing has collected; what remains is not to be walked in mid-step
@@ -252,17 +254,24 @@ class ModelRunner:
     def _launch(self, plan: StepPlan) -> StepHandle:
         for new in plan.new_rows:
             self._sampling.enter(new)
-        if self._graphs is not None:
-            size = self._graphs.decode_size(plan)
-            if size:
-                return self._launch_decode(self._graphs, plan, size)
-        return self._launch_any(plan)
+        if self._graphs is None:
+            return self._launch_any(plan, 0)
+        size = self._graphs.decode_size(plan)
+        if size:
+            return self._launch_decode(plan, size)
+        if not prompt_logprobs.due(plan, self._sampling):
+            size = self._graphs.token_size(plan)
+        if not size:
+            self._graphs.counts["eager"] += 1
+        return self._launch_any(plan, size)
 
-    def _launch_decode(self, made: Graphs, plan: StepPlan, size: int) -> StepHandle:
+    def _launch_decode(self, plan: StepPlan, size: int) -> StepHandle:
         """A step that is one graph. Greedy tokens are the graph's own; any other sampling takes its
         logits."""
+        made = self._graphs
+        assert made is not None
+        assert made.decode is not None
         decode = made.decode
-        assert decode is not None
         made.counts[f"decode {size}"] += 1
         if plan.new_rows or (plan.new_blocks and not self._batch.begins_blocks(plan)):
             self._edit(plan)
@@ -270,6 +279,12 @@ class ModelRunner:
         slot, logits = decode.replay(plan, size)
         if not int(np.bitwise_or.reduce(self._sampling.flags[plan.rows])) & ~PROMPT_LOGPROBS:
             return decode.ring.deliver(slot, size, len(plan.rows))
+        return self._sample_decode(decode, plan, size, slot, logits)
+
+    def _sample_decode(
+        self, decode: DecodeGraphs, plan: StepPlan, size: int, slot: Slot, logits: Tensor
+    ) -> StepHandle:
+        """Other tokens than the argmax, or log-probabilities, of a graph's logits."""
         upload = Upload(self._device)
         rows = plan.rows.astype(np.int64)
         sampling = self._sampling.stage(rows, plan.num_computed.astype(np.int64) + 1, upload)
@@ -291,24 +306,29 @@ class ModelRunner:
         upload.send()
         apply_edits(edits)
 
-    def _launch_any(self, plan: StepPlan) -> StepHandle:
-        size = 0
-        if self._graphs is not None:
-            size = 0 if prompt_logprobs.due(plan, self._sampling) else self._graphs.token_size(plan)
-            if not size:
-                self._graphs.counts["eager"] += 1
+    def _launch_any(self, plan: StepPlan, size: int) -> StepHandle:
+        """Any other step. `size`: that of the graphs that run its forward, 0 if none do."""
+        staged, sampling, prompts, inputs = self._prepare(plan, size)
+        logits, prompt_columns = self._run_model(inputs, staged, prompts, size)
+        tokens, columns = self._no_tokens, None
+        if logits is not None:
+            tokens, columns = self._sample(logits, staged, sampling)
+        return self._handle(tokens, columns, sampling, prompt_columns, prompts)
+
+    def _prepare(
+        self, plan: StepPlan, size: int
+    ) -> tuple[StagedStep, SamplingStep, PromptStep | None, StepInputs]:
         upload = Upload(self._device)
         staged = self._batch.stage(plan, upload, size)
         sampling = self._sampling.stage(staged.sample_rows, staged.sample_positions, upload)
         prompts = prompt_logprobs.stage(plan, staged, self._sampling, self._batch, upload)
         upload.send()
-        inputs = self._batch.gather(staged)
-        logits, prompt_columns = self._run_model(inputs, staged, prompts, size)
-        tokens, columns = self._no_tokens, None
-        if logits is not None:
-            tokens, columns = self._sampler(logits, self._batch.token_pool, sampling)
-            self._batch.put_tokens(staged, tokens)
-        return self._handle(tokens, columns, sampling, prompt_columns, prompts)
+        return staged, sampling, prompts, self._batch.gather(staged)
+
+    def _sample(self, logits: Tensor, staged: StagedStep, sampling: SamplingStep) -> Sampled:
+        sampled = self._sampler(logits, self._batch.token_pool, sampling)
+        self._batch.put_tokens(staged, sampled.token_ids)
+        return sampled
 
     def _handle(
         self,
@@ -351,9 +371,15 @@ class ModelRunner:
         else:
             rows = index if self.model.selects_rows and samples and prompts is None else None
             with set_forward_context(ForwardContext(attention, rows=rows)):
-                hidden = self._forward(inputs.input_ids, inputs.positions)
+                hidden = self.forward(inputs.input_ids, inputs.positions)
             if rows is not None:
                 index = None  # they are selected
+        return self._logits(hidden, index, prompts, samples)
+
+    def _logits(
+        self, hidden: Tensor, index: Tensor | None, prompts: PromptStep | None, samples: bool
+    ) -> tuple[Tensor | None, LogprobTensors | None]:
+        """Of `_run_model`. `index`: rows of `hidden`, None for all."""
         compute_logits, columns = self.model.compute_logits, None
         if prompts is not None:
             pool = self._batch.token_pool
@@ -384,7 +410,7 @@ class ModelRunner:
         if self._graphs is not None:
             gc.unfreeze()
         self.model = self._program = self._graphs = None
-        self._forward = _gone
+        self.forward = _gone
 
 
 def _gone(*_: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from atom.engine.marks import Scope
 from atom.engine.runner.capture import Graph, Recorder
 from atom.engine.runner.inputs import StepInputs
 from atom.layers.context import ForwardContext, set_forward_context
@@ -46,6 +47,7 @@ class PiecewiseGraphs:
     """`sizes` are numbers of tokens, ascending."""
 
     kind = "piecewise"
+    counts_in = "tok"  # what a size is a number of, in traces: tokens
 
     def __init__(
         self, sizes: Sequence[int], forward: Forward, recorder: Recorder, device: torch.device
@@ -72,7 +74,8 @@ class PiecewiseGraphs:
     def capture(self, size: int) -> None:
         """Record the pieces of `size`, within the recorder's session."""
         ids, positions = self._input_ids[:size], self._positions[:size]
-        self._forward_around(_skip, ids, positions)  # compiles; attention has had its own warm-up
+        with Scope("warm_up"):  # compiles; attention has had its own warm-up
+            self._forward_around(_skip, ids, positions)
         recorder = self._recorder
         pieces: list[Graph] = []
         attention: list[_Attention] = []
@@ -89,7 +92,8 @@ class PiecewiseGraphs:
         def body() -> Tensor:
             return self._forward_around(cut, ids, positions)
 
-        last, hidden = recorder.record(body)
+        with Scope("record"):
+            last, hidden = recorder.record(body)
         pieces.append(last)
         self._captured[size] = _Captured(pieces, attention, recorder.alias(hidden))
 
@@ -103,10 +107,8 @@ class PiecewiseGraphs:
 
     def run(self, size: int, inputs: StepInputs) -> Tensor:
         """hidden [size, H] of a step whose tensors are padded to `size`."""
-        captured = self._captured[size]
-        self._input_ids[:size].copy_(inputs.input_ids)
-        self._positions[:size].copy_(inputs.positions)
-        meta = inputs.attention
+        captured, meta = self._captured[size], inputs.attention
+        self._fill(size, inputs)
         for piece, (layer, qkv, positions, out) in zip(
             captured.pieces, captured.attention, strict=False
         ):
@@ -114,6 +116,10 @@ class PiecewiseGraphs:
             layer.run(qkv, positions, meta, out)
         captured.pieces[-1].replay()
         return captured.hidden
+
+    def _fill(self, size: int, inputs: StepInputs) -> None:
+        self._input_ids[:size].copy_(inputs.input_ids)
+        self._positions[:size].copy_(inputs.positions)
 
 
 def _skip(layer: Any, qkv: Tensor, positions: Tensor) -> Tensor:
