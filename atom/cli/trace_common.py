@@ -12,8 +12,6 @@ import typer
 if TYPE_CHECKING:
     from atom.trace.types import Analysis
 
-DEVICES = ("auto", "gpu", "cpu")
-
 Paths = Annotated[
     list[Path],
     typer.Argument(

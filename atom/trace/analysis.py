@@ -1,142 +1,209 @@
-"""From traces to an `Analysis`: every row of GPU work gets its step, layer, module and operator."""
+"""From files to an `Analysis`: reads them, finds the capture that goes with them, explains all."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from atom.trace.captures import captures_for
+from atom.trace.device_cpu import as_device
 from atom.trace.errors import TraceError
-from atom.trace.launches import Launches, correlate
+from atom.trace.explain import explain, graph_sizes
+from atom.trace.labels import parse_label
+from atom.trace.launches import Launches, correlate, several_processes
+from atom.trace.merge import merge_parts
 from atom.trace.reader import find_traces, read_traces
-from atom.trace.scopes import Scopes, find_scopes, split_scope
+from atom.trace.reader.files import is_capture
+from atom.trace.scopes import Scopes, find_scopes
 from atom.trace.steps import FoundSteps, assign_steps
-from atom.trace.types import (
-    I8,
-    I32,
-    NONE,
-    Analysis,
-    Match,
-    MatchReport,
-    RankModel,
-    RankTrace,
-)
+from atom.trace.types import Analysis, CpuKind, RankModel, RankTrace
+
+DEVICES = ("auto", "gpu", "cpu")
 
 
-@dataclass(slots=True)
-class Places:
-    """Layer and module of every row, while they are being found. [N] each."""
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A rank before its graphs are explained."""
 
-    layer: I32
-    module: I32
-    op: I32
-    op_args: I32
-    match: I8
+    trace: RankTrace
+    launches: Launches
+    scopes: Scopes
+    found: FoundSteps
+
+    def explain(self, captures: Sequence[RankTrace]) -> RankModel:
+        return explain(self.trace, self.launches, self.scopes, self.found, captures)
 
 
 def load(paths: Sequence[Path], capture: Path | None = None, device: str = "auto") -> Analysis:
     """Read files and folders, find the capture that goes with them, explain them.
 
+    Several files of one rank are parts of one profile (`merge_parts`). `capture` replaces what
+    would be found beside the traces; one among `paths` does the same.
+
     Raises:
-        TraceError: nothing there is a trace, or it has no GPU events or no steps.
+        TraceError: nothing there is a trace, it has no GPU events (and `device` is not "cpu"), or
+            no steps are found; says what there is instead.
     """
-    traces = read_traces(find_traces(paths))
-    return analyze(traces, None)
-
-
-def analyze(traces: Sequence[RankTrace], capture: RankTrace | None) -> Analysis:
-    """All ranks of one profile; `capture` names the kernels that graphs replay."""
-    ranks = [analyze_rank(trace, capture) for trace in sorted(traces, key=lambda each: each.rank)]
+    if device not in DEVICES:
+        raise TraceError(f"--device {device}: one of {', '.join(DEVICES)}")
+    files, given = _apart(find_traces(paths))
+    if capture is not None:
+        given = find_traces([capture])
+    if not files:
+        raise TraceError(
+            f"{given[0]}: a capture of graphs, not a run of them; give the trace of a run"
+        )
+    traces = [merge_parts(parts) for parts in _by_rank(read_traces(files))]
+    traces, warnings = _with_work(traces, device)
+    prepared = [_prepare(trace, device) for trace in traces]
+    for each in prepared:
+        if not any(step.counts and len(step.rows) for step in each.found.steps):
+            raise _no_steps(each)
+    captures = _captures(prepared, given, capture is not None)
+    ranks = [each.explain(captures) for each in prepared]
+    warnings += [w for trace in (*traces, *captures) for w in trace.warnings]
+    warnings += _doubts(prepared, captures)
     return Analysis(
         ranks=ranks,
-        warnings=tuple(w for trace in traces for w in trace.warnings),
-        capture=capture.path if capture else None,
+        warnings=tuple(dict.fromkeys(warnings)),
+        capture=captures[0].path if captures else None,
+        extra={
+            "files": [str(path) for path in files],
+            "captures": [str(each.path) for each in captures],
+            "device": "cpu" if device == "cpu" else "gpu",
+        },
     )
 
 
-def analyze_rank(trace: RankTrace, capture: RankTrace | None) -> RankModel:
-    """One rank's trace, explained as far as it can be."""
-    launches = correlate(trace)
+def analyze(traces: Sequence[RankTrace], capture: RankTrace | None = None) -> Analysis:
+    """Traces of one profile, one per rank, explained; `capture` names what graphs replay.
+
+    Unlike `load` it takes what it gets: a rank may be without steps.
+    """
+    prepared = [_prepare(trace, "gpu") for trace in sorted(traces, key=lambda each: each.rank)]
+    captures = [capture] if capture is not None else []
+    return Analysis(
+        ranks=[each.explain(captures) for each in prepared],
+        warnings=tuple(w for trace in (*traces, *captures) for w in trace.warnings),
+        capture=capture.path if capture is not None else None,
+    )
+
+
+def _apart(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Runs, and captures: `rank_0/*.json.gz` names both."""
+    captures = [path for path in files if is_capture(path)]
+    return [path for path in files if path not in captures], captures
+
+
+def _by_rank(traces: Sequence[RankTrace]) -> list[list[RankTrace]]:
+    ranks: dict[int, list[RankTrace]] = {}
+    for trace in traces:
+        ranks.setdefault(trace.rank, []).append(trace)
+    return [parts for _, parts in sorted(ranks.items())]
+
+
+def _with_work(traces: Sequence[RankTrace], device: str) -> tuple[list[RankTrace], list[str]]:
+    """Those with work of the device, and a line for each that has none."""
+    if device == "cpu":
+        kept = [trace for trace in traces if (trace.cpu.kind == CpuKind.OP).any()]
+        missing = "no operators of the host (category cpu_op)"
+    else:
+        kept = [trace for trace in traces if len(trace.gpu)]
+        missing = "no GPU events (categories kernel, gpu_memcpy, gpu_memset)"
+    lost = [trace for trace in traces if not any(trace is each for each in kept)]
+    lines = [f"{trace.path}: {missing}; it has {_contents(trace)}" for trace in lost]
+    if not kept:
+        hint = ""
+        if device != "cpu" and any((trace.cpu.kind == CpuKind.OP).any() for trace in traces):
+            hint = "; --device cpu analyses the host's operators instead"
+        raise TraceError(lines[0] + hint)
+    return kept, [f"{line}; left out" for line in lines]
+
+
+def _contents(trace: RankTrace) -> str:
+    """The file's events by category: "4,055 cpu_op, 12 user_annotation"."""
+    counts = [(name, count) for name, count in trace.counts.items() if count]
+    found = ", ".join(f"{count:,} {name}" for name, count in Counter(dict(counts)).most_common(5))
+    return found or "no events at all"
+
+
+def _prepare(trace: RankTrace, device: str) -> _Prepared:
     scopes = find_scopes(trace)
-    found = assign_steps(trace, launches, scopes)
-    names = _Modules()
-    places = _by_launch(trace, launches, scopes, names)
-    num_layers = int(places.layer.max(initial=NONE)) + 1
-    return RankModel(
-        trace=trace,
-        steps=found.steps,
-        step=found.of_row,
-        layer=places.layer,
-        module=places.module,
-        op=places.op,
-        op_args=places.op_args,
-        match=places.match,
-        launch=launches.start,
-        modules=names.names,
-        num_layers=num_layers,
-        layers_by="scope" if num_layers else "",
-        report=_report(trace, found, places.match, ()),
+    if device == "cpu":
+        trace, launches = as_device(trace, scopes)
+    else:
+        launches = correlate(trace)
+    return _Prepared(trace, launches, scopes, assign_steps(trace, launches, scopes))
+
+
+def _no_steps(rank: _Prepared) -> TraceError:
+    trace = rank.trace
+    kinds = Counter(step.kind for step in rank.found.steps)
+    names = Counter(
+        trace.strings[name]
+        for name in trace.cpu.name[trace.cpu.kind == CpuKind.ANNOTATION].tolist()
+    )
+    seen = [name for name, _ in names.most_common() if parse_label(name) is None][:3]
+    parts = []
+    if kinds:
+        what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        parts.append(
+            f"its labels are of {what} only"
+            if set(kinds) <= {"capture", "dummy"}
+            else f"the steps that its labels name ({what}) launched none of it"
+        )
+    else:
+        parts.append("no step labels, modules, graph launches or repeating kernels")
+    parts.append("annotations are " + (", ".join(map(repr, seen)) if seen else "none"))
+    return TraceError(
+        f"{trace.path}: no steps found in {len(trace.gpu):,} GPU events: {'; '.join(parts)}"
     )
 
 
-class _Modules:
-    """Modules' names by index."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self._index: dict[str, int] = {}
-
-    def __call__(self, name: str) -> int:
-        if name not in self._index:
-            self._index[name] = len(self.names)
-            self.names.append(name)
-        return self._index[name]
-
-
-def _by_launch(trace: RankTrace, launches: Launches, scopes: Scopes, modules: _Modules) -> Places:
-    """What the launch of each row lies in; a graph's rows get nothing here."""
-    split = [split_scope(name) for name in scopes.names]
-    layer_of = np.array([layer for layer, _ in split] + [NONE], dtype=np.int32)
-    module_of = np.array([modules(name) for _, name in split] + [NONE], dtype=np.int32)
-    own = ~launches.from_graph
-    at_runtime = np.where(own, launches.row, NONE)
-    scope = _at(scopes.runtime, at_runtime)
-    op = _at(scopes.op, at_runtime)
-    op = np.where(launches.op >= 0, launches.op, op)
-    scope = np.where(launches.op >= 0, _at(scopes.cpu, launches.op), scope)
-    return Places(
-        layer=layer_of[scope],
-        module=module_of[scope],
-        op=_at(trace.cpu.name, op),
-        op_args=_at(trace.cpu.args, op),
-        match=np.where(scope >= 0, Match.LAUNCH, Match.NONE).astype(np.uint8),
-    )
+def _captures(
+    prepared: Sequence[_Prepared], given: Sequence[Path], chosen: bool
+) -> list[RankTrace]:
+    """Read only if a graph was launched, unless the user chose one."""
+    with_graphs = [each for each in prepared if len(each.launches.graph_rows)]
+    if not with_graphs and not chosen:
+        return []
+    if given:
+        return read_traces(given)
+    first = with_graphs[0]
+    parts = first.trace.other.get("parts")
+    path = Path(parts[-1]["path"]) if parts else first.trace.path
+    found = captures_for(path, first.trace.rank, graph_sizes(first.found.steps))
+    return read_traces(found) if found else []
 
 
-def _at(values: I32, index: np.ndarray[tuple[int], np.dtype[np.integer]]) -> I32:
-    if not len(values):
-        return np.full(len(index), NONE, dtype=np.int32)
-    return np.where(index >= 0, values[np.maximum(index, 0)], NONE).astype(np.int32)
-
-
-def _report(trace: RankTrace, found: FoundSteps, match: I8, notes: tuple[str, ...]) -> MatchReport:
-    """Over the rows of steps that count."""
-    counts = np.array([step.counts for step in found.steps] + [False], dtype=bool)
-    rows = np.flatnonzero(counts[found.of_row])
-    lost = rows[match[rows] == Match.NONE]
-    unmatched: Mapping[str, int] = Counter(
-        trace.strings[name] for name in trace.gpu.name[lost].tolist()
-    )
-    return MatchReport(
-        rows={how: int((match[rows] == how).sum()) for how in Match},
-        ns={how: int(trace.gpu.dur[rows][match[rows] == how].sum()) for how in Match},
-        unmatched=dict(sorted(unmatched.items(), key=lambda item: -item[1])),
-        notes=notes,
-    )
-
-
-def no_steps(trace: RankTrace) -> TraceError:
-    return TraceError(f"{trace.path}: no steps found")
+def _doubts(prepared: Sequence[_Prepared], captures: Sequence[RankTrace]) -> list[str]:
+    """What a reader of the figures has to know, one line each."""
+    lines = []
+    for each in prepared:
+        trace = each.trace
+        lines.append(several_processes(trace, each.launches))
+        devices = np.unique(trace.gpu.device)
+        if len(devices) > 1:
+            lines.append(
+                f"{trace.path.name}: {len(devices)} devices in one file; busy and idle are of all "
+                "of them together"
+            )
+        broken = [step for step in each.found.steps if step.counts and step.warning]
+        if broken:
+            lines.append(
+                f"{trace.path.name}: {len(broken)} of {len(each.found.steps)} steps are not whole; "
+                f"the first, {broken[0].label}: {broken[0].warning}"
+            )
+    for capture in captures:
+        labels = (parse_label(capture.strings[n]) for n in np.unique(capture.cpu.name).tolist())
+        if not any(label and label.kind == "capture" for label in labels) and not is_capture(
+            capture.path
+        ):
+            lines.append(
+                f"{capture.path.name}: no annotation capture_* in it; taken as one capture"
+            )
+    return [line for line in lines if line]

@@ -37,6 +37,7 @@ class Window:
 class FoundSteps:
     steps: list[Step]
     of_row: I32  # [rows of trace.gpu] index into steps, -1 none
+    of_graph: I32  # [launches.graph_rows] index into steps, -1 none
 
 
 def find_steps(trace: RankTrace) -> list[Step]:
@@ -238,7 +239,9 @@ def _finish(
         last[has] = np.maximum.reduceat(gpu.end[rows], starts)
         total[has] = np.add.reduceat(gpu.dur[rows], starts)
         busy[has] = np.add.reduceat(_covered(gpu.ts[rows], gpu.end[rows], owner), starts)
-    graphs, lost = _graph_launches(trace, launches, windows, of_row)
+    of_graph = _graph_launches(trace, launches, windows, of_row)
+    graphs = np.bincount(of_graph[of_graph >= 0], minlength=count)
+    lost = np.bincount(of_graph[(of_graph >= 0) & (launches.graph_counts == 0)], minlength=count)
     cpu_start = np.array([window.start for window in windows], dtype=np.int64)
     order = np.lexsort((cpu_start, np.where(has, first, cpu_start)))
     number = np.full(count + 1, NONE, dtype=np.int32)
@@ -255,7 +258,7 @@ def _finish(
                 warning=_warning(bool(has[i]), int(graphs[i]), int(lost[i])),
             )
         )  # fmt: skip
-    return FoundSteps(steps, number[of_row])
+    return FoundSteps(steps, number[of_row], number[of_graph])
 
 
 def _warning(has_work: bool, graphs: int, lost: int) -> str:
@@ -278,19 +281,12 @@ def _covered(start: I64, end: I64, owner: I64) -> I64:
 
 def _graph_launches(
     trace: RankTrace, launches: Launches, windows: Sequence[Window], of_row: I64
-) -> tuple[I64, I64]:
-    """Per window its graph launches, and how many of them have no GPU work in the file."""
-    count = len(windows)
-    rows = launches.graph_rows
-    owner = np.full(len(rows), NONE, dtype=np.int64)
+) -> I64:
+    """[graph launches] the window of each: that of its work, or without any that of its call."""
+    owner = np.full(len(launches.graph_rows), NONE, dtype=np.int64)
     replayed = np.flatnonzero(launches.from_graph)
-    owner[np.searchsorted(rows, launches.row[replayed])] = of_row[replayed]
+    owner[np.searchsorted(launches.graph_rows, launches.row[replayed])] = of_row[replayed]
     empty = np.flatnonzero(launches.graph_counts == 0)
-    called = rows[empty]
+    called = launches.graph_rows[empty]
     owner[empty] = _window_at(trace, windows, trace.runtime.track[called], trace.runtime.ts[called])
-    is_lost = launches.graph_counts == 0
-    known = owner >= 0
-    return (
-        np.bincount(owner[known], minlength=count).astype(np.int64),
-        np.bincount(owner[known & is_lost], minlength=count).astype(np.int64),
-    )
+    return owner
