@@ -1,0 +1,180 @@
+"""`atom trace roofline`: bytes/s and FLOP/s reached, against the device's ceilings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atom.cli.common import add_row, console, print_json, table
+from atom.cli.flags import CONTEXT
+from atom.cli.trace_common import AsJson, CaptureTrace, Paths, load_analysis
+
+if TYPE_CHECKING:
+    from atom.trace.roofline import Roofline, RooflineRow
+    from atom.trace.types import Analysis, RankModel
+
+app = typer.Typer(context_settings=CONTEXT, add_completion=False)
+
+SHOWN = 20  # rows, without -n
+WHY_SHOWN = 3  # reasons for what is left out
+SCHEMA = 1  # of --json
+
+
+@app.command()
+def roofline(
+    paths: Paths,
+    capture: CaptureTrace = None,
+    step: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="Only steps of this kind, e.g. prefill or decode."
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="The rank that is looked at. (default: the first)")
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(metavar="TB/S", help="The memory's ceiling, in place of the published one."),
+    ] = None,
+    flops: Annotated[
+        float | None,
+        typer.Option(metavar="TFLOP/S", help="The arithmetic's, in place of the published ones."),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("-n", "--top", metavar="N", help="Rows shown; 0: all.", min=0)
+    ] = SHOWN,
+    as_json: AsJson = False,
+) -> None:
+    """Bytes/s and FLOP/s of each product, attention and expert layer, against the ceilings."""
+    from atom.trace.roofline import ceilings_of
+    from atom.trace.roofline import roofline as measure
+
+    analysis = load_analysis(paths, capture, "gpu")
+    model = pick_rank(analysis, rank)
+    ceilings = ceilings_of(model.trace.device_name, bandwidth, flops)
+    found = measure(model, ceilings, check_kind(model, step))
+    if as_json:
+        print_json({"schema": SCHEMA, "rank": model.trace.rank, **as_document(found)})
+    else:
+        _print(found, count)
+
+
+def pick_rank(analysis: Analysis, rank: int | None) -> RankModel:
+    """The model of `rank`, or the first one; raises `TraceError`."""
+    from atom.trace.errors import TraceError
+
+    if rank is None:
+        return analysis.first
+    found = next((model for model in analysis.ranks if model.trace.rank == rank), None)
+    if found is None:
+        ranks = ", ".join(str(model.trace.rank) for model in analysis.ranks)
+        raise TraceError(f"--rank {rank}: there is none; the traces are of rank {ranks}")
+    return found
+
+
+def check_kind(model: RankModel, kind: str | None) -> str | None:
+    """`kind`, if there are such steps; raises `TraceError` with those that there are."""
+    from atom.trace.choice import what_there_is
+    from atom.trace.errors import TraceError
+
+    if kind is not None and not any(step.counts and step.kind == kind for step in model.steps):
+        raise TraceError(f"--step {kind}: no such steps; {what_there_is(model.steps)}")
+    return kind
+
+
+def _print(found: Roofline, count: int) -> None:
+    out, ceilings = console(), found.ceilings
+    peaks = ", ".join(
+        f"{value / 1e12:,.0f} TFLOP/s at {bits} bits" for bits, value in ceilings.flops.items()
+    )
+    out.print(
+        f"{ceilings.device or 'device'}: {ceilings.bandwidth / 1e12:.2f} TB/s, {peaks} "
+        f"({ceilings.source})",
+        markup=False,
+    )
+    share = found.covered_ns / found.total_ns if found.total_ns else 0.0
+    out.print(
+        f"{found.num_steps} steps; {share:.1%} of their GPU work has known operations and bytes",
+        markup=False,
+    )
+    reasons = sorted(found.left_out.items(), key=lambda item: -item[1])
+    for why, spent in reasons[:WHY_SHOWN]:
+        out.print(f"  {spent / max(found.total_ns, 1):.1%} left out: {why}", markup=False)
+    shown = found.rows[: count or None]
+    last = ""
+    for row in sorted(shown, key=lambda row: (_order(shown, row.step), -row.total_ns)):
+        if row.step != last:
+            out.print(f"\n{row.step}", style="bold", markup=False)
+            grid = table("module", "shape", "calls", "us", "TB/s", "TFLOP/s", "bound", "of roof")
+            for other in (r for r in shown if r.step == row.step):
+                _add(grid, other)
+            out.print(grid)
+            last = row.step
+    if len(found.rows) > len(shown):
+        out.print(f"\n{len(found.rows) - len(shown)} more rows; -n 0 shows all", markup=False)
+    for note in dict.fromkeys(row.note for row in shown if row.note):
+        out.print(f"note: {note}", style="dim", markup=False)
+
+
+def _order(rows: list[RooflineRow], step: str) -> int:
+    """Steps by their most expensive row."""
+    return next(i for i, row in enumerate(rows) if row.step == step)
+
+
+def _add(grid: Any, row: RooflineRow) -> None:
+    shape = row.shape
+    if row.keys:
+        shape += f", {row.keys / row.calls:,.0f} keys"
+    add_row(
+        grid,
+        row.module,
+        shape,
+        str(row.calls),
+        f"{row.mean_ns / 1000:.1f}",
+        f"{row.bytes_per_s / 1e12:.2f}",
+        f"{row.flops_per_s / 1e12:.1f}",
+        row.bound,
+        f"{row.share:.0%}",
+    )
+
+
+def as_document(found: Roofline) -> dict[str, Any]:
+    """For --json: plain values, units in the names."""
+    ceilings = found.ceilings
+    return {
+        "device": ceilings.device,
+        "ceilings": {
+            "bytes_per_s": ceilings.bandwidth,
+            "flops_per_s_by_bits": {str(bits): value for bits, value in ceilings.flops.items()},
+            "source": ceilings.source,
+        },
+        "steps": found.num_steps,
+        "gpu_ns": found.total_ns,
+        "covered_ns": found.covered_ns,
+        "left_out_ns": dict(found.left_out),
+        "rows": [
+            {
+                "step": row.step,
+                "module": row.module,
+                "kind": row.kind,
+                "shape": row.shape,
+                "kernels": list(row.kernels),
+                "bits": row.bits,
+                "calls": row.calls,
+                "total_ns": row.total_ns,
+                "flops": row.flops,
+                "bytes": row.nbytes,
+                "keys": row.keys,
+                "bytes_per_s": row.bytes_per_s,
+                "flops_per_s": row.flops_per_s,
+                "intensity_flops_per_byte": row.intensity,
+                "bound": row.bound,
+                "floor_ns": row.floor_ns,
+                "share_of_roof": row.share,
+                "note": row.note,
+            }
+            for row in found.rows
+        ],
+    }
