@@ -20,7 +20,7 @@ from atom.bench.client import ServerInfo
 from atom.bench.compare.gate import COUNTED, MIN_BASELINE, RERUN_NOTE, select_baseline
 from atom.bench.errors import BenchError, ServerUnreachable
 from atom.bench.history import History, HistoryError
-from atom.bench.outcome import Report
+from atom.bench.outcome import Report, Traced
 from atom.bench.server_process import RecipeServer, Stopped
 from atom.bench.session import Display, Measured, Session, draw_seed
 from atom.bench.settings import DEFAULT_URL, Settings
@@ -261,16 +261,20 @@ class Campaign:
 
         self.report.gates = compare.gate_all(judged, rerun)
         if self.settings.config.objectives.auto_profile:
-            bad = [g.run_id for g in self.report.gates if g.regressed]
+            bad = {g.run_id: g.baseline_runs for g in self.report.gates if g.regressed}
             for run in [r for r in self.report.runs if r.run_id in bad]:
-                self._trace(session, store, run)
+                now = _traces(run) or self._trace(session, store, run)
+                if now:
+                    earlier_id, paths = _last_traces(store, bad[run.run_id])
+                    self.report.traced.append(Traced(run.run_id, now, earlier_id, paths))
 
     def _profile(self, session: Session, store: History) -> None:
         if self.settings.config.objectives.profile:
             for run in self.report.runs:
                 self._trace(session, store, run)
 
-    def _trace(self, session: Session, store: History, run: RunResult) -> None:
+    def _trace(self, session: Session, store: History, run: RunResult) -> list[str]:
+        paths: list[str] = []
         try:
             paths = session.profile(self._measured[run.run_id].point)
             for path in paths:
@@ -280,6 +284,20 @@ class Campaign:
             self._problem(f"no trace: {error}")
         else:
             self.display.say(f"trace: {', '.join(paths) or 'the server does not say where'}")
+        return paths
+
+
+def _traces(run: RunResult) -> list[str]:
+    return [a["path"] for a in run.artefacts if a.get("kind") == "trace"]
+
+
+def _last_traces(store: History, run_ids: Sequence[str]) -> tuple[str, list[str]]:
+    """The last of these runs, oldest first, whose traces are on this machine, and they."""
+    for run_id in reversed(run_ids):
+        paths = _traces(store.get(run_id))
+        if paths and all(Path(path).exists() for path in paths):
+            return run_id, paths
+    return "", []
 
 
 def _split(text: str) -> list[str]:

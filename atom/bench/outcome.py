@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from atom.bench.errors import CLIENT_BOUND, INTERRUPTED, REGRESSION, TOO_MANY_ERRORS
@@ -18,6 +20,16 @@ if TYPE_CHECKING:
 STORE_FAILED = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A regression that was profiled: its traces, and those of the last run before that has any."""
+
+    run_id: str
+    now: list[str]
+    before_id: str  # "" without any
+    before: list[str]
+
+
 @dataclass(slots=True)
 class Report:
     """What came of it."""
@@ -25,6 +37,7 @@ class Report:
     runs: list[RunResult] = field(default_factory=list)
     search: SearchReport | None = None
     gates: list[GateReport] = field(default_factory=list)
+    traced: list[Traced] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # what could not be kept where it belongs
     interrupted: bool = False
@@ -46,14 +59,19 @@ class Report:
             return REGRESSION
         return STORE_FAILED if self.problems else 0
 
-    def as_json(self) -> Any:
-        """`--json`: the run's document; several: a list of them; a search: its answer and them."""
+    def as_json(self, traces: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Any:
+        """`--json`: the run's document; several: a list of them; a search: its answer and them.
+
+        `traces`: what the traces say of a regression, by run id.
+        """
         gates = {gate.run_id: gate.as_json() for gate in self.gates}
         documents = []
         for run in self.runs:
             document = result_json(run)
             if run.run_id in gates:
                 document["atom"]["gate"] = gates[run.run_id]
+            if run.run_id in traces:
+                document["atom"]["traces"] = list(traces[run.run_id])
             documents.append(document)
         if self.search is not None:
             return {"find_max": search_json(self.search), "runs": documents}

@@ -85,13 +85,16 @@ def _against(
 ) -> int:
     from atom.bench.compare.picture import print_comparison, print_sweep
     from atom.bench.compare.sweeps import compare_sweeps
+    from atom.cli.bench_traces import of_comparison, print_told
 
     if [run.run_id for run in a] == [run.run_id for run in b]:
         raise BenchError("A and B are the same run; atom bench list shows others")
     histories = {run.fingerprint: _like(store, run) for run in a}
     found = compare_sweeps(a, b, margin=margin, histories=histories)
+    told = of_comparison(found)
     if as_json:
-        print_json({"schema": SCHEMA, **_plain(found)})
+        traces = [{"point": point, "lines": lines} for point, lines in told]
+        print_json({"schema": SCHEMA, **_plain(found), "traces": traces})
     elif len(found.points) == 1 and not found.only_a and not found.only_b:
         out = console()
         only = found.points[0]
@@ -100,6 +103,8 @@ def _against(
         _print_past(store, next(r for r in a if r.run_id == only.a.run_id), only.primary, marked)
     else:
         print_sweep(console(), found)
+    if not as_json:
+        print_told(console(), told)
     return REGRESSION if found.verdict == "worse" else 0
 
 

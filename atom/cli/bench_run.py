@@ -139,10 +139,12 @@ def _measure(request: Request, quiet: bool) -> Report:
 
 def _print(report: Report, request: Request, as_json: bool, quiet: bool) -> None:
     """The result on stdout; under --json the tables go to stderr, if anywhere."""
+    told = importlib.import_module("atom.cli.bench_traces").of_gate(report.traced)
     if not (as_json and quiet):
         _tables(console(stderr=as_json), report)
+        importlib.import_module("atom.cli.bench_traces").print_told(console(stderr=as_json), told)
     if as_json:
-        print_json(report.as_json())
+        print_json(report.as_json(dict(told)))
     err = console(stderr=True)
     for path in report.files:
         if not quiet:

@@ -6,6 +6,7 @@ the requests have is not in it: it differs from step to step, and is told beside
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 
 from atom.trace.types import STEP_KINDS, RankModel, Step
 
-STRAY = 3.0  # medians: a step beyond them is worth a word
+STRAY = 3.0  # medians: a step beyond them tells of something else, such as code being loaded
 FEWEST_FOR_STRAYS = 5
+MOST_STRAYS = 0.1
+UNLIKE = 2.0  # standard errors from which one side has more of them
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -53,6 +56,8 @@ def shape_of(step: Step) -> Shape:
         names["spec"] = _number(fields, "spec") or None
     elif step.kind == "mixed":
         names["p"] = _number(fields, "p") or None
+    elif step.kind == "step" and bs is None and tok is None:  # no label: by what can be seen
+        names = {"graphs": step.graph_launches}
     elif step.kind == "draft":
         names = {"i": _number(fields, "i"), "k": _number(fields, "k"), "bs": bs}
     return Shape(step.kind, tuple((k, v) for k, v in names.items() if v is not None))
@@ -62,6 +67,11 @@ def graph_shape(step: Step) -> Shape | None:
     """Shape of the graph that ran it: what a replay computes, whatever part of it is padding."""
     size = _number(step.fields, "graph")
     return None if size is None else Shape(step.kind, (("graph", size),))
+
+
+def bare_shape(step: Step) -> Shape | None:
+    """Of steps without a label: whatever they did."""
+    return Shape(step.kind, ()) if step.kind == "step" else None
 
 
 def pair_groups(
@@ -77,10 +87,10 @@ def pair_groups(
         [(m, s) for m in side for s in m.steps if _usable(s, kind)] for side in (a, b)
     )
     pairs: list[tuple[Group, Group]] = []
-    for key in (shape_of, graph_shape):
+    for key in (shape_of, graph_shape, bare_shape):
         of_a, of_b = _by(left_a, key), _by(left_b, key)
         common = {shape for shape in of_a if shape in of_b}
-        pairs += [(_group(shape, of_a[shape]), _group(shape, of_b[shape])) for shape in common]
+        pairs += [_strays(_group(s, of_a[s]), _group(s, of_b[s])) for s in common]
         left_a = [each for each in left_a if key(each[1]) not in common]
         left_b = [each for each in left_b if key(each[1]) not in common]
     pairs.sort(key=lambda p: (-sum(s.gpu_ns for s in p[0].steps), p[0].shape))
@@ -133,8 +143,8 @@ def _by(
 
 
 def _group(shape: Shape, found: Sequence[tuple[RankModel, Step]]) -> Group:
-    """Of the file that has most of them. Without steps whose work is not all there, and without a
-    first one that still loads code: any other stray is a part of the mean."""
+    """Of the file that has most of them; without steps whose work is not all there, and without a
+    first one that still loads code."""
     by_file: dict[int, list[tuple[RankModel, Step]]] = defaultdict(list)
     for each in found:
         by_file[id(each[0])].append(each)
@@ -149,16 +159,45 @@ def _group(shape: Shape, found: Sequence[tuple[RankModel, Step]]) -> Group:
     elif not whole:
         whole = steps
         notes.append("its steps are incomplete: some of their GPU work is not in the trace")
-    middle = statistics.median(s.gpu_ns for s in whole)
     if len(whole) >= FEWEST_FOR_STRAYS:
-        if whole[0].gpu_ns > STRAY * middle:
-            notes.append(f"the first step left out: {whole[0].gpu_ns / middle:.3g} x the median")
+        times = whole[0].gpu_ns / statistics.median(s.gpu_ns for s in whole)
+        if times > STRAY:
+            notes.append(f"the first step left out: {times:.3g} x the median")
             whole = whole[1:]
-        strays = [s.gpu_ns / middle for s in whole if s.gpu_ns > STRAY * middle]
-        if strays:
-            many = count(len(strays), "step")
-            notes.append(f"{many} of {len(whole)} up to {max(strays):.3g} x the median; counted")
     return Group(shape, model, whole, tuple(notes))
+
+
+def _strays(a: Group, b: Group) -> tuple[Group, Group]:
+    """Both without the few steps far beyond the median, if neither has more of them than the
+    other: they would hide any difference. Else they may be the difference, and count."""
+    found = []
+    for group in (a, b):
+        limit = STRAY * statistics.median(s.gpu_ns for s in group.steps)
+        many = len(group.steps) >= FEWEST_FOR_STRAYS
+        found.append([s for s in group.steps if s.gpu_ns > limit] if many else [])
+    sizes = [len(group.steps) for group in (a, b)]
+    counts = [len(strays) for strays in found]
+    if not any(counts):
+        return a, b
+    share = sum(counts) / sum(sizes)
+    error = math.sqrt(share * (1 - share) * (1 / sizes[0] + 1 / sizes[1]))
+    apart = abs(counts[0] / sizes[0] - counts[1] / sizes[1])
+    left_out = share <= MOST_STRAYS and (apart < UNLIKE * error or max(counts) == 1)
+    return _without(a, found[0], left_out), _without(b, found[1], left_out)
+
+
+def _without(group: Group, strays: list[Step], left_out: bool) -> Group:
+    if not strays:
+        return group
+    middle = statistics.median(s.gpu_ns for s in group.steps)
+    most = max(s.gpu_ns for s in strays) / middle
+    what = "left out" if left_out else "counted"
+    note = (
+        f"{len(strays)} of {count(len(group.steps), 'step')} up to {most:.3g} x the median: {what}"
+    )
+    numbers = {s.index for s in strays} if left_out else set()
+    steps = [s for s in group.steps if s.index not in numbers]
+    return Group(group.shape, group.model, steps, (*group.notes, note))
 
 
 def _number(fields: Mapping[str, object], name: str) -> int | None:
