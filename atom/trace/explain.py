@@ -21,6 +21,7 @@ from atom.trace.mapping import (
     Template,
     capture_templates,
     eager_templates,
+    map_blocks,
     map_replays,
 )
 from atom.trace.scopes import Scopes, find_scopes, split_scope
@@ -36,6 +37,8 @@ from atom.trace.types import (
     RankTrace,
     Step,
 )
+
+VAGUE = 0.5  # of the rows of steps: a scope that holds more is no module
 
 
 class Index:
@@ -87,20 +90,20 @@ def explain(
     places = _by_launch(run, launches, all_scopes)
     warnings: dict[int, str] = {}
     notes: tuple[str, ...] = ()
-    by_capture = False
     if len(launches.graph_rows):
         seen = [see(each, find_scopes(each), all_scopes) for each in captures]
         templates = [t for each in seen for t in capture_templates(each.trace, each.place)]
         templates += eager_templates(trace, run.place, _eager(trace, launches, found.steps))
         warnings, notes = _replayed(run, launches, found, templates, seen, places)
-        by_capture = bool(((places.scope >= 0) & launches.from_graph).any())
     modules = Index()
     _split(places, all_scopes, modules)
+    known_layers = int(places.layer.max(initial=NONE)) + 1
+    notes += _by_blocks(trace, found, places, modules)
     num_layers = int(places.layer.max(initial=NONE)) + 1
     steps = [
         replace(step, warning=step.warning or warnings.get(step.index, "")) for step in found.steps
     ]
-    own = (places.layer >= 0) & ~launches.from_graph
+    own = (places.match == Match.LAUNCH) & (places.layer >= 0)
     return RankModel(
         trace=trace,
         steps=steps,
@@ -113,9 +116,41 @@ def explain(
         launch=launches.start,
         modules=modules.names,
         num_layers=num_layers,
-        layers_by=("" if not num_layers else "scope" if own.any() or not by_capture else "capture"),
+        layers_by=_layers_by(num_layers, known_layers, bool(own.any())),
         report=report(trace, steps, found.of_row, places.match, notes),
     )
+
+
+def _layers_by(num_layers: int, known_layers: int, by_launch: bool) -> str:
+    if not num_layers:
+        return ""
+    return "blocks" if not known_layers else "scope" if by_launch else "capture"
+
+
+def _by_blocks(
+    trace: RankTrace, found: FoundSteps, places: Places, modules: Index
+) -> tuple[str, ...]:
+    """Guesses layers of the steps that have none, by repeating kernels; returns notes."""
+    count = len(found.steps)
+    inside = np.flatnonzero(found.of_row >= 0)
+    with_layer = inside[places.layer[inside] >= 0]
+    layered = np.bincount(found.of_row[with_layer], minlength=count)
+    steps = [s for s in found.steps if s.counts and 2 * layered[s.index] < len(s.rows)]
+    if not steps:
+        return ()
+    blocks = map_blocks(trace, [step.rows for step in steps])
+    rows = np.concatenate([step.rows for step in steps])
+    # A scope round most of a step says less than a block does; any other is better than a guess.
+    share = np.bincount(places.module[rows] + 1, minlength=1) / len(rows)
+    vague = (places.module[rows] < 0) | (share[places.module[rows] + 1] > VAGUE)
+    rows = rows[vague & (places.layer[rows] < 0) & (blocks.part[rows] >= 0)]
+    if not len(rows):
+        return () if with_layer.size else blocks.notes
+    number = np.array([modules(part) for part in blocks.parts], dtype=np.int32)
+    places.layer[rows] = blocks.layer[rows]
+    places.module[rows] = number[blocks.part[rows]]
+    places.match[rows] = Match.BLOCKS
+    return blocks.notes
 
 
 def see(trace: RankTrace, scopes: Scopes, all_scopes: Index) -> Seen:

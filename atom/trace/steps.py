@@ -13,6 +13,7 @@ import numpy as np
 
 from atom.trace.labels import Fields, Label, parse_label
 from atom.trace.launches import Launches, correlate
+from atom.trace.mapping import find_forwards
 from atom.trace.scopes import Intervals, Scopes, by_track, find_scopes
 from atom.trace.types import I32, I64, NONE, CpuKind, RankTrace, Step
 from atom.trace.unlabelled import graph_steps, module_steps
@@ -31,6 +32,7 @@ class Window:
     fields: Fields = field(default_factory=dict)
     externals: set[int] = field(default_factory=set)
     families: set[str] = field(default_factory=set)
+    cpu: tuple[int, int] = (NONE, NONE)  # where there is no span: of its first and last launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +51,50 @@ def assign_steps(trace: RankTrace, launches: Launches, scopes: Scopes) -> FoundS
     """`find_steps` with what is known already, and the step of every row of GPU work."""
     windows = _labelled(trace)
     of_row = np.full(len(trace.gpu), NONE, dtype=np.int64)
-    if not any(window.kind not in ("capture", "dummy") for window in windows):
-        # Work without labels; a label of a warm-up or a capture alone says nothing about it.
-        spans = module_steps(trace, scopes)
-        spans += graph_steps(trace, launches, spans)
-        known = Intervals(*_edges(trace, windows))
-        windows += [
-            Window(span.label, "step", span.found_by, span.track, span.start, span.end)
-            for span in spans
-            if known.at(by_track(trace, np.array([span.track]), np.array([span.start])))[0] < 0
-        ]
+    if not _has_work(trace, windows):
+        # A label of a warm-up or of a capture alone says nothing about the rest.
+        windows += _unlabelled(trace, launches, scopes, windows)
+        if not _has_work(trace, windows):
+            windows += _by_blocks(trace, launches, of_row, len(windows))
     _by_launch(trace, launches, windows, of_row)
     _by_gpu_annotation(trace, launches, windows, of_row)
     return _finish(trace, launches, windows, of_row)
+
+
+def _has_work(trace: RankTrace, windows: Sequence[Window]) -> bool:
+    """Whether there are steps that count, on the host's side or on the device's."""
+    if any(window.kind not in ("capture", "dummy") for window in windows):
+        return True
+    labels = _labels(trace, trace.gpu_annotations.name).values()
+    return any(label.kind not in ("capture", "dummy") for label in labels)
+
+
+def _unlabelled(
+    trace: RankTrace, launches: Launches, scopes: Scopes, known: Sequence[Window]
+) -> list[Window]:
+    spans = module_steps(trace, scopes)
+    spans += graph_steps(trace, launches, spans)
+    inside = Intervals(*_edges(trace, known))
+    return [
+        Window(span.label, "step", span.found_by, span.track, span.start, span.end)
+        for span in spans
+        if inside.at(by_track(trace, np.array([span.track]), np.array([span.start])))[0] < 0
+    ]
+
+
+def _by_blocks(trace: RankTrace, launches: Launches, of_row: I64, base: int) -> list[Window]:
+    """Passes through blocks of kernels that repeat, on each device; fills in `of_row`."""
+    windows: list[Window] = []
+    for device in np.unique(trace.gpu.device).tolist():
+        rows = np.flatnonzero(trace.gpu.device == device).astype(np.int64)
+        for forward in find_forwards(trace, rows):
+            of_row[forward.rows] = base + len(windows)
+            windows.append(Window(f"forward {len(windows)}", "step", "blocks"))
+            launched = launches.start[forward.rows]
+            launched = launched[launched >= 0]
+            if len(launched):
+                windows[-1].cpu = (int(launched.min()), int(launched.max()))
+    return windows
 
 
 def _labelled(trace: RankTrace) -> list[Window]:
@@ -249,10 +282,11 @@ def _finish(
     steps = []
     for index, i in enumerate(order.tolist()):
         window = windows[i]
+        cpu = (window.start, window.end) if window.start >= 0 else window.cpu
         steps.append(
             Step(
                 index=index, kind=window.kind, label=window.label, fields=window.fields,
-                found_by=window.found_by, cpu_start=window.start, cpu_end=window.end,
+                found_by=window.found_by, cpu_start=cpu[0], cpu_end=cpu[1],
                 gpu_start=int(first[i]), gpu_end=int(last[i]), busy_ns=int(busy[i]),
                 sum_ns=int(total[i]), rows=rows[low[i] : high[i]], graph_launches=int(graphs[i]),
                 warning=_warning(bool(has[i]), int(graphs[i]), int(lost[i])),
