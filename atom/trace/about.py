@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from atom import __version__
 from atom.trace.breakdown import Breakdown
+from atom.trace.overviews import group_notes
 from atom.trace.tables import Column, Table, headline
 from atom.trace.types import Analysis
 
@@ -17,7 +18,8 @@ _ATOM_FACTS = (
 def about_table(made: Breakdown, analysis: Analysis, others: Sequence[Table]) -> Table:
     """`others` are the sheets whose columns are explained."""
     table = Table(
-        "about", (Column("what", "what", "text", "item"), Column("value", "value", "name", "value"))
+        "about",
+        (Column("what", "what", "text", "item"), Column("value", "value", "prose", "value")),
     )
     model = next(rank for rank in analysis.ranks if rank.trace.rank == made.rank)
     rows = [
@@ -31,6 +33,7 @@ def about_table(made: Breakdown, analysis: Analysis, others: Sequence[Table]) ->
     ]
     rows += [("shown", line) for line in headline(made)]
     rows += [("note", note) for note in made.notes]
+    rows += [("layers", note) for note in group_notes(made)]
     rows += [("layers by", model.layers_by or "not found")]
     rows += [("match rate", f"{100 * made.match_rate:.2f}% of the kernels of all steps")]
     rows += [("match", note) for note in made.match_notes]

@@ -265,9 +265,10 @@ def _notes(model: RankModel, made: Breakdown, rows: I64) -> list[str]:
     inside = inside[gpu.ts[inside] <= gpu.end[rows].max()]
     if len(inside):
         us = int(gpu.dur[inside].sum()) / 1000
+        what = "1 kernel" if len(inside) == 1 else f"{len(inside):,} kernels"
         notes.append(
-            f"{len(inside)} kernels without a module ({us:,.2f} us) run between the layer's"
-            " first and last kernel; they are in no layer"
+            f"{what} without a module, {us:,.2f} us, between the layer's first and last kernel:"
+            " in no layer"
         )
     if any(kernel.match == Match.BLOCKS for run in made.runs for kernel in run.kernels):
         notes.append("no scopes: layers are repeating blocks of kernels, modules are their parts")

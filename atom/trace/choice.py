@@ -38,7 +38,7 @@ def shape_of(step: Step) -> str:
             if fields.get(name) == fields.get("bs"):
                 fields.pop(name, None)
     text = " ".join(f"{name}={fields[name]}" for name in SHAPE_FIELDS if name in fields)
-    return text or f"{len(step.rows)} kernels"
+    return text or f"{len(step.rows)} kernel{'' if len(step.rows) == 1 else 's'}"
 
 
 def steps_of(steps: Sequence[Step], kind: str) -> list[Step]:

@@ -99,13 +99,18 @@ def layers_table(made: Breakdown) -> Table:
     everything = [us(made.step.sum_ns), us(busy), us(made.step.gpu_ns)]
     table.total = ["STEP", None, len(made.step.rows), *everything]
     table.total += [us(made.step.gpu_ns - busy), share(busy, busy), None]
-    table.notes = [_group_note(group, made.groups[0]) for group in made.groups]
-    if not made.layers:
-        table.notes = ["No layers were found."]
+    table.notes = group_notes(made)
     bars = [(str(row.layer), us(row.busy_ns)) for row in made.layers]
     if bars:
         table.charts = [Chart("Busy time by layer, us", "layer", "us", bars, "col")]
     return table
+
+
+def group_notes(made: Breakdown) -> list[str]:
+    """Which layers are alike, one line per group."""
+    if not made.groups:
+        return ["No layers were found."]
+    return [_group_note(group, made.groups[0]) for group in made.groups]
 
 
 def _group_note(group: LayerGroup, largest: LayerGroup) -> str:
@@ -204,7 +209,6 @@ def match_table(made: Breakdown) -> Table:
         table.rows.append([HOW[row.match], *here, *everywhere, HOW_MEANS[row.match]])
     table.total = ["TOTAL", count, share(count, count), us(total), share(total, total), every]
     table.total += [share(every, every), us(sum(row.all_ns for row in made.matches)), None]
-    table.notes = list(made.match_notes)
     return table
 
 

@@ -121,8 +121,8 @@ def _breakdown_json(made: Breakdown, sheets: Sequence[Table]) -> dict[str, Any]:
         "layer_sum_us": us(made.layer_sum_ns),
         "layer_busy_us": us(made.layer_busy_ns),
         "layer_span_us": us(made.layer_span_ns),
-        "averaged_layers": list(group.layers) if group else [],
-        "averaged_steps": made.same_steps,
+        "averaged_layers": list(group.layers) if group and len(group.layers) > 1 else [],
+        "averaged_steps": made.same_steps if made.same_steps > 1 else 0,
         "notes": headline(made) + made.notes,
         "sheets": {
             sheet.name: {"rows": sheet.objects(), "total": sheet.total_object()}

@@ -38,7 +38,7 @@ HOW_MEANS = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`kind`: text, name (a long one), us, pct, int, float."""
+    """`kind`: text, name (a long one), prose (wrapped), us, pct, int."""
 
     header: str
     key: str  # in JSON
@@ -69,9 +69,9 @@ class Table:
     runs: list[tuple[int, int]] = field(default_factory=list)  # first and last row of each run
     total: list[Cell] | None = None
     strong: set[int] = field(default_factory=set)  # rows in bold
-    notes: list[str] = field(default_factory=list)  # beside the table
+    notes: list[str] = field(default_factory=list)  # in the title of its first chart
     charts: list[Chart] = field(default_factory=list)
-    below: bool = False  # charts under the table, with the notes as their title, not beside it
+    below: bool = False  # charts under the table, not beside it
 
     def objects(self) -> list[dict[str, Cell]]:
         """Rows for JSON."""

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 1_048_576  # of a sheet
 MAX_CELL = 32_767  # characters
-_FORMATS = {"us": "#,##0.00", "pct": "0.0", "int": "0", "float": "0.00"}
-_WIDTHS = {"us": 12.0, "pct": 9.0, "int": 9.0, "float": 10.0}
-_WIDEST = {"text": 44.0, "name": 60.0}
-_NOTE_WIDTH = 76.0
+_FORMATS = {"us": "#,##0.00", "pct": "0.0", "int": "#,##0"}
+_WIDTHS = {"us": 12.0, "pct": 9.0, "int": 9.0}
+_WIDEST = {"text": 44.0, "name": 60.0, "prose": 110.0}
 _CHART_DATA = "chart_data"
 # What XML 1.0 cannot hold.
 _ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]|[\ud800-\udfff]")
@@ -99,7 +98,8 @@ def _row(sheet: Worksheet, table: Table, index: int, row: Sequence[Cell], starts
     from openpyxl.styles import Alignment, Border, Font, Side
 
     number = index + 2
-    indent = Alignment(indent=1)
+    indent = Alignment(horizontal="left", indent=1)
+    wrapped = Alignment(horizontal="left", vertical="top", indent=1, wrap_text=True)
     rule = Border(top=Side("thin", color=_RULE)) if index in starts else None
     strong = Font(_FONT, bold=True) if index in table.strong else None
     inside_run = bool(table.runs) and index not in starts
@@ -110,7 +110,7 @@ def _row(sheet: Worksheet, table: Table, index: int, row: Sequence[Cell], starts
         if value is not None:
             _fill(cell, column, value)
             if column.kind in _WIDEST:
-                cell.alignment = indent
+                cell.alignment = wrapped if column.kind == "prose" else indent
         if rule is not None:
             cell.border = rule
         if strong is not None:
@@ -156,7 +156,7 @@ def _total(sheet: Worksheet, table: Table, number: int) -> None:
         if value is not None:
             _fill(cell, column, value)
             if column.kind in _WIDEST:
-                cell.alignment = Alignment(indent=1)
+                cell.alignment = Alignment(horizontal="left", indent=1)
         cell.font = Font(_FONT, bold=True)
         cell.fill = PatternFill("solid", start_color=_BAND)
         cell.border = Border(top=Side("medium", color=_DARK))
@@ -183,39 +183,26 @@ def _bars(sheet: Worksheet, place: int, last: int) -> None:
 
 
 def _place_charts(book: Workbook, sheet: Worksheet, table: Table) -> None:
-    """Notes, then charts under them, beside the table; or all in one chart under it.
+    """Charts beside or under the table, with the notes in the first one's title.
 
-    Nothing is written into cells under a table: its last row is the total.
+    Cells hold the table and nothing else, so that a program reads the sheet as it is.
     """
-    from openpyxl.styles import Alignment, Font
-
-    if table.below and table.charts:
-        text = "\n".join([table.charts[0].title, *table.notes])
-        chart = _chart(book, table.charts[0], text)
-        sheet.add_chart(chart, f"A{len(table.rows) + 4}")
-        return
-    if not table.notes and not table.charts:
-        return
-    place = len(table.columns) + 2
-    sheet.column_dimensions[_letter(place - 1)].width = 3
-    sheet.column_dimensions[_letter(place)].width = _NOTE_WIDTH
-    for index, note in enumerate(table.notes):
-        cell = sheet.cell(index + 2, place, _text(note))
-        cell.data_type = "s"
-        cell.alignment = Alignment(vertical="top")
-        cell.font = Font(_FONT, italic=True, color="404040")
-    row = len(table.notes) + 3
-    for each in table.charts:
-        sheet.add_chart(_chart(book, each, each.title), f"{_letter(place)}{row}")
-        row += 2 + int(_height(each) * 2)
+    column = 1 if table.below else len(table.columns) + 2
+    row = len(table.rows) + 4 if table.below else 2
+    notes = table.notes
+    for chart in table.charts:
+        sheet.add_chart(_chart(book, chart, notes), f"{_letter(column)}{row}")
+        row += 2 + int(_height(chart, notes) * 2)
+        notes = []
 
 
-def _height(chart: Chart) -> float:
-    """cm."""
-    return 3.0 + 0.55 * len(chart.rows) if chart.style == "bar" else 8.0
+def _height(chart: Chart, notes: Sequence[str]) -> float:
+    """cm; a line of the title holds about 120 characters."""
+    lines = sum(1 + len(note) // 120 for note in notes)
+    return (3.0 + 0.55 * len(chart.rows) if chart.style == "bar" else 8.0) + 0.45 * lines
 
 
-def _chart(book: Workbook, chart: Chart, title: str) -> Any:
+def _chart(book: Workbook, chart: Chart, notes: Sequence[str]) -> Any:
     """A chart whose numbers stand in the hidden sheet: its order is not the table's."""
     from openpyxl.chart import BarChart, LineChart, Reference
     from openpyxl.chart.shapes import GraphicalProperties
@@ -230,9 +217,9 @@ def _chart(book: Workbook, chart: Chart, title: str) -> Any:
     values = Reference(data, min_col=column + 1, min_row=1, max_row=len(chart.rows) + 1)
     made.add_data(values, titles_from_data=True)
     made.set_categories(Reference(data, min_col=column, min_row=2, max_row=len(chart.rows) + 1))
-    made.title, made.legend = _title(title), None
-    lines = title.count("\n")
-    made.width, made.height = 26.0 if lines else 18.0, _height(chart) + 0.45 * lines
+    made.title, made.legend = _title([chart.title, *notes]), None
+    made.width, made.height = 26.0 if notes else 18.0, _height(chart, notes)
+    made.plot_visible_only = False
     made.x_axis.delete = made.y_axis.delete = False
     made.y_axis.majorGridlines.spPr = GraphicalProperties(ln=_line("D9D9D9"))
     made.y_axis.number_format, made.y_axis.scaling.min = "#,##0.#", 0
@@ -250,15 +237,15 @@ def _chart(book: Workbook, chart: Chart, title: str) -> Any:
     return made
 
 
-def _title(text: str) -> Any:
-    """The first line in bold, notes under it."""
+def _title(lines: Sequence[str]) -> Any:
+    """Several lines; LibreOffice draws all of them as the first, so they have one style."""
     from openpyxl.chart.title import title_maker
     from openpyxl.drawing.text import CharacterProperties
 
-    made = title_maker(_text(text))
+    made = title_maker("\n".join(_text(" ".join(line.split())) for line in lines))
     made.overlay = False
-    for index, paragraph in enumerate(made.tx.rich.p):
-        style = CharacterProperties(sz=900, b=not index)
+    for paragraph in made.tx.rich.p:
+        style = CharacterProperties(sz=900, b=False)
         for run in paragraph.r:
             run.rPr = style
     return made

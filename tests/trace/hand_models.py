@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,18 @@ from synthetic import TraceBuilder
 
 from atom.trace.intervals import union_length
 from atom.trace.reader import read_trace
-from atom.trace.types import NONE, Match, MatchReport, RankModel, RankTrace, Step
+from atom.trace.types import (
+    NONE,
+    CpuEvents,
+    GpuAnnotations,
+    GpuEvents,
+    Match,
+    MatchReport,
+    RankModel,
+    RankTrace,
+    RuntimeEvents,
+    Step,
+)
 
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 _FIELD = re.compile(r"(\w+)=(\d+)")
@@ -43,12 +56,7 @@ def model_of(run: TraceBuilder, path: Path) -> RankModel:
     number = np.array([row.step for row in truth], np.int32)
     steps = [_step(trace, label, index, number) for index, label in enumerate(run.steps)]
     counted = number >= 0
-    trace = RankTrace(
-        **{
-            name: strings if name == "strings" else getattr(trace, name)
-            for name in RankTrace.__dataclass_fields__
-        }
-    )
+    trace = replace(trace, strings=strings)
     return RankModel(
         trace=trace,
         steps=steps,
@@ -156,3 +164,85 @@ def llama(
         with run.scope("sample"):
             run.kernel("argmax_kernel", 3.0 * us)
     run.wait()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One GPU row of a model that never was a file."""
+
+    step: int
+    layer: int
+    module: str
+    name: str
+    ts: int
+    dur: int
+    stream: int = 7
+
+
+def model_of_rows(rows: Sequence[Row], kinds: Sequence[str], shapes: Sequence[int]) -> RankModel:
+    """A model of these rows; `kinds` and `shapes` (bs) are the steps'."""
+    rows = sorted(rows, key=lambda row: row.ts)
+    strings = sorted({row.name for row in rows})
+    modules = sorted({row.module for row in rows if row.module})
+
+    def i32(values: Iterable[int]) -> np.ndarray:
+        return np.array(list(values), np.int32)
+
+    def i64(values: Iterable[int]) -> np.ndarray:
+        return np.array(list(values), np.int64)
+
+    count = len(rows)
+    none32, none64 = np.full(count, NONE, np.int32), np.full(count, NONE, np.int64)
+    gpu = GpuEvents(
+        name=i32(strings.index(row.name) for row in rows),
+        ts=i64(row.ts for row in rows),
+        dur=i64(row.dur for row in rows),
+        kind=np.zeros(count, np.uint8),
+        device=np.zeros(count, np.int32),
+        stream=i32(row.stream for row in rows),
+        correlation=none64,
+        external=none64,
+        graph_node=none64,
+        nbytes=none64,
+        args=none32,
+    )
+    empty32, empty64 = np.empty(0, np.int32), np.empty(0, np.int64)
+    empty8 = np.empty(0, np.uint8)
+    trace = RankTrace(
+        path=Path("made.json"),
+        rank=0,
+        origin_us=0.0,
+        strings=strings,
+        tracks=[],
+        cpu=CpuEvents(empty32, empty64, empty64, empty32, empty8, empty64, empty32),
+        runtime=RuntimeEvents(empty32, empty64, empty64, empty32, empty64, empty64, empty32),
+        gpu=gpu,
+        gpu_annotations=GpuAnnotations(empty32, empty64, empty64, empty32, empty32, empty64),
+        other={},
+        counts={},
+        num_bytes=0,
+    )
+    number = i32(row.step for row in rows)
+    labels = [f"{kind}[bs={bs}]" for kind, bs in zip(kinds, shapes, strict=True)]
+    module = i32(modules.index(row.module) if row.module else NONE for row in rows)
+    match = np.where(module >= 0, Match.CAPTURE, Match.NONE).astype(np.uint8)
+    counted = number >= 0
+    return RankModel(
+        trace=trace,
+        steps=[_step(trace, label, index, number) for index, label in enumerate(labels)],
+        step=number,
+        layer=i32(row.layer for row in rows),
+        module=module,
+        op=none32,
+        op_args=none32,
+        match=match,
+        launch=gpu.ts.copy(),
+        modules=modules,
+        num_layers=max([row.layer for row in rows], default=NONE) + 1,
+        layers_by="capture",
+        report=MatchReport(
+            rows={kind: int((match[counted] == kind).sum()) for kind in Match},
+            ns={kind: int(gpu.dur[counted][match[counted] == kind].sum()) for kind in Match},
+            unmatched=_names(trace, counted & (match == Match.NONE)),
+        ),
+    )
