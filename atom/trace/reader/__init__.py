@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from atom.trace.reader.files import find_traces
-from atom.trace.reader.read import read_trace, read_traces
+from atom.trace.reader.parallel import read_traces
+from atom.trace.reader.read import read_trace
 
 __all__ = ["find_traces", "read_trace", "read_traces"]
