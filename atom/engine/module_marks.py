@@ -65,6 +65,11 @@ def methods_of(thing: Any) -> Methods | None:
     return next((methods for kind, methods in _METHODS if isinstance(thing, kind)), None)
 
 
+def _is_block(thing: Any) -> bool:
+    """A module of modules, with a forward of its own."""
+    return isinstance(thing, nn.Module) and type(thing).forward is not nn.Module.forward
+
+
 def computing(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """What computes, by path; also what is no module, as an activation."""
     seen: set[int] = set()
@@ -78,10 +83,14 @@ def computing(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def mark_modules(marks: Marks, model: nn.Module) -> None:
+    """Whatever computes, and round it the blocks, for what they do between their parts."""
     for path, thing in computing(model):
         methods = methods_of(thing)
         assert methods is not None
         marks.add(thing, path, methods)
+    for path, module in model.named_modules():
+        if path and methods_of(module) is None and _is_block(module):
+            marks.add(module, path, _FORWARD)
 
 
 def mark_around_dynamo(marks: Marks, model: nn.Module) -> None:
