@@ -116,22 +116,30 @@ def test_a_label_without_numbers_leaves_work_out_and_says_so(tmp_path: Path) -> 
     assert found.left_out[why] == LAYERS * 4000
 
 
+def test_a_kernel_that_waits_for_the_one_before_it_has_not_worked_yet(tmp_path: Path) -> None:
+    run = TraceBuilder(gap_us=-3.0)  # each starts 3 us before the one before it ends
+    with run.step("decode[bs=4 tok=4 d=4 sk=40]"):
+        for _ in range(2):
+            with run.op("aten::mm", [[4, 8], [8, 24]], ["c10::BFloat16"] * 2):
+                run.kernel("nvjet_sm90_tst", us=50.0)
+    path = run.write(tmp_path / "m.pt.trace.json")
+    starts, ends = (lambda gpu: (gpu.ts, gpu.end))(load([path]).first.trace.gpu)
+    assert starts[1] < ends[0], "the builder made no overlap"
+    (row,) = measured(path).rows
+    assert row.total_ns == int(ends[1] - starts[0]) < 100_000
+
+
 def test_shapes_serve_where_no_module_has_facts(tmp_path: Path) -> None:
     run = TraceBuilder()
     with run.step("decode[bs=4 tok=4 d=4 sk=40]"):
-        for _ in range(3):
-            with run.op("aten::mm", [[4, 8], [8, 24]], ["c10::BFloat16"] * 2):
-                run.kernel("nvjet_sm90_tst", us=5.0)
+        for us, sizes in ((5.0, [[4, 8], [8, 24]]), (2.0, [[4, 24], [24, 8]])):
+            with run.op("aten::mm", sizes, ["c10::BFloat16"] * 2):
+                run.kernel(f"nvjet_sm90_tst_{us:.0f}", us=us)
         with run.op("aten::mm"):
-            run.kernel("nvjet_sm90_tst", us=7.0)
+            run.kernel("nvjet_sm90_tst_7", us=7.0)
     found = measured(run.write(tmp_path / "m.pt.trace.json"))
-    (row,) = found.rows
-    assert (row.module, row.shape, row.calls, row.total_ns) == (
-        "(aten::mm)",
-        "4 x 24 x 8",
-        3,
-        15000,
-    )
+    rows = [(row.module, row.shape, row.calls, row.total_ns) for row in found.rows]
+    assert rows == [("(aten::mm)", "4 x 24 x 8", 1, 5000), ("(aten::mm)", "4 x 8 x 24", 1, 2000)]
     assert list(found.left_out.values()) == [7000]
     assert "record_shapes" in next(iter(found.left_out))
 

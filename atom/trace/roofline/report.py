@@ -1,7 +1,8 @@
 """The roofline of a profile: work and time of each product, attention and expert layer.
 
-Time is the union of the kernels that did the work, call by call. Kernels of a module that do
-something else (a norm that is fused into no product) are not in it.
+Time is that of the kernels that did the work; a norm in the same module is not in it. Of a kernel
+that was launched early and waited for the one before it on its stream, only what it ran alone
+counts, as in `atom trace summary`: a share above 100 % is work done meanwhile.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from atom.trace.groups import shape_of
+from atom.trace.intervals import own_lengths
 from atom.trace.roofline.book import Book
 from atom.trace.roofline.devices import Ceilings
 from atom.trace.roofline.work import Work
@@ -30,7 +32,7 @@ class RooflineRow:
     kernels: tuple[str, ...]  # distinct names, as in the file
     bits: int  # of the numbers that are multiplied
     calls: int
-    total_ns: int  # of the calls, each the union of its kernels
+    total_ns: int  # of the calls: their kernels, less what earlier ones of the stream cover
     flops: float  # of all calls
     nbytes: float
     keys: int  # that attention saw in all calls
@@ -72,8 +74,8 @@ class Roofline:
 
     ceilings: Ceilings
     rows: list[RooflineRow]
-    covered_ns: int  # of GPU work in the rows
-    total_ns: int  # of GPU work in the steps
+    covered_ns: int  # of the time of `rows`
+    total_ns: int  # of all GPU work in the steps, counted alike
     num_steps: int
     left_out: Mapping[str, int] = field(default_factory=dict)  # why -> ns of product-like kernels
 
@@ -110,23 +112,24 @@ def roofline(model: RankModel, ceilings: Ceilings, kind: str | None = None) -> R
     sums: dict[tuple[str, str, str, str], _Sum] = {}
     left_out: dict[str, int] = defaultdict(int)
     book, gpu = Book(model), model.trace.gpu
+    own = _own_ns(model)
     covered = 0
     for step in steps:
         name = str(shape_of(step))
         for call in _calls(model, step.rows):
             for rows, work, why in book.parts(step, call):
-                spent = int(gpu.dur[rows].sum())
+                spent = int(own[rows].sum())
                 if work is None:
                     left_out[why] += spent
                     continue
                 covered += spent
                 key = (name, _named(model, rows), work.kind, work.shape)
                 one = sums.setdefault(key, _Sum(work))
-                one.add(work, spent if len(rows) == 1 else _union(model, rows), ceilings)
+                one.add(work, spent, ceilings)
                 one.names.update(gpu.name[rows].tolist())
     found = [_row(key, one, model) for key, one in sums.items() if one.spent_ns > 0]
     found.sort(key=lambda row: (-row.total_ns, row.step, row.module))
-    total = sum(step.sum_ns for step in steps)
+    total = sum(int(own[step.rows].sum()) for step in steps)
     return Roofline(ceilings, found, covered, total, len(steps), dict(left_out))
 
 
@@ -176,11 +179,12 @@ def _calls(model: RankModel, rows: I64) -> Iterator[I64]:
     yield from np.split(rows[order], np.flatnonzero(changed))
 
 
-def _union(model: RankModel, rows: I64) -> int:
-    """ns in which at least one of `rows` ran."""
+def _own_ns(model: RankModel) -> I64:
+    """[N] of each row what no earlier one of its stream covers."""
     gpu = model.trace.gpu
-    start, end = gpu.ts[rows], gpu.end[rows]
-    order = np.argsort(start, kind="stable")
-    start, end = start[order], np.maximum.accumulate(end[order])
-    held = np.concatenate((start[:1], end[:-1]))
-    return int(np.clip(end - np.maximum(start, held), 0, None).sum())
+    own = np.zeros(len(gpu), np.int64)
+    streams = gpu.device.astype(np.int64) << 32 | gpu.stream
+    for stream in np.unique(streams):
+        rows = np.flatnonzero(streams == stream)
+        own[rows] = own_lengths(gpu.ts[rows], gpu.end[rows])
+    return own
