@@ -37,6 +37,12 @@ class Scope:
         _exit(self._handle)
 
 
+def op_scope(name: str) -> AbstractContextManager[Any]:
+    """Shown as an operator is, for kernels that torch's dispatcher does not know."""
+    scope: AbstractContextManager[Any] = torch._C._profiler._RecordFunctionFast(name)
+    return scope
+
+
 class Marks:
     """On or off. Things are kept alive, for they are known by their identity."""
 
@@ -66,6 +72,11 @@ class Marks:
     def name_of(self, thing: Any) -> str:
         """Raises KeyError for what was not added."""
         return self._names[id(thing)]
+
+    @property
+    def innermost(self) -> str:
+        """The scope that is open; "" for none."""
+        return self._innermost
 
     def on(self, opener: Opener = Scope) -> None:
         assert not self.is_on

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from atom.config.schema import Config
+from atom.engine.marks import Marks
+from atom.engine.module_marks import mark_modules
 from atom.errors import ConfigError
 from atom.layers.context import ForwardContext, set_forward_context
 from atom.ops.contracts import AttentionMetadata
@@ -128,13 +131,18 @@ def _choose_program(model: Any, config: Config, why_no_pieces: str) -> Choice:
             hidden: Tensor = model.forward(input_ids, positions)
             return hidden
 
+    marks = Marks()
+    mark_modules(marks, model)
     try:
-        program = Program.record(
-            forward,
-            model.compute_logits,
-            max_tokens=config.scheduler.max_num_batched_tokens,
-            max_seqs=config.scheduler.max_num_seqs,
-        )
+        with marks.during(lambda _: nullcontext()):
+            program = Program.record(
+                forward,
+                model.compute_logits,
+                max_tokens=config.scheduler.max_num_batched_tokens,
+                max_seqs=config.scheduler.max_num_seqs,
+                # Outside of the modules, the rows are selected that have logits.
+                scope_of=lambda: marks.innermost or "logits",
+            )
     except CannotRecord as why:
         return eager(why)
     reason = f"level 3: {program.num_nodes} operations"

@@ -116,7 +116,7 @@ class ModelRunner:
                 log.warning("no %s kernels, slower ones serve: %s", backend, why)
         self.memory_bytes["weights"] = self.model.weight_bytes
         self.forward: compilation.Forward = self.model.forward
-        self._program: Program | None = None
+        self.program: Program | None = None
         with self._oom.during("tables"):
             self._make_state()
         self._graphs: Graphs | None = None
@@ -184,7 +184,7 @@ class ModelRunner:
     def _choose_forward(self) -> None:
         with self._phase("compile"):
             choice = compilation.choose(self.model, self.config, self._device)
-        self.forward, self._program = choice.forward, choice.program
+        self.forward, self.program = choice.forward, choice.program
         self._warmup_tokens = choice.warmup_tokens
         self.mode = choice.mode
         log.info("forward: %s (%s)", choice.mode, choice.reason)
@@ -357,7 +357,7 @@ class ModelRunner:
         """
         attention, index = inputs.attention, staged.logits_indices
         samples = len(staged.sample_rows) > 0
-        program = self._program
+        program = self.program
         if (
             program is not None
             and prompts is None
@@ -409,7 +409,7 @@ class ModelRunner:
             self._profiler.close()
         if self._graphs is not None:
             gc.unfreeze()
-        self.model = self._program = self._graphs = None
+        self.model = self.program = self._graphs = None
         self.forward = _gone
 
 

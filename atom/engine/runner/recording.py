@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from atom.engine.compiler.program import Program
-from atom.engine.marks import Marks, fixed
+from atom.engine.marks import Marks, Scope, fixed, op_scope
 from atom.engine.module_marks import mark_around_dynamo, mark_modules
 from atom.engine.runner import labels
 from atom.engine.runner.compilation import COMPILED
@@ -61,6 +61,10 @@ def prepare(recorder: RankProfiler, runner: ModelRunner, graphs: Graphs | None) 
         mark_modules(marks, runner.model)
     if isinstance(runner.forward, Program):
         runner.forward.mark(marks)
+    if (native := runner.program) is not None:
+        marks.call_on_change(
+            lambda is_on: native.mark(*((Scope, op_scope) if is_on else (None, None)))
+        )
     if graphs is not None:
         _mark_graphs(marks, graphs)
 

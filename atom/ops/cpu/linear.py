@@ -14,6 +14,7 @@ from atom.ops.cpu import native
 
 # Numbers of `Format` in native/weights.h.
 FORMATS = {"Q4_0": 0, "Q4_1": 1, "Q8_0": 2, "bfloat16": 3, "float16": 4, "float32": 5}
+_FORMAT_NAMES = {number: name for name, number in FORMATS.items()}
 DENSE_DTYPES = {torch.bfloat16: 3, torch.float16: 4, torch.float32: 5}
 
 # rows, x, ldx, weights (data, format, N, K), bias, out, ldo
@@ -68,6 +69,11 @@ class NativeLinear:
     @property
     def nbytes(self) -> int:
         return self.data.nbytes
+
+    @property
+    def format_name(self) -> str:
+        """GGUF type or dtype of what was packed."""
+        return _FORMAT_NAMES[self.format]
 
     @property
     def spec(self) -> tuple[int, int, int, int]:

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import groupby
 from struct import Struct
 from typing import Any
 
@@ -35,6 +38,7 @@ _INPUTS = (
     "seq_lens",
     "logits_indices",
 )
+Opener = Callable[[str], AbstractContextManager[Any]]
 # Dyn: eight sizes, eight addresses.
 _DYN = Struct("=16q")
 
@@ -57,14 +61,19 @@ class _NothingButViews(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class _Recording:
     """What `native` writes to while the model runs over dummies."""
 
-    def __init__(self, sizes: dict[int, int], inputs: dict[str, Tensor]) -> None:
+    def __init__(
+        self, sizes: dict[int, int], inputs: dict[str, Tensor], scope_of: Callable[[], str]
+    ) -> None:
         self.nodes: list[tuple[int, bytes]] = []
+        self.scopes: list[str] = []  # of each
+        self._scope_of = scope_of
         self.arena = Arena()
         self._sizes = sizes
         self._numbers = {t.data_ptr(): _INPUTS.index(name) for name, t in inputs.items()}
 
     def add(self, op: int, args: bytes) -> None:
         self.nodes.append((op, args))
+        self.scopes.append(self._scope_of())
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return self.arena.empty(shape, dtype)
@@ -106,7 +115,9 @@ class Program:
         self._run = lib.atom_run
         self._dyn = ctypes.create_string_buffer(_DYN.size)
         self._ops = [op for op, _ in recording.nodes]
+        self.scopes = tuple(recording.scopes)  # of each entry, "" for none
         self._times: Any = None
+        self._marked: Callable[[], None] | None = None
         self._every_row = torch.arange(max_tokens, dtype=torch.int64)
 
     @classmethod
@@ -117,17 +128,20 @@ class Program:
         *,
         max_tokens: int,
         max_seqs: int,
+        scope_of: Callable[[], str] = str,
     ) -> Program:
         """Record `compute_logits` of sampled rows of `forward(input_ids, positions, attention)`.
 
         The model's caches must be bound; caches and weights must stay where they are for as long
-        as the program is used. Raises `CannotRecord`.
+        as the program is used. `scope_of` says, while the model runs, what computes: see `mark`.
+        Raises `CannotRecord`.
         """
         # Three sizes that differ, so that each tensor's rows tell which of them it follows.
         tokens, logits_rows = max_tokens, max_seqs + (max_seqs == max_tokens)
         seqs = max(tokens, logits_rows) + 1
         inputs = _dummies(tokens, seqs, logits_rows)
-        recording = _Recording({tokens: _TOKENS, seqs: _SEQS, logits_rows: _LOGITS}, inputs)
+        sizes = {tokens: _TOKENS, seqs: _SEQS, logits_rows: _LOGITS}
+        recording = _Recording(sizes, inputs, scope_of)
         meta = AttentionMetadata(
             num_tokens=tokens,
             num_seqs=seqs,
@@ -175,8 +189,37 @@ class Program:
             index.data_ptr(),
             0,
         )
-        self._run(self._base, self.num_nodes, self._dyn, self._times)
+        if self._marked is None:
+            self._run(self._base, self.num_nodes, self._dyn, self._times)
+        else:
+            self._marked()
         return self._logits[:count]
+
+    def mark(self, scope: Opener | None, op: Opener | None) -> None:
+        """From now on run entry by entry, the neighbours of one scope within `scope(name)` and each
+        within `op(name)`, for a profiler to see: it sees nothing of a run at once. None ends it."""
+        self._marked = None
+        if scope is not None and op is not None:
+            self._marked = partial(self._one_by_one, self._by_scope(), scope, op)
+
+    def _by_scope(self) -> list[tuple[str, list[tuple[str, int]]]]:
+        """(scope, its neighbouring entries: name and address)."""
+        names, size = native.op_names(), len(self._nodes) // self.num_nodes
+        entries = [
+            (scope, (f"cpu::{names[op]}", self._base + i * size))
+            for i, (scope, op) in enumerate(zip(self.scopes, self._ops, strict=True))
+        ]
+        runs = groupby(entries, key=lambda entry: entry[0])
+        return [(scope, [entry for _, entry in run]) for scope, run in runs]
+
+    def _one_by_one(
+        self, runs: list[tuple[str, list[tuple[str, int]]]], scope: Opener, op: Opener
+    ) -> None:
+        for name, entries in runs:
+            with scope(name):
+                for op_name, address in entries:
+                    with op(op_name):
+                        self._run(address, 1, self._dyn, None)
 
     def times(self, run: Callable[[], object]) -> list[tuple[str, int]]:
         """Operation and nanoseconds of each entry in the last of the runs that `run` makes."""
