@@ -27,6 +27,7 @@ COLOURS: dict[Verdict, str] = {
 TABLES = 2  # shapes with tables of their own, unless all are asked for
 MODULES = 8
 SHAPES = 12
+LAYERS_SHARE = 0.2  # of the difference, from which the layers are drawn
 WIDE = 110  # columns from which module and kernel stand apart
 LEVELS, ASCII_LEVELS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 
@@ -98,30 +99,28 @@ def _print_group(out: Console, group: StepDiff, rows: int, *, several: bool) -> 
     rank = f"rank {group.rank}, " if several else ""
     out.print()
     out.print(Text(f"{rank}{group.shape}: kernels, mean us per step", style="bold"))
-    _print_rows(out, group, _folded(group.rows, rows), kernels=True)
+    _print_rows(out, group, _folded(group.rows, group.modules, rows), kernels=True)
     in_modules = [r for r in group.rows if r.kind is Kind.KERNEL and r.module]
     if len({r.module for r in in_modules}) not in (0, len(in_modules)):
         out.print(Text("modules, mean us per step", style="bold"))
-        _print_rows(out, group, _folded(group.modules, MODULES), kernels=False)
+        _print_rows(out, group, _folded(group.modules, group.modules, MODULES), kernels=False)
     _print_layers(out, group)
     for note in group.notes:
         out.print(Text(f"note: {note}", style="yellow"))
 
 
-def _folded(rows: Sequence[Row], most: int) -> tuple[list[Row], list[list[Row]]]:
-    """Rows to be shown one by one; and sums: the other rows, idle of both kinds, overlap."""
+def _folded(rows: Sequence[Row], sums: Sequence[Row], most: int) -> tuple[list[Row], list[Row]]:
+    """What is shown row by row, and the rest of the kernels. `sums` has idle and overlap whole."""
     kernels = [r for r in rows if r.kind is Kind.KERNEL]
-    sums = [kernels[most:]] if len(kernels) > most + 1 else []
-    single = kernels[:most] if sums else kernels
-    for kind in (Kind.HOST, Kind.GAP, Kind.OVERLAP):
-        sums.append([r for r in rows if r.kind is kind])
-    return single, [rest for rest in sums if any(r.a_ns or r.b_ns for r in rest)]
+    rest = kernels[most:] if len(kernels) > most + 1 else []
+    shown = kernels[: len(kernels) - len(rest)] + [r for r in sums if r.kind is not Kind.KERNEL]
+    return sorted(shown, key=lambda r: -abs(r.delta_us)), rest
 
 
 def _print_rows(
-    out: Console, group: StepDiff, rows: tuple[list[Row], list[list[Row]]], *, kernels: bool
+    out: Console, group: StepDiff, rows: tuple[list[Row], list[Row]], *, kernels: bool
 ) -> None:
-    single, sums = rows
+    single, rest = rows
     wide = out.width >= WIDE or not kernels
     names = short_names([n for r in group.rows for n in (r.name, r.was) if r.kind is Kind.KERNEL])
     titles = ["change", "share", "A", "B", *(["calls"] if kernels else []), ""]
@@ -131,14 +130,19 @@ def _print_rows(
         column.no_wrap = True
     for row in single:
         calls = [_calls(row, group)] if kernels else []
-        where = _where(row, names, wide=wide) if kernels else [row.name]
+        if row.kind is not Kind.KERNEL:
+            where = [*([""] if wide and kernels else []), _idle_words(row, group)]
+        else:
+            where = _where(row, names, wide=wide) if kernels else [row.name]
         _add(made, group, [row], [*calls, row.time.verdict, *where], COLOURS[row.time.verdict])
-    for rest in sums:
-        words = _sum_words(rest, group, kernels)
-        blanks = [""] * (2 if kernels else 1)
-        _add(made, group, rest, [*blanks, words] + [""] * (wide and kernels), "dim")
+    if rest:
+        words = f"{len(rest)} more {'kernels' if kernels else 'modules'}"
+        blanks = [""] * (1 + kernels + (wide and kernels))
+        _add(made, group, rest, [*blanks, words], "dim")
     cells = _numbers(group.span.a_us, group.span.b_us, group)
-    add_row(made, *cells, *([""] if kernels else []), group.span.verdict, "the step", style="bold")
+    blank = [""] if kernels else []
+    tail = [*blank, group.span.verdict, *(blank if wide else []), "the step"]
+    add_row(made, *cells, *tail, style="bold")
     out.print(made)
 
 
@@ -156,6 +160,8 @@ def _numbers(a: float, b: float, group: StepDiff) -> list[str]:
 
 
 def _calls(row: Row, group: StepDiff) -> str:
+    if row.kind is not Kind.KERNEL:
+        return ""
     a, b = row.a_calls / group.steps_a, row.b_calls / group.steps_b
     return f"{a:.4g}" if row.change != "calls" else f"{a:.4g}>{b:.4g}"
 
@@ -171,17 +177,14 @@ def _where(row: Row, names: dict[str, str], *, wide: bool) -> list[str]:
     return [f"{row.module}: {kernel}" if row.module else kernel]
 
 
-def _sum_words(rest: Sequence[Row], group: StepDiff, kernels: bool) -> str:
-    kind = rest[0].kind
-    if kind is Kind.KERNEL:
-        return f"{len(rest)} more {'kernels' if kernels else 'modules'}"
-    if kind is Kind.OVERLAP:
+def _idle_words(whole: Row, group: StepDiff) -> str:
+    """With the module before which most of the difference is."""
+    if whole.kind is Kind.OVERLAP:
         return "overlap of streams, taken off"
-    words = "idle, the host is late" if kind is Kind.HOST else "idle between kernels"
-    parts = [r for r in group.rows if r.kind is kind]
+    words = "idle, the host is late" if whole.kind is Kind.HOST else "idle between kernels"
+    parts = [r for r in group.rows if r.kind is whole.kind]
     top = max(parts, key=lambda r: abs(r.delta_us))
-    whole = sum(r.delta_us for r in parts)
-    if top.module and whole and top.delta_us / whole >= 0.5 and len(parts) > 1:
+    if top.module and whole.delta_us and top.delta_us / whole.delta_us >= 0.5:
         words += f", most before {top.module}"
     return words
 
@@ -192,6 +195,8 @@ def _print_layers(out: Console, group: StepDiff) -> None:
     if len(layers) < 2:
         return
     deltas = [r.delta_us for r in layers]
+    if abs(sum(deltas)) < LAYERS_SHARE * abs(group.span.delta_us):
+        return
     least, most = min(deltas), max(deltas)
     low, high = min(least, 0.0), max(most, 0.0)  # bars begin at no change
     levels = ASCII_LEVELS if out.options.ascii_only else LEVELS

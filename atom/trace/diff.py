@@ -299,7 +299,8 @@ def _per_layer(sums: Sequence[I64], steps: tuple[int, int]) -> tuple[float, ...]
 
 
 def _sorted(rows: Iterable[Row]) -> list[Row]:
-    return sorted(rows, key=lambda r: (-abs(r.delta_us), -r.time.a_us, r.kind, r.name, r.module))
+    some = [r for r in rows if r.a_ns or r.b_ns or r.kind is Kind.KERNEL]
+    return sorted(some, key=lambda r: (-abs(r.delta_us), -r.time.a_us, r.kind, r.name, r.module))
 
 
 def _change(found: Changes, i: int) -> Change:

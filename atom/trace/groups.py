@@ -17,7 +17,6 @@ from atom.trace.types import STEP_KINDS, RankModel, Step
 STRAY = 3.0  # medians: a step beyond them tells of something else, such as code being loaded
 FEWEST_FOR_STRAYS = 5
 MOST_STRAYS = 0.1
-UNLIKE = 2.0  # standard errors from which one side has more of them
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -169,7 +168,8 @@ def _group(shape: Shape, found: Sequence[tuple[RankModel, Step]]) -> Group:
 
 def _strays(a: Group, b: Group) -> tuple[Group, Group]:
     """Both without the few steps far beyond the median, if neither has more of them than the
-    other: they would hide any difference. Else they may be the difference, and count."""
+    other, by a step or a standard error: they would hide any difference. Else they may be the
+    difference, and count."""
     found = []
     for group in (a, b):
         limit = STRAY * statistics.median(s.gpu_ns for s in group.steps)
@@ -182,7 +182,7 @@ def _strays(a: Group, b: Group) -> tuple[Group, Group]:
     share = sum(counts) / sum(sizes)
     error = math.sqrt(share * (1 - share) * (1 / sizes[0] + 1 / sizes[1]))
     apart = abs(counts[0] / sizes[0] - counts[1] / sizes[1])
-    left_out = share <= MOST_STRAYS and (apart < UNLIKE * error or max(counts) == 1)
+    left_out = share <= MOST_STRAYS and apart <= max(error, 1 / min(sizes))
     return _without(a, found[0], left_out), _without(b, found[1], left_out)
 
 

@@ -59,7 +59,8 @@ def headline(group: StepDiff) -> str:
     if span.verdict == "same":
         return f"{line}: the same{' (' + spread + ')' if spread else ''}"
     if span.verdict == "undecided" and spread:
-        return f"{line} {spread}: undecided, the steps vary too much"
+        strays = "".join(f"; {note}" for note in group.notes if note.endswith("counted"))
+        return f"{line} {spread}: undecided, the steps vary too much{strays}"
     why = causes(group) if abs(span.delta_us) >= SMALL * span.a_us else ""
     doubt = "" if spread else " (one step a side: the noise is not known)"
     return f"{line}{': ' + why if why else ''}{doubt}"
