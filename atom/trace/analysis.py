@@ -66,7 +66,7 @@ def load(paths: Sequence[Path], capture: Path | None = None, device: str = "auto
     captures = _captures(prepared, given, capture is not None)
     ranks = [each.explain(captures) for each in prepared]
     warnings += [w for trace in (*traces, *captures) for w in trace.warnings]
-    warnings += _doubts(prepared, captures)
+    warnings += _doubts(prepared, ranks, captures)
     return Analysis(
         ranks=ranks,
         warnings=tuple(dict.fromkeys(warnings)),
@@ -180,10 +180,12 @@ def _captures(
     return read_traces(found) if found else []
 
 
-def _doubts(prepared: Sequence[_Prepared], captures: Sequence[RankTrace]) -> list[str]:
+def _doubts(
+    prepared: Sequence[_Prepared], ranks: Sequence[RankModel], captures: Sequence[RankTrace]
+) -> list[str]:
     """What a reader of the figures has to know, one line each."""
     lines = []
-    for each in prepared:
+    for each, model in zip(prepared, ranks, strict=True):
         trace = each.trace
         lines.append(several_processes(trace, each.launches))
         devices = np.unique(trace.gpu.device)
@@ -192,10 +194,10 @@ def _doubts(prepared: Sequence[_Prepared], captures: Sequence[RankTrace]) -> lis
                 f"{trace.path.name}: {len(devices)} devices in one file; busy and idle are of all "
                 "of them together"
             )
-        broken = [step for step in each.found.steps if step.counts and step.warning]
+        broken = [step for step in model.steps if step.counts and step.warning]
         if broken:
             lines.append(
-                f"{trace.path.name}: {len(broken)} of {len(each.found.steps)} steps are not whole; "
+                f"{trace.path.name}: {len(broken)} of {len(model.steps)} steps are not whole; "
                 f"the first, {broken[0].label}: {broken[0].warning}"
             )
     for capture in captures:

@@ -101,7 +101,7 @@ def explain(
     notes += _by_blocks(trace, found, places, modules)
     num_layers = int(places.layer.max(initial=NONE)) + 1
     steps = [
-        replace(step, warning=step.warning or warnings.get(step.index, "")) for step in found.steps
+        replace(step, warning=_warning(step, warnings.get(step.index, ""))) for step in found.steps
     ]
     own = (places.match == Match.LAUNCH) & (places.layer >= 0)
     return RankModel(
@@ -151,6 +151,14 @@ def _by_blocks(
     places.module[rows] = number[blocks.part[rows]]
     places.match[rows] = Match.BLOCKS
     return blocks.notes
+
+
+def _warning(step: Step, mapped: str) -> str:
+    """The mapping knows pieces that were captured empty; it compares steps of one size, which
+    says nothing where sizes are not known."""
+    if not step.graph_launches or not len(step.rows):
+        return step.warning
+    return "" if mapped.startswith("incomplete?") and _size(step) < 0 else mapped
 
 
 def see(trace: RankTrace, scopes: Scopes, all_scopes: Index) -> Seen:

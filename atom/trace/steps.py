@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atom.trace.labels import Fields, Label, parse_label
 from atom.trace.launches import Launches, correlate
@@ -51,22 +52,22 @@ def assign_steps(trace: RankTrace, launches: Launches, scopes: Scopes) -> FoundS
     """`find_steps` with what is known already, and the step of every row of GPU work."""
     windows = _labelled(trace)
     of_row = np.full(len(trace.gpu), NONE, dtype=np.int64)
-    if not _has_work(trace, windows):
-        # A label of a warm-up or of a capture alone says nothing about the rest.
-        windows += _unlabelled(trace, launches, scopes, windows)
-        if not _has_work(trace, windows):
-            windows += _by_blocks(trace, launches, of_row, len(windows))
     _by_launch(trace, launches, windows, of_row)
     _by_gpu_annotation(trace, launches, windows, of_row)
+    if not any(_is_work(window) for window in windows):
+        # A label of a warm-up or of a capture alone says nothing about the rest.
+        found = _unlabelled(trace, launches, scopes, windows)
+        rest = np.full(len(trace.gpu), NONE, dtype=np.int64)
+        _by_launch(trace, launches, found, rest)
+        if not found:
+            found, rest = _by_blocks(trace, launches, of_row < 0)
+        of_row = np.where((of_row < 0) & (rest >= 0), rest + len(windows), of_row)
+        windows += found
     return _finish(trace, launches, windows, of_row)
 
 
-def _has_work(trace: RankTrace, windows: Sequence[Window]) -> bool:
-    """Whether there are steps that count, on the host's side or on the device's."""
-    if any(window.kind not in ("capture", "dummy") for window in windows):
-        return True
-    labels = _labels(trace, trace.gpu_annotations.name).values()
-    return any(label.kind not in ("capture", "dummy") for label in labels)
+def _is_work(window: Window) -> bool:
+    return window.kind not in ("capture", "dummy")
 
 
 def _unlabelled(
@@ -82,19 +83,23 @@ def _unlabelled(
     ]
 
 
-def _by_blocks(trace: RankTrace, launches: Launches, of_row: I64, base: int) -> list[Window]:
-    """Passes through blocks of kernels that repeat, on each device; fills in `of_row`."""
+def _by_blocks(
+    trace: RankTrace, launches: Launches, free: NDArray[np.bool_]
+) -> tuple[list[Window], I64]:
+    """Passes through blocks of kernels that repeat, on each device; and the rows of each."""
     windows: list[Window] = []
+    of_row = np.full(len(trace.gpu), NONE, dtype=np.int64)
     for device in np.unique(trace.gpu.device).tolist():
-        rows = np.flatnonzero(trace.gpu.device == device).astype(np.int64)
+        rows = np.flatnonzero(free & (trace.gpu.device == device)).astype(np.int64)
         for forward in find_forwards(trace, rows):
-            of_row[forward.rows] = base + len(windows)
-            windows.append(Window(f"forward {len(windows)}", "step", "blocks"))
+            of_row[forward.rows] = len(windows)
+            window = Window(f"forward {len(windows)}", "step", "blocks")
             launched = launches.start[forward.rows]
             launched = launched[launched >= 0]
             if len(launched):
-                windows[-1].cpu = (int(launched.min()), int(launched.max()))
-    return windows
+                window.cpu = (int(launched.min()), int(launched.max()))
+            windows.append(window)
+    return windows, of_row
 
 
 def _labelled(trace: RankTrace) -> list[Window]:
@@ -130,7 +135,21 @@ def _labelled(trace: RankTrace) -> list[Window]:
         )  # fmt: skip
         windows.append(window)
         open_.append(window)
+    _extend(trace, windows)
     return windows
+
+
+def _extend(trace: RankTrace, windows: Sequence[Window]) -> None:
+    """Labels of no length: their end is missing, and nothing of the host's follows but launches.
+    They last until the next label of their thread."""
+    for index, window in enumerate(windows):
+        if window.end <= window.start:
+            following = windows[index + 1] if index + 1 < len(windows) else None
+            if following is not None and following.track == window.track:
+                window.end = following.start
+            else:
+                calls = trace.runtime.ts[trace.runtime.track == window.track]
+                window.end = max(window.start, int(calls.max(initial=NONE)) + 1)
 
 
 def _apart(outer: Window, label: Label) -> bool:
@@ -199,10 +218,11 @@ def _by_gpu_annotation(
     place = place.reshape(-1).astype(np.int64)
     axis = int(max((spans.ts + spans.dur).max(), trace.gpu.end.max(initial=0))) + 2
     start = spans.ts[rows] + place[: len(rows)] * axis
-    # A span ends with its last kernel; one nanosecond more, for kernels of no length.
-    inside = Intervals(start, start + spans.dur[rows] + 1)
-    found = inside.at(trace.gpu.ts[lost] + place[len(rows) :] * axis)
-    of_row[lost] = np.where(found >= 0, owner[found], NONE)
+    for more in (0, 1):  # first as they are; a kernel of no length may lie on the end of its span
+        inside = Intervals(start, start + spans.dur[rows] + more)
+        left = np.flatnonzero(of_row[lost] < 0)
+        found = inside.at(trace.gpu.ts[lost[left]] + place[len(rows) :][left] * axis)
+        of_row[lost[left]] = np.where(found >= 0, owner[found], NONE)
 
 
 def _owners(trace: RankTrace, windows: list[Window], labels: dict[int, Label], rows: I64) -> I64:
@@ -275,8 +295,7 @@ def _finish(
     of_graph = _graph_launches(trace, launches, windows, of_row)
     graphs = np.bincount(of_graph[of_graph >= 0], minlength=count)
     lost = np.bincount(of_graph[(of_graph >= 0) & (launches.graph_counts == 0)], minlength=count)
-    cpu_start = np.array([window.start for window in windows], dtype=np.int64)
-    order = np.lexsort((cpu_start, np.where(has, first, cpu_start)))
+    order = _order(np.array([window.start for window in windows], dtype=np.int64), first, has)
     number = np.full(count + 1, NONE, dtype=np.int32)
     number[order] = np.arange(count)
     steps = []
@@ -293,6 +312,14 @@ def _finish(
             )
         )  # fmt: skip
     return FoundSteps(steps, number[of_row], number[of_graph])
+
+
+def _order(cpu_start: I64, first: I64, has: NDArray[np.bool_]) -> I64:
+    """By the start of their GPU work; those without any after the step launched before them."""
+    launched = np.argsort(cpu_start, kind="stable")
+    key = np.empty(len(first), dtype=np.int64)
+    key[launched] = np.maximum.accumulate(np.where(has[launched], first[launched], NONE))
+    return np.lexsort((cpu_start, ~has, np.where(has, first, key)))
 
 
 def _warning(has_work: bool, graphs: int, lost: int) -> str:
