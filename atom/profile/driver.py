@@ -19,6 +19,7 @@ import numpy as np
 from atom.engine.core import EngineCore
 from atom.engine.messages import GenerateRequest, TokenChunk
 from atom.engine.sampling_params import SamplingParams
+from atom.errors import RequestError
 from atom.profile.shapes import Counts, Shape, blocks_needed, prompt_tokens, runs_here
 
 PLAIN_S = 2.0  # longest that steps are timed without the profiler
@@ -64,9 +65,8 @@ class Driver:
             made = self._all_of(shape, counts, stamp)
             self._end()
             return made
-        except BaseException:
-            with contextlib.suppress(Exception):  # what broke the engine breaks its last steps
-                self._end()
+        except (KeyboardInterrupt, RequestError):  # the engine itself is whole
+            self._end()
             raise
         finally:
             state.limits = limits
@@ -98,13 +98,13 @@ class Driver:
         return self._compute_prompts(shape.batch * prompt)
 
     def _add(self, count: int, tokens: int, max_tokens: int) -> None:
-        """Requests of random tokens: no prompt finds another's prefix in the cache."""
+        """Requests of random tokens; salted, so that none finds its prefix in the cache."""
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
         vocab_size = self._core.info.vocab_size
         for _ in range(count):
             request_id = f"profile-{next(self._numbers)}"
             prompt = self._random.integers(vocab_size, size=tokens).tolist()
-            self._core.add(GenerateRequest(request_id, prompt, sampling))
+            self._core.add(GenerateRequest(request_id, prompt, sampling, request_id))
             self._open.append(request_id)
 
     def _give(self, tokens: int) -> None:

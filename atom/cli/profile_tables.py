@@ -1,0 +1,101 @@
+"""What `atom profile` prints at its end: the traces, what is in them, what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from atom.cli.common import add_row, table
+from atom.profile.folder import size_text
+from atom.trace.words import duration, percent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from atom.profile.offline import Profile
+    from atom.profile.verdict import Item, Verdict
+
+
+def print_profile(out: Console, made: Profile) -> None:
+    """Of an offline profile."""
+    if not made.recordings:
+        out.print("nothing was recorded", markup=False)
+        return
+    _print_steps(out, made)
+    for entry, judged in zip(made.document["shapes"], made.verdicts, strict=True):
+        _print_top(out, entry["name"], judged)
+    _print_files(out, made)
+    for problem in (*made.problems, *(p for v in made.verdicts for p in v.problems)):
+        out.print(Text(f"problem: {problem}", style="yellow"))
+    if made.interrupted:
+        out.print("interrupted: what had been recorded is kept", markup=False)
+    device = made.verdicts[0].device if made.verdicts else "gpu"
+    print_next(out, str(made.folder), device, layers=max(v.num_layers for v in made.verdicts))
+
+
+def _print_steps(out: Console, made: Profile) -> None:
+    cpu = any(v.device == "cpu" for v in made.verdicts)
+    work = "cpu work" if cpu else "gpu work"
+    rows = table("step", "recorded", work, "min to max", "busy", "wall", "unrecorded", "named")
+    for entry, judged in zip(made.document["shapes"], made.verdicts, strict=True):
+        count = str(entry["steps"])
+        if entry["steps"] < entry["steps_asked"]:
+            count += f" of {entry['steps_asked']}"
+        plain = entry["wall_us_per_step_unrecorded"]
+        known = judged.steps > 0
+        add_row(
+            rows,
+            entry["name"],
+            count,
+            _us(judged.median_us) if known else "-",
+            f"{_us(judged.min_us)} to {_us(judged.max_us)}" if known else "-",
+            percent(judged.busy_share) if known else "-",
+            _us(entry["wall_us_per_step"]),
+            "-" if plain is None else _us(plain),
+            percent(judged.match_rate) if known else "-",
+        )
+    out.print(rows)
+
+
+def _print_top(out: Console, name: str, judged: Verdict) -> None:
+    if not judged.steps:
+        return
+    out.print()
+    out.print(Text(name, style="bold"))
+    _print_items(out, "modules", judged.modules)
+    _print_items(out, "kernels" if judged.device == "gpu" else "operators", judged.kernels)
+
+
+def _print_items(out: Console, what: str, items: list[Item]) -> None:
+    rows = table(f"top {what}", "share", "per step")
+    rows.columns[1].justify = rows.columns[2].justify = "right"
+    for item in items:
+        add_row(rows, item.name, percent(item.share), _us(item.us))
+    out.print(rows)
+
+
+def _print_files(out: Console, made: Profile) -> None:
+    out.print()
+    rows = table("in " + str(made.folder), "size", "")
+    for entry in made.document["shapes"]:
+        for index, file in enumerate(entry["files"]):
+            add_row(rows, file, size_text(entry["bytes"]) if index == 0 else "", entry["name"])
+    for file in made.document["captures"]:
+        add_row(rows, file, "", "capture of graphs")
+    add_row(rows, "profile.json", "", "what was run, with what")
+    out.print(rows)
+
+
+def print_next(out: Console, where: str, device: str, layers: int) -> None:
+    """The commands that go on from here."""
+    path = shlex.quote(where) + (" --device cpu" if device == "cpu" else "")
+    layer = f" --layer {min(3, layers - 1)}" if layers else ""
+    out.print()
+    out.print(Text(f"next: atom trace summary {path}"))
+    out.print(Text(f"      atom trace parse {path}{layer}"))
+
+
+def _us(us: float) -> str:
+    return duration(us * 1000)
