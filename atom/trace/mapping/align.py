@@ -33,7 +33,7 @@ class Alignment:
     partner: I64  # index into the second sequence; -1: none, or not certain
     doubtful: NDArray[np.bool_]  # without partner because cheapest ways disagree
     cost: int
-    gaps: int  # elements without partner on either side, in a cheapest way, if all cost GAP
+    gaps: int  # at most so many elements of either side have no partner; 0: none has
 
 
 def align(a: I32, b: I32, place: I32, cost: I32 | None = None) -> Alignment | None:
@@ -137,4 +137,5 @@ def _agree(
     doubtful |= some & alone
     sure = some & ~doubtful
     partner[sure] = first[sure]
-    return Alignment(partner, doubtful, best, max(best // GAP, apart))
+    straight = apart == 0 and bool((paired.sum(axis=1) == 1).all() and not alone.any())
+    return Alignment(partner, doubtful, best, 0 if straight else max(best // GAP, apart))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atom.trace.mapping.align import align
+from atom.trace.mapping.align import SAME, align
 from atom.trace.mapping.choose import Candidate, Candidates
 from atom.trace.mapping.names import Names
 from atom.trace.mapping.notes import incomplete, notes
@@ -144,7 +144,8 @@ class _Mapper:
         placed = place_streams(name, stream, one.name, one.stream, one.place)
         if not placed.complete:
             return None
-        return _filled(one, placed.partner, np.full(len(rows), Match.CAPTURE), 0, 0)
+        match = Match.CAPTURE if placed.certain else Match.ALIGNED
+        return _filled(one, placed.partner, np.full(len(rows), match), 0, 0)
 
     def _inexact(self, replay: Replay, rows: I64, stream: I32, parts: Sequence[slice]) -> Found:
         """Aligned with the template most like the step, or each launch with its own."""
@@ -183,37 +184,42 @@ class _Mapper:
         if aligned is None:
             return _nothing(len(name))
         partner = aligned.partner
-        match = np.where(partner >= 0, Match.ALIGNED, Match.NONE)
-        other = (partner >= 0) & (one.name[np.maximum(partner, 0)] != name)
-        return _filled(one, partner, match, int(aligned.doubtful.sum()), int(other.sum()))
+        has = partner >= 0
+        same = has & (table[a, b[np.maximum(partner, 0)]] == SAME)
+        # Without a gap every place is the same, and a kernel of another name changes none of them.
+        at_place = aligned.gaps == 0 and bool(has.all()) and len(name) == len(one)
+        match = np.where(has, Match.ALIGNED, Match.NONE)
+        if at_place:
+            match[same] = Match.CAPTURE
+        renamed = has & (one.name[np.maximum(partner, 0)] != name) & ~same
+        return _filled(one, partner, match, int(aligned.doubtful.sum()), int(renamed.sum()))
 
     def by_node(self, replays: Sequence[Replay], found: list[Found]) -> None:
         """Rows without a certain place whose graph node another, complete launch has shown."""
-        known: dict[tuple[int, int], tuple[int, int]] = {}
-        gpu = self.trace.gpu
-        for replay, one in zip(replays, found, strict=True):
-            rows = _join(replay.launches, np.int64)
-            for at in np.flatnonzero(one.match == Match.GRAPH_NODE):
-                row = rows[at]
-                known[int(gpu.graph_node[row]), int(self.name[row])] = (
-                    int(one.template[at]),
-                    int(one.node[at]),
-                )
-        if not known:
+        sure = [one.match == Match.GRAPH_NODE for one in found]
+        if all(each.all() for each in sure) or not any(each.any() for each in sure):
             return
-        for index, (replay, one) in enumerate(zip(replays, found, strict=True)):
-            if (one.match == Match.GRAPH_NODE).all():
-                continue
-            rows = _join(replay.launches, np.int64)
-            one = Found(
-                one.template.copy(), one.node.copy(), one.match.copy(), one.doubtful, one.renamed
-            )
-            for at in np.flatnonzero(one.match != Match.GRAPH_NODE):
-                place = known.get((int(gpu.graph_node[rows[at]]), int(self.name[rows[at]])))
-                if place is not None:
-                    one.template[at], one.node[at] = place
-                    one.match[at] = Match.GRAPH_NODE
-            found[index] = one
+        cuts = np.cumsum([len(one.match) for one in found])[:-1]
+        rows = _join([row for replay in replays for row in replay.launches], np.int64)
+        _, node = np.unique(self.trace.gpu.graph_node[rows], return_inverse=True)
+        key = node.reshape(-1).astype(np.int64) * len(self.names.known) + self.name[rows]
+        shown = _join(sure, np.bool_)
+        template = _join([one.template for one in found], np.int32)
+        number = _join([one.node for one in found], np.int32)
+        keys, first = np.unique(key[shown], return_index=True)
+        at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+        its_template = template[shown][first][at]
+        its_number = number[shown][first][at]
+        # A number that two graphs use tells nothing.
+        clash = shown & ((its_template != template) | (its_number != number))
+        known = ~shown & (keys[at] == key) & ~np.isin(key, key[clash])
+        known &= self.trace.gpu.graph_node[rows] >= 0
+        match = _join([one.match for one in found], np.uint8)
+        template[known], number[known] = its_template[known], its_number[known]
+        match[known] = Match.GRAPH_NODE
+        parts = zip(*(np.split(x, cuts) for x in (template, number, match)), strict=True)
+        for index, (one, (t, n, m)) in enumerate(zip(list(found), parts, strict=True)):
+            found[index] = Found(t, n, m, min(one.doubtful, int((m == 0).sum())), one.renamed)
 
 
 def _ranked(stream: I32) -> I32:

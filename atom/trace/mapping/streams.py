@@ -24,6 +24,7 @@ class Placed:
 
     partner: I64  # index into the capture; -1: none, or not certain
     complete: bool  # one to one: as many of every name replayed as captured, and all placed
+    certain: bool  # and by order alone, not by which stream seems to be which
 
 
 def place_streams(
@@ -39,7 +40,8 @@ def place_streams(
         state.learn_streams()
     state.same_place()
     same = np.array_equal(np.sort(name), np.sort(captured))
-    return Placed(state.partner, same and bool((state.partner >= 0).all()))
+    complete = same and bool((state.partner >= 0).all())
+    return Placed(state.partner, complete, complete and not state.by_stream)
 
 
 class _State:
@@ -51,6 +53,7 @@ class _State:
         self.partner = np.full(len(name), NONE, np.int64)
         self.taken: NDArray[np.bool_] = np.zeros(len(captured), bool)
         self.allowed: dict[int, int] = {}  # stream of the replay -> stream of the capture
+        self.by_stream = False  # whether `allowed` has ruled out any candidate
         self.nodes = {int(n): np.flatnonzero(captured == n) for n in np.unique(name)}
 
     def assign(self, rows: Sequence[int] | I64, nodes: Sequence[int] | I64) -> None:
@@ -93,7 +96,9 @@ class _State:
                 fits = (nodes > after) & (nodes < before) & ~self.taken[nodes]
                 wanted = self.allowed.get(int(stream))
                 if wanted is not None:
-                    fits &= self.captured_stream[nodes] == wanted
+                    other = fits & (self.captured_stream[nodes] != wanted)
+                    self.by_stream |= bool(other.any())
+                    fits &= ~other
                 found.append((members, nodes[fits]))
         return found
 
