@@ -102,11 +102,9 @@ def _show(out: Console, made: Breakdown) -> None:
 
 
 def _end(out: Console, report: Report, files: list[Path]) -> None:
-    total = report.model.report.total
-    out.print(
-        f"{100 * report.model.report.rate:.1f}% of {total:,} kernels of all steps have a module",
-        markup=False,
-    )
+    from atom.trace.report import match_text
+
+    out.print(match_text(report.model), markup=False)
     for line in report.missing:
         out.print(line, markup=False)
     for path in files:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atom.trace.intervals import union_length
+from atom.trace.rollup import added
 from atom.trace.types import I64, NONE, RankModel, Step
 
 _MAX_SAME = 1 << 24  # kernels of one name and module in a step
@@ -38,6 +39,7 @@ class LayerRow:
     start_ns: int  # since the step's first GPU work
     sum_ns: int
     busy_ns: int  # union
+    adds_ns: int  # to the step's busy time; see `rollup.added`
     span_ns: int  # first start to last end; also what others ran in it
 
 
@@ -78,7 +80,7 @@ def group_layers(model: RankModel, step: Step) -> tuple[list[LayerRow], list[Lay
         first = made[0].rows[0] if made else rows[0]
         made.append(_group(model, _letters(index), members, rows, first, busy))
     names = {layer: group.name for group in made for layer in group.layers}
-    gpu = model.trace.gpu
+    gpu, adds = model.trace.gpu, added(model, step)
     table = [
         LayerRow(
             layer=layer,
@@ -87,6 +89,7 @@ def group_layers(model: RankModel, step: Step) -> tuple[list[LayerRow], list[Lay
             start_ns=int(gpu.ts[rows].min()) - step.gpu_start,
             sum_ns=int(gpu.dur[rows].sum()),
             busy_ns=busy[layer],
+            adds_ns=int(adds[model.layer[step.rows] == layer].sum()),
             span_ns=int(gpu.end[rows].max() - gpu.ts[rows].min()),
         )
         for layer, rows in sorted(layers.items())

@@ -21,6 +21,7 @@ from atom.trace.rollup import (
     MatchRow,
     ModuleRow,
     UnmatchedRow,
+    added,
     kernels_in,
     matches_in,
     modules_in,
@@ -41,6 +42,7 @@ class Kernel:
     layer: int
     start_ns: int  # since the step's first GPU work
     duration_ns: int
+    adds_ns: int  # to the step's busy time; see `rollup.added`
     gap_ns: int  # the device had no work of this step for so long before it
     stream: int
     op: str  # the operator that launched it, "" unknown
@@ -165,6 +167,7 @@ def runs_of(
     trace = model.trace
     gpu, strings = trace.gpu, trace.strings
     gaps = dict(zip(step.rows.tolist(), _gaps(model, step.rows).tolist(), strict=True))
+    adds = dict(zip(step.rows.tolist(), added(model, step).tolist(), strict=True))
     # Within a stream in time order: rows are, and the sort is stable.
     by_stream = rows[np.lexsort((rows, gpu.stream[rows], gpu.device[rows]))]
     runs: list[tuple[int, Run]] = []
@@ -186,6 +189,7 @@ def runs_of(
                 layer=int(model.layer[row]),
                 start_ns=int(gpu.ts[row]) - step.gpu_start,
                 duration_ns=int(gpu.dur[row]),
+                adds_ns=adds[row],
                 gap_ns=gaps[row],
                 stream=int(gpu.stream[row]),
                 op=strings[op] if op >= 0 else "",

@@ -27,6 +27,11 @@ class Choice:
     of_kind: int  # complete or not
 
 
+def kind_text(kind: str) -> str:
+    """For sentences: a step of kind "step" is one whose work is not known."""
+    return "unlabelled" if kind == "step" else kind
+
+
 def shape_of(step: Step) -> str:
     """E.g. "bs=32 tok=32"; of a step without a label its number of kernels.
 
@@ -57,14 +62,14 @@ def choose(steps: Sequence[Step], kind: str, which: str | int = "median") -> Cho
     if isinstance(which, int):
         return _by_index(steps, found, kind, which)
     if not found:
-        raise TraceError(f"no {kind} step with GPU work; {what_there_is(steps)}")
+        raise TraceError(f"no {kind_text(kind)} step with GPU work; {what_there_is(steps)}")
     whole = [step for step in found if not step.warning] or found
     shape = ""
     if which == "first":
-        chosen, how = whole[0], f"the first of {len(whole)} {kind} steps"
+        chosen, how = whole[0], f"the first of {len(whole)} {kind_text(kind)} steps"
     elif which == "slowest":
         chosen = max(whole, key=lambda step: step.gpu_ns)
-        how = f"the slowest of {len(whole)} {kind} steps"
+        how = f"the slowest of {len(whole)} {kind_text(kind)} steps"
     elif which == "median":
         chosen, shape, how = _median(whole, kind)
     else:
@@ -79,7 +84,7 @@ def what_there_is(steps: Sequence[Step]) -> str:
     counts = Counter(step.kind for step in steps if len(step.rows))
     if not counts:
         return "no step has GPU work"
-    parts = [f"{number} {kind}" for kind, number in counts.most_common()]
+    parts = [f"{number} {kind_text(kind)}" for kind, number in counts.most_common()]
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
     only = sum(counts.values()) == 1
     return f"there {'is' if only else 'are'} {listed} step{'' if only else 's'}"
@@ -88,7 +93,7 @@ def what_there_is(steps: Sequence[Step]) -> str:
 def _by_index(steps: Sequence[Step], found: Sequence[Step], kind: str, index: int) -> Choice:
     chosen = next((step for step in found if step.index == index), None)
     if chosen is None:
-        raise TraceError(f"--step {index} is no {kind} step; {what_there_is(steps)}")
+        raise TraceError(f"--step {index} is no {kind_text(kind)} step; {what_there_is(steps)}")
     shape = shape_of(chosen)
     alike = [s for s in found if shape_of(s) == shape and (not s.warning or s is chosen)]
     return Choice(chosen, "the step asked for", shape, alike, len(found))
@@ -101,14 +106,13 @@ def _median(whole: Sequence[Step], kind: str) -> tuple[Step, str, str]:
         shapes.setdefault(shape_of(step), []).append(step)
     shape, group = max(shapes.items(), key=lambda item: (len(item[1]), _time(item[1])))
     if len(group) == 1 and len(whole) > 1:
-        how = f"the median of {len(whole)} {kind} steps, no two of one shape"
+        how = f"the median of {len(whole)} {kind_text(kind)} steps, no two of one shape"
         shape, group = "", list(whole)
     elif len(whole) == 1:
-        how = f"the only {kind} step"
-    elif len(shapes) == 1:
-        how = f"the median of {len(group)} {kind} steps, all {shape}"
+        how = f"the only {kind_text(kind)} step"
     else:
-        how = f"the median of {len(group)} {kind} steps with {shape}, the commonest shape"
+        how = f"the median of {len(group)} {kind_text(kind)} steps"
+        how += f", all {shape}" if len(shapes) == 1 else f" with {shape}, the commonest shape"
     ordered = sorted(group, key=lambda step: step.gpu_ns)
     return ordered[(len(ordered) - 1) // 2], shape, how
 

@@ -10,8 +10,10 @@ from atom.trace.choice import shape_of
 from atom.trace.cxx import demangle
 from atom.trace.kernels import kernel_class, short_name
 from atom.trace.tables import (
+    ADDS,
     HOW,
     HOW_MEANS,
+    OF_STEP,
     Cell,
     Chart,
     Column,
@@ -35,6 +37,8 @@ def modules_table(made: Breakdown) -> Table:
         Column("sum_us", "sum_us", "us", "sum over the step", bar=True),
         Column("pct%", "pct", "pct", "share of the sum of all"),
         Column("busy_us", "busy_us", "us", "union: below the sum where its kernels overlap"),
+        ADDS,
+        OF_STEP,
         Column("avg per layer", "avg_per_layer_us", "us", "sum by layers"),
         Column("min layer", "min_layer_us", "us", "the fastest layer's sum"),
         Column("max layer", "max_layer_us", "us", "the slowest layer's sum"),
@@ -42,7 +46,7 @@ def modules_table(made: Breakdown) -> Table:
         Column("kernels", "kernels", "name", "what it runs, by time"),
     )
     table = Table("modules", columns)
-    total = made.step.sum_ns
+    total, busy = made.step.sum_ns, made.step.busy_ns
     for row in made.modules:
         inside = row.in_layers
         table.rows.append(
@@ -53,6 +57,8 @@ def modules_table(made: Breakdown) -> Table:
                 us(row.sum_ns),
                 share(row.sum_ns, total),
                 us(row.busy_ns),
+                us(row.adds_ns),
+                share(row.adds_ns, busy),
                 us(row.sum_ns / row.layers) if inside else None,
                 us(row.low_ns) if inside else None,
                 us(row.high_ns) if inside else None,
@@ -61,8 +67,8 @@ def modules_table(made: Breakdown) -> Table:
             ]
         )
     calls = sum(row.calls for row in made.modules)
-    table.total = ["TOTAL", None, calls, us(total), share(total, total), us(made.step.busy_ns)]
-    table.total += [None] * 5
+    table.total = ["TOTAL", None, calls, us(total), share(total, total)]
+    table.total += [us(busy), us(busy), share(busy, busy)] + [None] * 5
     table.notes = [f"The whole of step {made.step.index}: {made.step.label}"]
     bars = [(module_text(row.module), us(row.sum_ns)) for row in made.modules[:_MOST_BARS]]
     table.charts = [Chart("Time in the step by module, us", "module", "us", bars)]
@@ -77,9 +83,10 @@ def layers_table(made: Breakdown) -> Table:
         Column("kernels", "kernels", "int", "kernels and copies"),
         Column("sum_us", "sum_us", "us", "sum of durations"),
         Column("busy_us", "busy_us", "us", "union of them", bar=True),
+        ADDS,
+        OF_STEP,
         Column("span_us", "span_us", "us", "first start to last end"),
         Column("idle_us", "idle_us", "us", "span less busy: none of the layer's kernels runs"),
-        Column("pct of step", "pct_of_step", "pct", "busy time as share of the step's"),
         Column("start_us", "start_us", "us", "since the step's first GPU work"),
     )
     table = Table("layers", columns)
@@ -88,17 +95,19 @@ def layers_table(made: Breakdown) -> Table:
         if row.layer == made.layer:
             table.strong.add(len(table.rows))
         values: list[Cell] = [str(row.layer), row.group, row.kernels]
-        times = (row.sum_ns, row.busy_ns, row.span_ns, row.span_ns - row.busy_ns)
-        values += [us(ns) for ns in times]
-        table.rows.append([*values, share(row.busy_ns, busy), us(row.start_ns)])
+        values += [us(row.sum_ns), us(row.busy_ns), us(row.adds_ns), share(row.adds_ns, busy)]
+        values += [us(row.span_ns), us(row.span_ns - row.busy_ns), us(row.start_ns)]
+        table.rows.append(values)
     outside = [run for run in made.step_runs if run.layer == NONE]
     if outside:
         kernels = sum(len(run.kernels) for run in outside)
         total = sum(run.sum_ns for run in outside)
-        table.rows.append(["outside", None, kernels, us(total), None, None, None, None, None])
-    everything = [us(made.step.sum_ns), us(busy), us(made.step.gpu_ns)]
-    table.total = ["STEP", None, len(made.step.rows), *everything]
-    table.total += [us(made.step.gpu_ns - busy), share(busy, busy), None]
+        adds = sum(kernel.adds_ns for run in outside for kernel in run.kernels)
+        values = ["outside", None, kernels, us(total), None, us(adds), share(adds, busy)]
+        table.rows.append([*values, None, None, None])
+    table.total = ["STEP", None, len(made.step.rows), us(made.step.sum_ns), us(busy)]
+    table.total += [us(busy), share(busy, busy)]
+    table.total += [us(made.step.gpu_ns), us(made.step.gpu_ns - busy), None]
     table.notes = group_notes(made)
     bars = [(str(row.layer), us(row.busy_ns)) for row in made.layers]
     if bars:

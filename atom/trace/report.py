@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,11 @@ from atom.trace.choice import KINDS, shape_of, steps_of, what_there_is
 from atom.trace.csvs import write_csvs
 from atom.trace.errors import TraceError
 from atom.trace.overviews import ranks_table
-from atom.trace.tables import Table, headline, tables, us
-from atom.trace.types import Analysis, RankModel
+from atom.trace.tables import HOW, Table, headline, tables, us
+from atom.trace.types import Analysis, Match, RankModel
 from atom.trace.workbook import write_workbook
 
 SCHEMA = 1  # of --json
-SUMMARY = "performance_summary.md"
 _EXPECTED = ("prefill", "decode")  # whose absence is said
 
 
@@ -64,8 +64,7 @@ def write_report(report: Report, folder: Path, *, with_csv: bool = False) -> lis
 
     Raises `TraceError` if one cannot be written.
     """
-    from atom.trace.markdown import write_markdown
-    from atom.trace.summary import summarize
+    from atom.trace.markdown import write_summary
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,8 +77,25 @@ def write_report(report: Report, folder: Path, *, with_csv: bool = False) -> lis
         files.append(path)
         if with_csv:
             files += write_csvs(made.kind, sheets, folder)
-    write_markdown(summarize(report.analysis), folder / SUMMARY)
-    return [*files, folder / SUMMARY]
+    return [*files, *write_summary(report.analysis, folder)]
+
+
+def match_text(model: RankModel) -> str:
+    """E.g. "98.7% of 551 kernels of all steps have a module: 544 by capture, 7 have none".
+
+    The share is rounded down: 100.0% means all.
+    """
+    report = model.report
+    share = math.floor(1000 * report.rate) / 10
+    parts = [
+        f"{number:,} by {HOW[kind]}"
+        for kind, number in sorted(report.rows.items())
+        if number and kind != Match.NONE
+    ]
+    without = report.rows.get(Match.NONE, 0)
+    parts += [f"{without:,} have none"] if without else []
+    what = f"{share:.1f}% of {report.total:,} kernels of all steps have a module"
+    return f"{what}: {', '.join(parts)}" if parts else what
 
 
 def as_json(report: Report, files: Sequence[Path] = ()) -> dict[str, Any]:

@@ -10,6 +10,22 @@ from atom.trace.intervals import union_length
 from atom.trace.types import I64, NONE, Match, RankModel, Step
 
 
+def added(model: RankModel, step: Step) -> I64:
+    """What each of the step's rows adds to its busy time, ns: its own time, less what rows before
+    it cover. Parallel to `step.rows`; sums to the step's union.
+
+    A kernel that was launched early (programmatic dependent launch) waits on the GPU for the one
+    before it, and its duration holds that wait; what it adds does not.
+    """
+    gpu = model.trace.gpu
+    start, end = gpu.ts[step.rows], gpu.end[step.rows]
+    if len(start) > 1:
+        reached = np.maximum.accumulate(end)[:-1]
+        start = np.append(start[:1], np.maximum(start[1:], reached))
+    adds: I64 = np.maximum(end - start, 0)
+    return adds
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleRow:
     """One module over the whole step."""
@@ -19,6 +35,7 @@ class ModuleRow:
     calls: int  # kernels
     sum_ns: int
     busy_ns: int
+    adds_ns: int
     layers: int  # that have it
     low_ns: int  # least and most of a layer's sum
     high_ns: int
@@ -33,6 +50,7 @@ class KernelRow:
     name: str
     calls: int
     total_ns: int
+    adds_ns: int
     low_ns: int
     high_ns: int
     modules: tuple[str, ...]  # by total time
@@ -62,7 +80,7 @@ class UnmatchedRow:
 def modules_in(model: RankModel, step: Step) -> list[ModuleRow]:
     """By total time."""
     gpu = model.trace.gpu
-    rows = step.rows
+    rows, adds = step.rows, added(model, step)
     inside = model.layer[rows] != NONE
     # A module's name inside the layers is another module than the same name outside.
     code = model.module[rows].astype(np.int64) * 2 + inside
@@ -80,6 +98,7 @@ def modules_in(model: RankModel, step: Step) -> list[ModuleRow]:
                 calls=len(mine),
                 sum_ns=int(gpu.dur[mine].sum()),
                 busy_ns=union_length(gpu.ts[mine], gpu.end[mine]),
+                adds_ns=int(adds[part].sum()),
                 layers=len(here) if within else 0,
                 low_ns=int(sums.min()),
                 high_ns=int(sums.max()),
@@ -99,7 +118,7 @@ def _names_by_time(model: RankModel, rows: I64) -> tuple[str, ...]:
 
 def kernels_in(model: RankModel, step: Step) -> list[KernelRow]:
     """By total time."""
-    gpu = model.trace.gpu
+    gpu, adds = model.trace.gpu, added(model, step)
     made = []
     for part in _split(gpu.name[step.rows].astype(np.int64)):
         rows = step.rows[part]
@@ -112,6 +131,7 @@ def kernels_in(model: RankModel, step: Step) -> list[KernelRow]:
                 name=model.kernel_name(int(rows[0])),
                 calls=len(rows),
                 total_ns=int(dur.sum()),
+                adds_ns=int(adds[part].sum()),
                 low_ns=int(dur.min()),
                 high_ns=int(dur.max()),
                 modules=tuple(model.modules[i] if i >= 0 else "" for i in by_time),

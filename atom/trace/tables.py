@@ -24,7 +24,7 @@ HOW = {
     Match.GRAPH_NODE: "graph node",
     Match.CAPTURE: "capture",
     Match.ALIGNED: "aligned",
-    Match.BLOCKS: "guess: blocks",
+    Match.BLOCKS: "guess from blocks",
 }
 HOW_MEANS = {
     Match.NONE: "no module is known",
@@ -93,9 +93,13 @@ _STREAM = Column("stream", "stream", "int", "GPU stream")
 _OP = Column("op", "op", "text", "operator that launched it")
 _SHAPES = Column("shapes", "shapes", "name", "inputs of that operator, if they were recorded")
 _MATCHED = Column("match", "match", "text", "how the module was found; see the sheet match")
-_OF_STEP = Column(
-    "pct of step", "pct_of_step", "pct", "share of the step's busy time; may exceed 100 in sum"
-)
+# One definition in all sheets, so that a kernel has one figure.
+ADDS = Column(
+    "adds_us", "adds_us", "us",
+    "what it adds to the step's busy time: its duration less what kernels before it cover; adds up"
+    " to the union",
+)  # fmt: skip
+OF_STEP = Column("pct of step", "pct_of_step", "pct", "adds_us as share of the step's busy time")
 # The seeds' eight, in their order and by their names.
 _MAIN = (
     _MODULE,
@@ -108,10 +112,11 @@ _MAIN = (
     Column("avg sum per module", "avg_sum_per_module_us", "us", "mean of the run's sum", True),
 )
 _MAIN_MORE = (
+    ADDS,
+    OF_STEP,
     Column("avg over steps", "avg_over_steps_us", "us", "mean of this layer over like steps"),
     Column("min over steps", "min_over_steps_us", "us", "least of those steps"),
     Column("max over steps", "max_over_steps_us", "us", "most of those steps"),
-    _OF_STEP,
     Column("start_us", "start_us", "us", "since the step's first GPU work"),
     _STREAM,
     _CLASS,
@@ -175,10 +180,11 @@ def main_table(made: Breakdown) -> Table:
                     share(run.sum_ns, total) if head else None,
                     us(layers.mean) if layers else None,
                     us(mean) if head and mean is not None else None,
+                    us(kernel.adds_ns),
+                    share(kernel.adds_ns, busy),
                     us(steps.mean) if steps else None,
                     us(steps.low) if steps else None,
                     us(steps.high) if steps else None,
-                    share(kernel.duration_ns, busy),
                     us(kernel.start_ns),
                     kernel.stream,
                     kernel_class(kernel.name),
@@ -193,7 +199,8 @@ def main_table(made: Breakdown) -> Table:
     row: list[Cell] = ["TOTAL", None, us(total), share(total, total)]
     row += [us(total), share(total, total)]
     row += [None if mean_total is None else us(mean_total)] * 2
-    row += [None] * 3 + [share(total, busy)]
+    adds = sum(kernel.adds_ns for run in made.runs for kernel in run.kernels)
+    row += [us(adds), share(adds, busy)]
     table.total = row + [None] * (len(table.columns) - len(row))
     table.notes, table.below = headline(made) + made.notes, True
     table.charts = [module_chart(made)]
@@ -252,13 +259,15 @@ def kernel_summary(made: Breakdown) -> Table:
         Column("total_duration_us", "total_duration_us", "us", "sum over the step", bar=True),
         Column("avg_duration_us", "avg_duration_us", "us", "total by calls"),
         Column("pct%", "pct", "pct", "share of the sum of all"),
+        ADDS,
+        OF_STEP,
         Column("min_us", "min_us", "us", "least of a call"),
         Column("max_us", "max_us", "us", "most of a call"),
         _CLASS,
         Column("modules", "modules", "name", "where it runs, by time"),
     )
     table = Table("kernel_summary", columns)
-    total = made.step.sum_ns
+    total, busy = made.step.sum_ns, made.step.busy_ns
     for row in made.kernels:
         table.rows.append(
             [
@@ -267,6 +276,8 @@ def kernel_summary(made: Breakdown) -> Table:
                 us(row.total_ns),
                 us(row.total_ns / row.calls),
                 share(row.total_ns, total),
+                us(row.adds_ns),
+                share(row.adds_ns, busy),
                 us(row.low_ns),
                 us(row.high_ns),
                 kernel_class(row.name),
@@ -275,6 +286,7 @@ def kernel_summary(made: Breakdown) -> Table:
         )
     calls = sum(row.calls for row in made.kernels)
     table.total = ["TOTAL", calls, us(total), us(total / calls), share(total, total)]
+    table.total += [us(busy), share(busy, busy)]
     table.total += [None] * (len(columns) - len(table.total))
     classes: dict[str, int] = {}
     for row in made.kernels:
@@ -296,6 +308,8 @@ def step_table(made: Breakdown) -> Table:
         _DURATION,
         Column("pct%", "pct", "pct", "share of the TOTAL of duration_us"),
         Column("sum per module", "sum_per_module_us", "us", "sum of the run's durations", True),
+        ADDS,
+        OF_STEP,
         Column("start_us", "start_us", "us", "since the step's first GPU work"),
         Column("gap_us", "gap_us", "us", "the GPU had no work of the step for so long before it"),
         _STREAM,
@@ -305,7 +319,7 @@ def step_table(made: Breakdown) -> Table:
         _SHAPES,
     )
     table = Table("step", columns)
-    total = made.step.sum_ns
+    total, busy = made.step.sum_ns, made.step.busy_ns
     for run in made.step_runs:
         first = len(table.rows)
         for kernel in run.kernels:
@@ -317,6 +331,8 @@ def step_table(made: Breakdown) -> Table:
                     us(kernel.duration_ns),
                     share(kernel.duration_ns, total),
                     us(run.sum_ns) if kernel is run.kernels[0] else None,
+                    us(kernel.adds_ns),
+                    share(kernel.adds_ns, busy),
                     us(kernel.start_ns),
                     us(kernel.gap_ns),
                     kernel.stream,
@@ -329,5 +345,5 @@ def step_table(made: Breakdown) -> Table:
         table.runs.append((first, len(table.rows) - 1))
     gaps = sum(kernel.gap_ns for run in made.step_runs for kernel in run.kernels)
     table.total = [None, "TOTAL", None, us(total), share(total, total), us(total)]
-    table.total += [None, us(gaps)] + [None] * 5
+    table.total += [us(busy), share(busy, busy), None, us(gaps)] + [None] * 5
     return table

@@ -22,6 +22,7 @@ MAX_CELL = 32_767  # characters
 _FORMATS = {"us": "#,##0.00", "pct": "0.0", "int": "#,##0"}
 _WIDTHS = {"us": 12.0, "pct": 9.0, "int": 9.0}
 _WIDEST = {"text": 44.0, "name": 60.0, "prose": 110.0}
+_CHART_COLUMNS = 17
 _CHART_DATA = "chart_data"
 # What XML 1.0 cannot hold.
 _ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]|[\ud800-\udfff]")
@@ -189,11 +190,14 @@ def _place_charts(book: Workbook, sheet: Worksheet, table: Table) -> None:
     """
     column = 1 if table.below else len(table.columns) + 2
     row = len(table.rows) + 4 if table.below else 2
-    notes = table.notes
+    notes, last = table.notes, len(table.rows) + 2
     for chart in table.charts:
         sheet.add_chart(_chart(book, chart, notes), f"{_letter(column)}{row}")
         row += 2 + int(_height(chart, notes) * 2)
-        notes = []
+        notes, last = [], max(last, row)
+    # What flows out of the last column, and the width of a chart beside it, are no page's width.
+    wide = len(table.columns) + (0 if table.below or not table.charts else _CHART_COLUMNS)
+    sheet.print_area = f"A1:{_letter(wide)}{last}"
 
 
 def _height(chart: Chart, notes: Sequence[str]) -> float:

@@ -215,7 +215,7 @@ def test_guessed_layers_are_called_guesses() -> None:
     model.match[:] = Match.BLOCKS
     made = breakdown(model, "decode")
     assert any(note.startswith("no scopes") for note in made.notes)
-    assert tables(made)[0].objects()[0]["match"] == "guess: blocks"
+    assert tables(made)[0].objects()[0]["match"] == "guess from blocks"
 
 
 def test_a_llama_by_hand(tmp_path: Path) -> None:
@@ -325,8 +325,14 @@ def check_totals(sheets: list[Table], mine: list[Row], shown: list[Row]) -> None
     """Every column of sums adds up to the sheet's total, and that to the rows'."""
     by_name = {sheet.name: sheet for sheet in sheets}
     total, layer = sum(row.dur for row in mine) / 1000, sum(row.dur for row in shown) / 1000
+    busy = brute_union(mine) / 1000
     for name, keys, want in [
         ("decode", ("duration_us", "sum_per_module_us"), layer),
+        ("decode", ("adds_us",), None),
+        ("kernel_summary", ("adds_us",), busy),
+        ("modules", ("adds_us",), busy),
+        ("step", ("adds_us",), busy),
+        ("layers", ("adds_us",), busy),
         ("kernel_summary", ("total_duration_us",), total),
         ("modules", ("sum_us",), total),
         ("step", ("duration_us", "sum_per_module_us"), total),
@@ -335,8 +341,19 @@ def check_totals(sheets: list[Table], mine: list[Row], shown: list[Row]) -> None
     ]:
         table = by_name[name]
         for key in keys:
-            assert column_sum(table, key) == pytest.approx(want, abs=1e-9)
-            assert table.total_object()[key] == pytest.approx(want)  # type: ignore[index]
+            total_row = table.total_object()
+            assert total_row is not None
+            assert column_sum(table, key) == pytest.approx(total_row[key], abs=1e-9)
+            assert want is None or total_row[key] == pytest.approx(want)
     calls = by_name["kernel_summary"].total_object()
     assert calls is not None
     assert calls["calls"] == len(mine)
+
+
+def test_a_kernel_launched_early_adds_only_what_it_runs_alone() -> None:
+    rows = [Row(0, 0, "a", "first", 0, 100), Row(0, 0, "b", "early", 20, 90)]
+    rows += [Row(0, 0, "c", "hidden", 30, 10), Row(0, 0, "d", "later", 200, 5)]
+    made = breakdown(model_of_rows(rows, ["decode"], [1]), "decode", 0)
+    adds = {kernel.name: kernel.adds_ns for run in made.runs for kernel in run.kernels}
+    assert adds == {"first": 100, "early": 10, "hidden": 0, "later": 5}
+    assert sum(adds.values()) == made.layer_busy_ns
