@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atom.trace.timeline import StepTime, window_of
+from atom.trace.timeline import StepTime, windows
 from atom.trace.types import NONE, RankModel
 
 FEWEST_STEADY = 3
@@ -76,7 +76,7 @@ class Steady:
 
 @dataclass(frozen=True, slots=True)
 class Launches:
-    """Calls that put work on the device within the window of the steps."""
+    """Calls that put work on the device within the windows of the steps."""
 
     calls: int  # with a known launch
     graphs: int
@@ -140,8 +140,12 @@ def iterations(steps: Sequence[StepTime]) -> list[Iteration]:
         elif step.kind == "draft" and open_now:
             found[-1][1].append(step)
         open_now = step.kind == "decode" or (open_now and step.kind == "draft")
-    starts = [decode.start_ns for decode, _ in found]
-    until = [*(b - a for a, b in itertools.pairwise(starts)), NONE][: len(starts)]
+    decodes = [decode for decode, _ in found]
+    until = [
+        b.start_ns - a.start_ns if a.part == b.part else NONE
+        for a, b in itertools.pairwise(decodes)
+    ]
+    until = [*until, NONE][: len(decodes)]
     return [
         Iteration(d.index, d.gpu_ns, sum(s.gpu_ns for s in drafts), len(drafts), wait)
         for (d, drafts), wait in zip(found, until, strict=True)
@@ -154,7 +158,8 @@ def steady(steps: Sequence[StepTime]) -> Steady | None:
     for step in steps:
         if step.kind == "draft":
             continue
-        if rows and rows[-1][-1].shape == step.shape:
+        last = rows[-1][-1] if rows else step
+        if rows and (last.part, last.shape) == (step.part, step.shape):
             rows[-1].append(step)
         else:
             rows.append([step])
@@ -184,8 +189,10 @@ def steady(steps: Sequence[StepTime]) -> Steady | None:
 def launches(model: RankModel) -> Launches | None:
     """None if the file has no launches (a CPU profile, a file without runtime events)."""
     gpu = model.trace.gpu
-    low, high = window_of(model)
-    inside = np.flatnonzero((gpu.ts < high) & (gpu.end > low))
+    touched = np.zeros(len(gpu), bool)
+    for low, high in windows(model):
+        touched |= (gpu.ts < high) & (gpu.end > low)
+    inside = np.flatnonzero(touched)
     known = inside[(model.launch[inside] >= 0) & (gpu.correlation[inside] > 0)]
     if not len(known):
         return None

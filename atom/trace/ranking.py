@@ -35,7 +35,7 @@ class TopRow:
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """Rows by own time, all of them."""
+    """Rows by own time."""
 
     by: str
     kind: str  # of steps; "" all work but captures and warm-ups
@@ -43,6 +43,7 @@ class Top:
     calls: int
     total_ns: int  # sum of durations
     busy_ns: int  # union of the work, of each device: the sum of own times
+    names: int  # how many rows there are, whatever of them is kept in `rows`
     rows: tuple[TopRow, ...]
 
 
@@ -90,7 +91,7 @@ def top(model: RankModel, by: str = "kernel", kind: str = "") -> Top:
         )
         for i in sorted(range(count), key=lambda i: (-int(own_of[i]), -int(total[i]), names[i]))
     )
-    return Top(by, kind, steps, len(rows), int(dur.sum()), busy, found)
+    return Top(by, kind, steps, len(rows), int(dur.sum()), busy, len(found), found)
 
 
 def own_times(model: RankModel, rows: I64) -> I64:

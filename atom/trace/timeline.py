@@ -8,7 +8,7 @@ idle sum to it. Everything is a union unless its name says sum: kernels overlap,
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class DeviceTime:
-    """One device over a window of time that begins and ends with work. ns each."""
+    """One device over one or more stretches of time that begin and end with work. ns each."""
 
     device: int
     start_ns: int
@@ -86,6 +86,7 @@ class StepTime:
     kind: str
     shape: str  # e.g. "decode bs=32"
     label: str
+    part: int  # which of the rank's files, from 0
     start_ns: int
     gpu_ns: int  # span of its GPU work: what a step takes
     busy_ns: int
@@ -95,7 +96,7 @@ class StepTime:
     exposed_copy_ns: int
     other_ns: int  # within its span, when only work of other steps or of none ran
     idle_ns: int  # within its span, when the rank's devices did nothing
-    idle_before_ns: int  # idle since the step before it ended
+    idle_before_ns: int  # idle since the step before it ended; 0 for a file's first
     cpu_ns: int  # the label's span on the host
     lead_ns: int  # from the call of its first launch to its first work
     lead_known: bool
@@ -115,25 +116,52 @@ def work_of(trace: RankTrace) -> I8:
     return np.where(trace.gpu.kind == GpuKind.KERNEL, found, np.uint8(Work.COPY)).astype(np.uint8)
 
 
-def window_of(model: RankModel) -> tuple[int, int]:
-    """From the first to the last GPU work of the steps that count; of all work without steps."""
+def part_starts(trace: RankTrace) -> I64:
+    """Where the files begin that a rank's trace was joined of: time between them is nobody's."""
+    parts = trace.other.get("parts")
+    starts = [int(p["start"]) for p in parts] if isinstance(parts, list) else [0]
+    return np.array(starts, np.int64)
+
+
+def windows(model: RankModel) -> list[tuple[int, int]]:
+    """Of each file: from the first to the last GPU work of the steps that count; of all its work
+    where no step of the rank counts."""
     counted = [s for s in model.steps if s.counts and s.gpu_start >= 0]
-    if counted:
-        return min(s.gpu_start for s in counted), max(s.gpu_end for s in counted)
     gpu = model.trace.gpu
-    return (int(gpu.ts.min()), int(gpu.end.max())) if len(gpu) else (0, 0)
+    start = np.array([s.gpu_start for s in counted], np.int64) if counted else gpu.ts
+    end = np.array([s.gpu_end for s in counted], np.int64) if counted else gpu.end
+    part = np.searchsorted(part_starts(model.trace), start, side="right")
+    return [
+        (int(start[part == each].min()), int(end[part == each].max()))
+        for each in np.unique(part).tolist()
+    ]
 
 
 def device_times(model: RankModel, work: I8) -> list[DeviceTime]:
-    """Each device of the file over `window_of`, cut to the work that it had in it."""
+    """Each device of the file over `windows`, each cut to the work that it had in it."""
     gpu = model.trace.gpu
-    low, high = window_of(model)
-    inside = (gpu.ts < high) & (gpu.end > low)
-    found = []
-    for device in np.unique(gpu.device[inside]):
-        rows = np.flatnonzero(inside & (gpu.device == device))
-        found.append(_device_time(model, work, rows, low, high))
-    return found
+    found: dict[int, DeviceTime] = {}
+    for low, high in windows(model):
+        inside = (gpu.ts < high) & (gpu.end > low)
+        for device in np.unique(gpu.device[inside]).tolist():
+            rows = np.flatnonzero(inside & (gpu.device == device))
+            time = _device_time(model, work, rows, low, high)
+            found[device] = _added(found[device], time) if device in found else time
+    return [found[device] for device in sorted(found)]
+
+
+def _added(a: DeviceTime, b: DeviceTime) -> DeviceTime:
+    """Both stretches of one device together."""
+    kept = {"device": a.device, "start_ns": a.start_ns, "streams": max(a.streams, b.streams)}
+    names = [f.name for f in fields(Idle)]
+    idle = Idle(**{name: getattr(a.idle, name) + getattr(b.idle, name) for name in names})
+    gaps = sorted((*a.gaps, *b.gaps), key=lambda gap: -gap.ns)[:NUM_GAPS]
+    summed = {
+        f.name: getattr(a, f.name) + getattr(b, f.name)
+        for f in fields(DeviceTime)
+        if f.name not in (*kept, "idle", "gaps")
+    }
+    return DeviceTime(**kept, **summed, idle=idle, gaps=tuple(gaps))
 
 
 def _device_time(model: RankModel, work: I8, rows: I64, low: int, high: int) -> DeviceTime:
@@ -256,10 +284,12 @@ def step_times(model: RankModel, work: I8) -> list[StepTime]:
     # Idle since whatever step ended last: steps may overlap.
     starts = np.array([s.gpu_start for s in kept], np.int64)
     ended = np.maximum.accumulate(np.array([s.gpu_end for s in kept], np.int64))
-    since = np.concatenate((starts[:1], ended[:-1]))
+    part = np.searchsorted(part_starts(model.trace), starts, side="right") - 1
+    first = np.append(True, np.diff(part) != 0)[: len(starts)]
+    since = np.where(first, starts, np.concatenate((starts[:1], ended[:-1])))
     before = np.maximum(starts - since, 0) - intervals.within(everything, since, starts)
     found = []
-    for step, idle_before in zip(kept, before.tolist(), strict=True):
+    for step, idle_before, file in zip(kept, before.tolist(), part.tolist(), strict=True):
         i = step.index
         launch = int(model.launch[step.rows[0]])
         idle = step.gpu_ns - int(active[i])
@@ -274,6 +304,7 @@ def step_times(model: RankModel, work: I8) -> list[StepTime]:
                 kind=step.kind,
                 shape=str(shape_of(step)) if step.fields else step.kind,
                 label=step.label,
+                part=file,
                 start_ns=step.gpu_start,
                 gpu_ns=step.gpu_ns,
                 busy_ns=step.busy_ns,
