@@ -5,6 +5,7 @@ A sentence names a cause only as far as the rows carry it; what is inferred is c
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from atom.errors import AtomError
 from atom.trace.attribution import Kind
 from atom.trace.diff import Row, StepDiff, TraceDiff, diff
 from atom.trace.kernels import kernel_class, short_name
+from atom.trace.types import Analysis
 
 MAIN = 0.5  # share of the difference from which a row is the cause
 NEXT = 0.15  # from which a further one is named
@@ -253,8 +255,6 @@ def trace_verdict(a_traces: Sequence[str | Path], b_traces: Sequence[str | Path]
 
     Never raises for what the files are: a trace on another machine is no error of the benchmark's.
     """
-    from atom.trace.analysis import load
-
     sides = [[Path(p) for p in paths] for paths in (a_traces, b_traces)]
     for letter, paths in zip("AB", sides, strict=True):
         if not paths:
@@ -263,6 +263,18 @@ def trace_verdict(a_traces: Sequence[str | Path], b_traces: Sequence[str | Path]
         if missing:
             return [f"traces are not compared: {letter}'s is not on this machine: {missing[0]}"]
     try:
-        return sentences(diff(load(sides[0]), load(sides[1])))
+        return sentences(diff(*_loaded(sides)))
     except AtomError as error:
         return [f"traces are not compared: {' '.join(str(error).split())}"]
+
+
+def _loaded(sides: Sequence[Sequence[Path]]) -> list[Analysis]:
+    """Both by their GPU work; by the host's, if neither can be read so: servers without a GPU."""
+    from atom.trace.analysis import load
+
+    try:
+        return [load(paths) for paths in sides]
+    except AtomError:
+        with contextlib.suppress(AtomError):
+            return [load(paths, device="cpu") for paths in sides]
+        raise
