@@ -14,7 +14,7 @@ from atom.cli.trace_common import AsJson, CaptureTrace, Device, Paths, load_anal
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from atom.trace.breakdown import Breakdown
+    from atom.trace.breakdown import Breakdown, Run
     from atom.trace.report import Report
 
 app = typer.Typer(context_settings=CONTEXT, add_completion=False)
@@ -75,30 +75,51 @@ def parse(
 
 
 def _show(out: Console, made: Breakdown) -> None:
-    from atom.trace.tables import headline, module_text, share, us
+    from rich.padding import Padding
+    from rich.text import Text
 
-    out.print(f"{made.kind}", style="bold", markup=False)
+    from atom.trace.tables import headline
+
+    out.print(made.kind, style="bold", markup=False)
     for line in headline(made) + made.notes:
-        out.print(f"  {line}", markup=False, soft_wrap=False)
-    sums: dict[str, list[float]] = {}
-    for run in made.runs:
-        entry = sums.setdefault(module_text(run.module), [0, 0.0, 0.0])
-        mean = run.mean_sum_ns
-        entry[0] += len(run.kernels)
-        entry[1] += run.sum_ns
-        entry[2] += float("nan") if mean is None else mean
-    rows = table("  module", "kernels", "us", "%", "avg us")
+        out.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+    rows = table("  module", "kernels", "us", "%", "adds us", "avg us")
     for column in rows.columns[1:]:
         column.justify = "right"
-    ordered = sorted(sums.items(), key=lambda item: -item[1][1])
-    for name, (kernels, ns, mean) in ordered[:_MODULES]:
-        average = "" if mean != mean else f"{us(mean):,.2f}"
-        percent = f"{share(ns, made.layer_sum_ns):.1f}"
-        add_row(rows, f"  {name}", f"{kernels:,}", f"{us(ns):,.2f}", percent, average)
+    ordered = _by_module(made)
+    for cells in ordered[:_MODULES]:
+        add_row(rows, *cells)
     out.print(rows)
     if len(ordered) > _MODULES:
         out.print(f"  and {len(ordered) - _MODULES} more modules, in the workbook")
     out.print()
+
+
+def _by_module(made: Breakdown) -> list[list[str]]:
+    """Rows of the terminal's table, by time."""
+    from atom.trace.tables import module_text, share, us
+
+    runs: dict[str, list[Run]] = {}
+    for run in made.runs:
+        runs.setdefault(run.module, []).append(run)
+    ordered = sorted(runs.items(), key=lambda item: -sum(run.sum_ns for run in item[1]))
+    cells = []
+    for module, mine in ordered:
+        kernels = [kernel for run in mine for kernel in run.kernels]
+        total = sum(run.sum_ns for run in mine)
+        means = [run.mean_sum_ns for run in mine]
+        known = [mean for mean in means if mean is not None]
+        cells.append(
+            [
+                f"  {module_text(module)}",
+                f"{len(kernels):,}",
+                f"{us(total):,.2f}",
+                f"{share(total, made.layer_sum_ns):.1f}",
+                f"{us(sum(kernel.adds_ns for kernel in kernels)):,.2f}",
+                f"{us(sum(known)):,.2f}" if len(known) == len(means) else "",
+            ]
+        )
+    return cells
 
 
 def _end(out: Console, report: Report, files: list[Path]) -> None:

@@ -81,7 +81,7 @@ def write_report(report: Report, folder: Path, *, with_csv: bool = False) -> lis
 
 
 def match_text(model: RankModel) -> str:
-    """E.g. "98.7% of 551 kernels of all steps have a module: 544 by capture, 7 have none".
+    """E.g. "98.7% of 551 kernels of all steps have a module: 544 by capture, 7 without".
 
     The share is rounded down: 100.0% means all.
     """
@@ -93,7 +93,7 @@ def match_text(model: RankModel) -> str:
         if number and kind != Match.NONE
     ]
     without = report.rows.get(Match.NONE, 0)
-    parts += [f"{without:,} have none"] if without else []
+    parts += [f"{without:,} without"] if without else []
     what = f"{share:.1f}% of {report.total:,} kernels of all steps have a module"
     return f"{what}: {', '.join(parts)}" if parts else what
 
