@@ -57,12 +57,12 @@ def find_layers(name: I32, work: Sequence[str], names: Names | None = None) -> B
         return None
     circle = _cut(name, classes, repeat)
     attention &= np.isin(name, circle.name)  # others only prepare it, once for all layers
-    layer = np.full(len(name), NONE, np.int32)
-    position = np.full(len(name), NONE, np.int32)
-    num_layers, exact = _lay(name, attention, repeat, circle, names, layer, position)
-    if not num_layers:
+    layout = _Layout(name, attention, circle, names)
+    layout.lay(repeat)
+    if not layout.num_layers:
         return None
-    _fill(layer)
+    layout.fill()
+    layer, num_layers = layout.layer, layout.num_layers
     kinds = {name[layer == k].tobytes() for k in range(num_layers)}
     inside = int((layer >= 0).sum())
     return Blocks(
@@ -71,7 +71,7 @@ def find_layers(name: I32, work: Sequence[str], names: Names | None = None) -> B
         num_layers=num_layers,
         period=repeat.period,
         kinds=len(kinds),
-        exact=exact / inside,
+        exact=layout.exact / inside,
     )
 
 
@@ -129,92 +129,82 @@ def _after_mlp(circle: Sequence[str], between: Sequence[int], attention: int) ->
     return next((i for i in rest if circle[i] not in ("communication", "reduction")), attention)
 
 
-def _lay(
-    name: I32,
-    attention: NDArray[np.bool_],
-    repeat: Repeat,
-    circle: _Circle,
-    names: Names | None,
-    layer: I32,
-    position: I32,
-) -> tuple[int, int]:
-    """Fill `layer` and `position` in the circle; number of layers, and kernels in exact blocks."""
-    period, each = repeat.period, len(circle.cuts)
-    of_circle = np.searchsorted(circle.cuts, np.arange(period), side="right") - 1
-    per_block = max(int(attention[_any_block(repeat)].sum()), 1)
-    done, at, exact = 0, 0, 0
-    for start, end in zip(repeat.start.tolist(), repeat.end.tolist(), strict=True):
-        first = start + (circle.offset - start) % period
-        count = (end - first) // period
-        if count < 1 or first < at or not np.array_equal(name[first : first + period], circle.name):
-            continue
-        done += _lay_other(name, attention, slice(at, first), circle, per_block, names, layer, done)
-        rows = np.arange(first, first + count * period)
-        nth = rows - first
-        layer[rows] = done + nth // period * each + of_circle[nth % period]
-        position[rows] = nth % period
-        done, at, exact = done + count * each, first + count * period, exact + len(rows)
-    done += _lay_other(name, attention, slice(at, len(name)), circle, per_block, names, layer, done)
-    return done, exact
+class _Layout:
+    """Layers while they are laid along the sequence, from its beginning to its end."""
 
+    def __init__(
+        self, name: I32, attention: NDArray[np.bool_], circle: _Circle, names: Names | None
+    ) -> None:
+        self.name, self.attention, self.circle, self.names = name, attention, circle, names
+        self.layer = np.full(len(name), NONE, np.int32)
+        self.position = np.full(len(name), NONE, np.int32)  # in the circle
+        self.num_layers = 0
+        self.exact = 0  # kernels in blocks that repeat exactly
+        period = len(circle.name)
+        self.of_circle = np.searchsorted(circle.cuts, np.arange(period), side="right") - 1
 
-def _any_block(repeat: Repeat) -> slice:
-    longest = int(np.argmax(repeat.end - repeat.start))
-    start = int(repeat.start[longest])
-    return slice(start, start + repeat.period)
+    def lay(self, repeat: Repeat) -> None:
+        """Whole blocks first where they repeat, what deviates between and around them."""
+        period, each, at = repeat.period, len(self.circle.cuts), 0
+        for start, end in zip(repeat.start.tolist(), repeat.end.tolist(), strict=True):
+            first = start + (self.circle.offset - start) % period
+            first += -(-max(at - first, 0) // period) * period
+            count = (end - first) // period
+            block = self.name[first : first + period]
+            if count < 1 or not np.array_equal(block, self.circle.name):
+                continue
+            self._other(at, first)
+            rows = np.arange(first, first + count * period)
+            nth = rows - first
+            self.layer[rows] = self.num_layers + nth // period * each + self.of_circle[nth % period]
+            self.position[rows] = nth % period
+            self.num_layers += count * each
+            self.exact += len(rows)
+            at = first + count * period
+        self._other(at, len(self.name))
 
+    def _other(self, start: int, end: int) -> None:
+        """Layers that deviate from the block, as many as there are attentions."""
+        each, block = len(self.circle.cuts), self.circle.name
+        of_block = max(int(np.isin(block, np.unique(self.name[self.attention])).sum()), 1)
+        count = round(int(self.attention[start:end].sum()) * each / of_block)
+        if not count:
+            return
+        blocks = -(-count // each)
+        number = np.repeat(np.arange(blocks) * each, len(block)) + np.tile(self.of_circle, blocks)
+        belongs: I32 = number[number < count].astype(np.int32)
+        wanted: I32 = np.tile(block, blocks)[: len(belongs)].astype(np.int32)
+        ours, table = np.ascontiguousarray(self.name[start:end]), None
+        if self.names is not None:
+            table, ours, wanted = self.names.costs(ours, wanted)
+        aligned = align(ours, wanted, belongs, table)
+        if aligned is None:
+            return
+        has = np.flatnonzero(aligned.partner >= 0)
+        found = belongs[aligned.partner[has]]
+        # A layer must have an attention of its own, or it is a norm that looks like one of a layer.
+        real = sorted({int(k) for k in found[self.attention[start:end][has]]})
+        kept = np.isin(found, real)
+        rows = has[kept] + start
+        self.layer[rows] = self.num_layers + np.searchsorted(real, found[kept])
+        self.position[rows] = aligned.partner[has[kept]] % len(block)
+        self.num_layers += len(real)
 
-def _lay_other(
-    name: I32,
-    attention: NDArray[np.bool_],
-    part: slice,
-    circle: _Circle,
-    per_block: int,
-    names: Names | None,
-    layer: I32,
-    done: int,
-) -> int:
-    """Layers that deviate from the block, as many as there are attentions; their number."""
-    each = len(circle.cuts)
-    per_layer = per_block / each
-    count = round(int(attention[part].sum()) / per_layer)
-    if not count:
-        return 0
-    blocks = -(-count // each)
-    wanted: I32 = np.tile(circle.name, blocks).astype(np.int32)
-    of_circle = np.searchsorted(circle.cuts, np.arange(len(circle.name)), side="right") - 1
-    nth = np.repeat(np.arange(blocks) * each, len(circle.name))
-    belongs: I32 = (nth + np.tile(of_circle, blocks)).astype(np.int32)
-    wanted, belongs = wanted[belongs < count], belongs[belongs < count]
-    ours = np.ascontiguousarray(name[part])
-    table = None
-    theirs = wanted
-    if names is not None:
-        table, ours, theirs = names.costs(ours, wanted)
-    aligned = align(ours, theirs, belongs, table)
-    if aligned is None:
-        return 0
-    has = np.flatnonzero(aligned.partner >= 0)
-    found = belongs[aligned.partner[has]]
-    # A layer must have an attention of its own, or it is a norm that looks like one of a layer's.
-    real = {int(k) for k in np.unique(found[attention[part][has]])}
-    number = {k: done + i for i, k in enumerate(sorted(real))}
-    rows = has + part.start
-    layer[rows] = [number.get(int(k), NONE) for k in found]
-    return len(real)
-
-
-def _fill(layer: I32) -> None:
-    """Kernels between two of the same layer are the layer's."""
-    known = np.flatnonzero(layer >= 0)
-    if len(known) < 2:
-        return
-    before = np.searchsorted(known, np.arange(len(layer)), side="right") - 1
-    after = np.minimum(before + 1, len(known) - 1)
-    left = np.where(before >= 0, layer[known[np.maximum(before, 0)]], NONE)
-    right = layer[known[after]]
-    hole = (layer < 0) & (before >= 0) & (before < len(known) - 1) & (left == right)
-    layer[hole] = left[hole]
+    def fill(self) -> None:
+        """Kernels between two of the same layer are the layer's; those between two layers are of
+        the one that seems unfinished, if the other seems whole."""
+        layer, position = self.layer, self.position
+        known = np.flatnonzero(layer >= 0)
+        before = np.searchsorted(known, np.arange(len(layer)), side="right") - 1
+        between = (layer < 0) & (before >= 0) & (before < len(known) - 1)
+        left = known[np.maximum(before, 0)]
+        right = known[np.minimum(before + 1, len(known) - 1)]
+        begins = np.isin(position[right], self.circle.cuts)
+        finished = np.isin(position[left] + 1, (*self.circle.cuts, len(self.circle.name)))
+        same = layer[left] == layer[right]
+        of_left = between & (same | (begins & ~finished))
+        of_right = between & ~same & finished & ~begins
+        self.layer = np.where(of_left, layer[left], np.where(of_right, layer[right], layer))
 
 
 def _parts(layer: I32, work: Sequence[str]) -> list[str]:

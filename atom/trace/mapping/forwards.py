@@ -91,8 +91,8 @@ def _shortest(x: I32, period: int) -> int:
 
 
 def _merged(found: list[_Run], attention: NDArray[np.bool_]) -> list[_Run]:
-    """Runs between which there is a whole layer are of one forward: a layer of another kind, or
-    one of which the file lacks a kernel."""
+    """Runs with at most one kernel between them are of one forward (the file lacks one, or there
+    is one too many), and those with a whole layer between them, which is of another kind."""
     counts = np.concatenate([[0], np.cumsum(attention)])
     merged: list[_Run] = []
     for run in found:
@@ -103,7 +103,7 @@ def _merged(found: list[_Run], attention: NDArray[np.bool_]) -> list[_Run]:
             of_block = int(counts[run.start + run.period] - counts[run.start])
             near = gap <= 2 * run.period
             whole = of_block > 0 and of_gap >= of_block and 2 * gap >= run.period
-            if near and whole:
+            if gap <= 1 or (near and whole):
                 merged[-1] = _Run(last.start, run.end, run.period)
                 continue
         merged.append(run)
