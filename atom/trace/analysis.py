@@ -57,8 +57,8 @@ def load(paths: Sequence[Path], capture: Path | None = None, device: str = "auto
         raise TraceError(
             f"{given[0]}: a capture of graphs, not a run of them; give the trace of a run"
         )
-    traces = [merge_parts(parts) for parts in _by_rank(read_traces(files))]
-    traces, warnings = _with_work(traces, device)
+    read, warnings = _with_work(read_traces(files), device)
+    traces = [merge_parts(parts) for parts in _by_rank(read)]
     prepared = [_prepare(trace, device) for trace in traces]
     for each in prepared:
         if not any(step.counts and len(step.rows) for step in each.found.steps):
@@ -72,7 +72,7 @@ def load(paths: Sequence[Path], capture: Path | None = None, device: str = "auto
         warnings=tuple(dict.fromkeys(warnings)),
         capture=captures[0].path if captures else None,
         extra={
-            "files": [str(path) for path in files],
+            "files": [str(trace.path) for trace in read],
             "captures": [str(each.path) for each in captures],
             "device": "cpu" if device == "cpu" else "gpu",
         },

@@ -27,10 +27,18 @@ def captures_for(trace: Path, rank: int, sizes: Iterable[int]) -> list[Path]:
         whole = [path for path in found if _size(path) is None]
         if whole:
             return [_newest(whole, _stamp(trace))]
-        wanted = set(sizes)
-        by_size = [path for path in found if _size(path) in wanted] or found
-        return _of_rank(by_size, rank)
+        return _of_rank(_of_sizes(found, sizes), rank)
     return []
+
+
+def _of_sizes(captures: Sequence[Path], sizes: Iterable[int]) -> list[Path]:
+    """Of each size the file, else that of the next larger graph, which pads; all without sizes."""
+    known = sorted((size, path) for path in captures if (size := _size(path)) is not None)
+    chosen = set()
+    for wanted in sizes:
+        larger = [size for size, _ in known if size >= wanted]
+        chosen.add(larger[0] if larger else known[-1][0])
+    return [path for size, path in known if size in chosen or not chosen]
 
 
 def _folders(trace: Path, rank: int) -> list[Path]:
@@ -89,4 +97,4 @@ def _newest(captures: Sequence[Path], before: str) -> Path:
 
 def _of_rank(captures: Sequence[Path], rank: int) -> list[Path]:
     own = [path for path in captures if re.search(rf"rank_?{rank}(?!\d)", path.name)]
-    return sorted(own or captures)
+    return own or list(captures)
