@@ -123,9 +123,12 @@ def _by_module(made: Breakdown) -> list[list[str]]:
 
 
 def _end(out: Console, report: Report, files: list[Path]) -> None:
-    from atom.trace.report import match_text
+    from atom.trace.about import match_text, outside_text
 
     out.print(match_text(report.model), markup=False)
+    outside = outside_text(report.model)
+    if outside:
+        out.print(outside, markup=False)
     for line in report.missing:
         out.print(line, markup=False)
     for path in files:

@@ -16,6 +16,8 @@ from atom.trace.intervals import union_length
 from atom.trace.rollup import added
 from atom.trace.types import I64, NONE, RankModel, Step
 
+_FEW_LAYERS = 4
+_STANDS_OUT = 1.2  # times the median
 _MAX_SAME = 1 << 24  # kernels of one name and module in a step
 
 
@@ -44,6 +46,18 @@ class LayerRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Outlier:
+    """The slowest layer of a group, if it stands out, and the module that makes it so."""
+
+    layer: int
+    busy_ns: int
+    median_ns: float  # of the group's layers
+    module: str
+    module_ns: int  # sum in that layer
+    module_median_ns: float
+
+
+@dataclass(frozen=True, slots=True)
 class LayerGroup:
     """Layers that are alike. Groups are named A, B, ... by size."""
 
@@ -54,6 +68,7 @@ class LayerGroup:
     mean_busy_ns: float
     low_busy_ns: int
     high_busy_ns: int
+    outlier: Outlier | None
     # Against group A: (module, kernel, how many more), negative where A has more.
     differs: tuple[tuple[str, str, int], ...]
     rows: I64  # [layers, kernels] of RankTrace.gpu, kernels in one order for all layers
@@ -175,9 +190,33 @@ def _group(
         mean_busy_ns=float(np.mean(times)),
         low_busy_ns=min(times),
         high_busy_ns=max(times),
+        outlier=_outlier(model, layers, rows, times),
         differs=_difference(model, rows[0], reference),
         rows=rows,
         dur=dur,
+    )
+
+
+def _outlier(
+    model: RankModel, layers: Sequence[int], rows: I64, times: Sequence[int]
+) -> Outlier | None:
+    """None for groups too small to tell, and where all layers are within `_STANDS_OUT`."""
+    slowest, median = int(np.argmax(times)), float(np.median(times))
+    if len(layers) < _FEW_LAYERS or times[slowest] <= _STANDS_OUT * median:
+        return None
+    modules, column = np.unique(model.module[rows[0]], return_inverse=True)
+    sums = np.zeros((len(layers), len(modules)), np.int64)
+    for place in range(rows.shape[1]):  # kernels of a layer: few
+        sums[:, column[place]] += model.trace.gpu.dur[rows[:, place]]
+    medians = np.median(sums, axis=0)
+    guilty = int(np.argmax(sums[slowest] - medians))
+    return Outlier(
+        layer=layers[slowest],
+        busy_ns=times[slowest],
+        median_ns=median,
+        module=model.modules[modules[guilty]] if modules[guilty] >= 0 else "",
+        module_ns=int(sums[slowest, guilty]),
+        module_median_ns=float(medians[guilty]),
     )
 
 

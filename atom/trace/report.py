@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atom.trace.about import about_table
+from atom.trace.about import about_table, outside_of_steps
 from atom.trace.breakdown import Breakdown, breakdown
 from atom.trace.choice import KINDS, shape_of, steps_of, what_there_is
 from atom.trace.csvs import write_csvs
 from atom.trace.errors import TraceError
 from atom.trace.overviews import ranks_table
-from atom.trace.tables import HOW, Table, headline, tables, us
-from atom.trace.types import Analysis, Match, RankModel
+from atom.trace.tables import Table, headline, tables, us
+from atom.trace.types import Analysis, RankModel
 from atom.trace.workbook import write_workbook
 
 SCHEMA = 1  # of --json
@@ -80,27 +79,9 @@ def write_report(report: Report, folder: Path, *, with_csv: bool = False) -> lis
     return [*files, *write_summary(report.analysis, folder)]
 
 
-def match_text(model: RankModel) -> str:
-    """E.g. "98.7% of 551 kernels of all steps have a module: 544 by capture, 7 without".
-
-    The share is rounded down: 100.0% means all.
-    """
-    report = model.report
-    share = math.floor(1000 * report.rate) / 10
-    parts = [
-        f"{number:,} by {HOW[kind]}"
-        for kind, number in sorted(report.rows.items())
-        if number and kind != Match.NONE
-    ]
-    without = report.rows.get(Match.NONE, 0)
-    parts += [f"{without:,} without"] if without else []
-    what = f"{share:.1f}% of {report.total:,} kernels of all steps have a module"
-    return f"{what}: {', '.join(parts)}" if parts else what
-
-
 def as_json(report: Report, files: Sequence[Path] = ()) -> dict[str, Any]:
     """The document of --json: the sheets' rows, keys in snake case, times in microseconds."""
-    analysis = report.analysis
+    analysis, outside = report.analysis, outside_of_steps(report.model)
     return {
         "schema": SCHEMA,
         "trace": str(report.model.trace.path),
@@ -109,6 +90,7 @@ def as_json(report: Report, files: Sequence[Path] = ()) -> dict[str, Any]:
         "ranks": [model.trace.rank for model in analysis.ranks],
         "device": report.model.trace.device_name,
         "match_rate": report.model.report.rate,
+        "outside_of_steps": {"kernels": outside[0], "sum_us": us(outside[1])},
         "breakdowns": [
             _breakdown_json(made, sheets)
             for made, sheets in zip(report.breakdowns, report.sheets, strict=True)

@@ -231,6 +231,13 @@ def headline(made: Breakdown) -> list[str]:
         )
     else:
         lines.append("No other layer runs the same kernels, so there is no average over layers.")
+    outlier = group.outlier
+    if outlier is not None:
+        lines.append(
+            f"Layer {outlier.layer} stands out: {us(outlier.busy_ns):,.2f} us, the median is"
+            f" {us(outlier.median_ns):,.2f}; {module_text(outlier.module)} takes"
+            f" {us(outlier.module_ns):,.2f} in it, {us(outlier.module_median_ns):,.2f} in others."
+        )
     if made.same_steps > 1:
         lines.append(
             f"Over steps: layer {made.layer} in {made.same_steps} of"

@@ -357,3 +357,23 @@ def test_a_kernel_launched_early_adds_only_what_it_runs_alone() -> None:
     adds = {kernel.name: kernel.adds_ns for run in made.runs for kernel in run.kernels}
     assert adds == {"first": 100, "early": 10, "hidden": 0, "later": 5}
     assert sum(adds.values()) == made.layer_busy_ns
+
+
+def test_a_slow_layer_is_named_with_its_module() -> None:
+    rows = []
+    for layer in range(6):
+        at = 1000 * layer
+        rows.append(Row(0, layer, "qkv_proj", "gemm", at, 90 if layer == 4 else 20))
+        rows.append(Row(0, layer, "mlp", "gemm", at + 100, 30 + layer))
+    made = breakdown(model_of_rows(rows, ["decode"], [1]), "decode", 1)
+    found = made.groups[0].outlier
+    assert found is not None
+    assert (found.layer, found.busy_ns, found.median_ns) == (4, 124, 52.5)
+    assert (found.module, found.module_ns, found.module_median_ns) == ("qkv_proj", 90, 20.0)
+    line = next(line for line in tables(made)[0].notes if "stands out" in line)
+    assert line == (
+        "Layer 4 stands out: 0.12 us, the median is 0.05; qkv_proj takes 0.09 in it, 0.02 in"
+        " others."
+    )
+    even = [replace(row, dur=20) for row in rows]
+    assert breakdown(model_of_rows(even, ["decode"], [1]), "decode", 1).groups[0].outlier is None

@@ -180,9 +180,11 @@ def test_unmatched_kernels_are_never_hidden(
 ) -> None:
     run = TraceBuilder()
     llama(run, "decode[bs=1 tok=1 d=1]", stray=True)
+    run.kernel("between_steps", 3.0)
     assert main(["trace", "parse", str(run.write(tmp_path / "m.json"))]) == 0
     shown = capsys.readouterr().out
     assert "98.3% of 59 kernels of all steps have a module: 58 by launch, 1 without" in shown
+    assert "1 kernel or copy is in no step: 3.00 us" in shown
     book = openpyxl.load_workbook(tmp_path / "decode_breakdown.xlsx")
     assert book["unmatched"]["A2"].value == "=mystery()"
     assert book["match"]["A3"].value == "<unmatched>"
