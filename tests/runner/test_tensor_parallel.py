@@ -100,7 +100,8 @@ def test_every_rank_writes_its_trace(tmp_path: Path, ended: None) -> None:
     """Twice, the first time with a rank that cannot write: its failure is said, and serving goes
     on."""
     config = config_of(tiny_checkpoint("llama3"), 2)
-    config = dataclasses.replace(config, profile=ProfileConfig(torch_profiler_dir=str(tmp_path)))
+    profile = ProfileConfig(torch_profiler_dir=str(tmp_path), mark_trace=True)
+    config = dataclasses.replace(config, profile=profile)
     runner = make_runner(config, resolve_source(config.model))
     try:
         core = EngineCore(config, runner)
@@ -121,6 +122,11 @@ def test_every_rank_writes_its_trace(tmp_path: Path, ended: None) -> None:
                 trace = json.load(file)
             assert trace["atom"]["rank"] == rank
             assert any(event.get("cat") == "cpu_op" for event in trace["traceEvents"])
+            names = [event.get("name", "") for event in trace["traceEvents"]]
+            assert sum(name.startswith("decode[bs=1 tok=1 d=1 sk=") for name in names) == 40
+            assert names.count("model.layers.2.mlp.down_proj") == 40
+            facts = trace["atom"]["modules"]["model.layers.0.self_attn.attn"]
+            assert (facts["num_kv_heads"], trace["atom"]["tp_size"]) == (1, 2)
     finally:
         runner.shutdown()
 
