@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Paths = Annotated[
     list[Path],
     typer.Argument(
-        metavar="PATHS...",
+        metavar="PATHS",
         help="Traces (*.json, *.json.gz, *.json.zst), or folders: all ranks below them.",
         show_default=False,
     ),
