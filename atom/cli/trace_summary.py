@@ -33,7 +33,7 @@ def summary(
             show_default=False,
         ),
     ] = None,
-    rows: Rows = 10,
+    rows: Rows = 8,
     capture_trace: CaptureTrace = None,
     device: Device = "auto",
     as_json: AsJson = False,

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from atom.trace.ranking import Top
-from atom.trace.summary import OVERLAP, RankSummary, Summary, idle_parts
+from atom.trace.ranking import UNKNOWN, Top
+from atom.trace.summary import OVERLAP, RankSummary, Summary, idle_parts, told_kinds
 from atom.trace.timeline import DeviceTime
 from atom.trace.words import count, duration, percent, size
 
@@ -41,26 +41,54 @@ def print_summary(console: Console, summary: Summary, rows: int = 10) -> None:
     _steps(console, rank)
     for time in rank.devices if summary.device == "gpu" else ():
         _device(console, time, alone=len(rank.devices) == 1)
-    for by in ("module", "kernel", "class"):
-        found = rank.top[by]
-        if by != "module" or any(row.name[0] != "(" for row in found.rows):
-            print_top(console, found, rows, title=f"Time by {by}")
+    for kind in told_kinds(rank):
+        _rankings(console, rank, kind, rows)
+    _classes(console, rank)
     _iterations(console, rank)
     _collectives(console, rank)
     _skew(console, summary)
     _notes(console, rank)
 
 
-def print_top(console: Console, found: Top, rows: int, title: str = "") -> None:
+def _rankings(console: Console, rank: RankSummary, kind: str, rows: int) -> None:
+    """Of one kind of step; what to read of overlap is said once, below."""
+    shown = [rank.top[kind][by] for by in ("module", "kernel")]
+    if all(row.name in UNKNOWN.values() for row in shown[0].rows):
+        shown = shown[1:]
+    for place, found in enumerate(shown):
+        steps = f": {count(found.steps, f'{kind} step')}" if kind else ""
+        last = place == len(shown) - 1
+        print_top(console, found, rows, title=f"Time by {found.by}{steps}", explain=last)
+
+
+def _classes(console: Console, rank: RankSummary) -> None:
+    """Shares of busy time, kinds of step side by side."""
+    shares = {kind.kind: dict(kind.classes) for kind in rank.kinds if kind.busy_ns}
+    if not shares:
+        return
+    order = sorted(rank.top[""]["class"].rows, key=lambda row: -row.own_ns)
+    grid = _table(console, [Column("class", False), *(Column(kind) for kind in shares)])
+    for row in order:
+        cells = [shares[kind].get(row.name, 0.0) for kind in shares]
+        if any(cells):
+            _row(grid, [row.name, *(percent(cell) if cell else "" for cell in cells)])
+    console.print(Text("Busy time by class of kernel", style="bold"))
+    console.print(grid)
+    console.print()
+
+
+def print_top(
+    console: Console, found: Top, rows: int, title: str = "", *, explain: bool = True
+) -> None:
     """A ranking by own time; what is left out is one row, so that shares add up."""
     overlap = found.total_ns > OVERLAP * found.busy_ns
     wide = console.width >= WIDE
-    per_step = found.steps > 1
+    per_step = found.kind != "" and found.steps > 1
     columns = [
         Column("share"),
         Column("per step" if per_step else "time"),
-        *([Column("calls")] if wide or not overlap else []),
-        Column("mean"),
+        Column("calls"),
+        *([Column("mean")] if wide or not overlap else []),
         *([Column("min"), Column("max")] if wide else []),
         *([Column("class", False)] if wide and found.by not in ("class",) else []),
         Column(found.by, False, 3),
@@ -93,11 +121,11 @@ def print_top(console: Console, found: Top, rows: int, title: str = "") -> None:
     if title:
         console.print(Text(title, style="bold"))
     console.print(grid)
-    if overlap:
+    if overlap and explain:
         console.print(
             Text(
                 f"Shares and times are of the {duration(found.busy_ns)} of busy time: what no "
-                f"earlier kernel covers. Durations (mean) add up to {duration(found.total_ns)}.",
+                f"earlier kernel covers. Durations add up to {duration(found.total_ns)}.",
                 style="dim",
             )
         )

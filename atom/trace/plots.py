@@ -34,12 +34,14 @@ PARTS = {
     "gaps between launched kernels": "#fb923c",
     "gaps beside copies": "#c2853a",
     "launch not in the file": "#a8a29e",
-    "idle": "#f59e0b",
-    "idle before": "#fcd34d",
+    "idle": "#ef4444",
+    "idle before": "#fca5a5",
 }
 LEFT, RIGHT = 150, 16  # of the drawings' bars
 LOG_FROM = 30.0  # longest over shortest step from which the axis is logarithmic
 MAX_STREAMS = 6
+MAX_LABEL = 24
+HANGING = 110.0  # what the last name below a layer needs on the right
 
 
 def write_plots(analysis: Analysis, summary: Summary, folder: Path) -> list[Path]:
@@ -205,14 +207,9 @@ def draw_step(model: RankModel, rank: RankSummary) -> Svg | None:
     layer = _middle_layer(model, step)
     svg = Svg(74 + 34 * len(streams) + (150 if layer >= 0 else 0), "One step, kernel by kernel")
     svg.text(16, 24, f"{step.label}: {duration(step.gpu_ns)}", "title")
-    classes = (
-        np.array([CLASSES.index(kernel_class(n)) for n in model.trace.strings], np.int64)[
-            model.trace.gpu.name[step.rows]
-        ]
-        if len(step.rows)
-        else np.zeros(0, np.int64)
-    )
-    used = [CLASSES[c] for c in np.unique(classes)]
+    names = (model.trace.strings[int(i)] for i in np.unique(model.trace.gpu.name[step.rows]))
+    classes = {kernel_class(name) for name in names}
+    used = [name for name in CLASSES if name in classes]
     y = svg.legend(16, 44, [(COLOURS[name], name) for name in used])
     for stream, rows in streams:
         svg.text(16, y + 17, f"stream {stream}", "dim")
@@ -288,9 +285,9 @@ def _layer(svg: Svg, model: RankModel, step: Step, layer: int, y: float) -> None
     own = own_times(model, rows)
     span = int(gpu.end[rows].max() - gpu.ts[rows[0]])
     svg.text(16, y + 12, f"layer {layer}: {duration(span)}, {len(rows)} kernels", "dim")
-    x, width = 16.0, WIDTH - 32.0
+    x, width = 16.0, WIDTH - 16.0 - HANGING
     whole = int(own.sum()) or 1
-    reach = -1e9
+    labels: list[tuple[str, float]] = []  # of neighbours of one module once
     for row, ns in zip(rows.tolist(), own.tolist(), strict=True):
         name = model.kernel_name(row)
         w = width * ns / whole
@@ -299,8 +296,20 @@ def _layer(svg: Svg, model: RankModel, step: Step, layer: int, y: float) -> None
         svg.rect(x + 0.5, y + 20, max(w - 1, 0.5), 24, COLOURS[kernel_class(name)], hint)
         if w > 40:
             svg.text(x + w / 2, y + 36, duration(ns), "on small", "middle")
-        if x + w / 2 > reach + 11:  # names hang under their blocks, where there is room
-            label = (module or short_name(name)).rpartition("+")[2][-24:]
-            svg.text(x + w / 2, y + 56, label, "dim small", "start", 35)
-            reach = x + w / 2
+        label = module or short_name(name)
+        if not labels or labels[-1][0] != label:
+            labels.append((label, x + min(w / 2, 20)))
         x += w
+    _hang(svg, labels, y + 56)
+
+
+def _hang(svg: Svg, labels: list[tuple[str, float]], y: float) -> None:
+    """Names aslant below their blocks, each where there is room for it."""
+    reach = -math.inf
+    for label, x in labels:
+        if x < reach + 12:
+            continue
+        reach = x
+        while len(label) > MAX_LABEL and "." in label:
+            label = label.partition(".")[2]
+        svg.text(x, y, label[:MAX_LABEL], "dim small", turn=35)

@@ -133,18 +133,20 @@ def _text(
 def _named(
     ids: np.ndarray[tuple[int], np.dtype[np.int32]], name: Callable[[int], str]
 ) -> tuple[I64, list[str]]:
-    found, inverse = np.unique(ids, return_inverse=True)
+    seen = np.zeros(int(ids.max(initial=NONE)) + 2, bool)
+    seen[ids + 1] = True  # no sort: ids are small, rows are many
+    found = np.flatnonzero(seen) - 1
     texts = [name(int(i)) for i in found]
     names = sorted(set(texts))
     index = {text: i for i, text in enumerate(names)}
-    of = np.array([index[text] for text in texts], np.int64)
-    return of[inverse] if len(found) else np.zeros(0, np.int64), names
+    of = np.full(len(seen), NONE, np.int64)
+    of[found + 1] = [index[text] for text in texts]
+    return of[ids + 1], names
 
 
 def _sums(keys: I64, values: I64, count: int) -> I64:
-    """As np.bincount with weights, but in integers: exact at any length."""
-    sums = np.zeros(count, np.int64)
-    np.add.at(sums, keys, values)
+    """By key. Floats hold integers exactly up to 2**53 ns, which is 104 days."""
+    sums: I64 = np.bincount(keys, values, count).astype(np.int64)
     return sums
 
 

@@ -70,7 +70,8 @@ class RankSummary:
     launches: Launches | None
     collectives: tuple[Collective, ...]
     match: Matched
-    top: Mapping[str, Top]  # kernel, module, layer, class; the first `TOP_ROWS` rows of each
+    # By kind of step, "" for all work: by kernel, module, layer, class; the first rows of each.
+    top: Mapping[str, Mapping[str, Top]]
     steps: tuple[StepTime, ...]
 
 
@@ -89,6 +90,13 @@ class Summary:
     @property
     def first(self) -> RankSummary:
         return self.ranks[0]
+
+
+def told_kinds(rank: RankSummary, limit: int = 2) -> list[str]:
+    """Kinds of step whose rankings are shown: those with most work, in the order of `STEP_KINDS`;
+    all work together where there are no steps."""
+    chosen = sorted(rank.kinds, key=lambda k: -k.busy_ns)[:limit]
+    return [k.kind for k in rank.kinds if k in chosen and k.busy_ns] or [""]
 
 
 def summarize(analysis: Analysis, *, top_rows: int = TOP_ROWS) -> Summary:
@@ -120,8 +128,11 @@ def as_json(summary: Summary) -> dict[str, Any]:
 def _rank(model: RankModel, work: I8, top_rows: int) -> RankSummary:
     trace, report = model.trace, model.report
     steps = step_times(model, work)
-    tops = {by: top(model, by) for by in ("kernel", "module", "layer", "class")}
     kinds = [kind for kind in STEP_KINDS if any(step.kind == kind for step in steps)]
+    tops = {
+        kind: {by: top(model, by, kind) for by in ("kernel", "module", "layer", "class")}
+        for kind in ("", *kinds)
+    }
     return RankSummary(
         rank=trace.rank,
         path=str(trace.path),
@@ -131,7 +142,7 @@ def _rank(model: RankModel, work: I8, top_rows: int) -> RankSummary:
         layers_by=model.layers_by,
         devices=tuple(device_times(model, work)),
         groups=tuple(pace.group_steps(steps)),
-        kinds=tuple(_kind(model, kind) for kind in kinds),
+        kinds=tuple(_kind(tops[kind]["class"]) for kind in kinds),
         steady=pace.steady(steps),
         iterations=tuple(pace.iterations(steps)),
         launches=pace.launches(model),
@@ -143,15 +154,17 @@ def _rank(model: RankModel, work: I8, top_rows: int) -> RankSummary:
             unmatched=dict(report.unmatched),
             notes=report.notes,
         ),
-        top={by: replace(found, rows=found.rows[:top_rows]) for by, found in tops.items()},
+        top={
+            kind: {by: replace(found, rows=found.rows[:top_rows]) for by, found in of.items()}
+            for kind, of in tops.items()
+        },
         steps=tuple(steps),
     )
 
 
-def _kind(model: RankModel, kind: str) -> KindShare:
-    found = top(model, "class", kind)
+def _kind(found: Top) -> KindShare:
     classes = tuple((row.name, row.share) for row in found.rows)
-    return KindShare(kind, found.steps, found.busy_ns, found.total_ns, classes)
+    return KindShare(found.kind, found.steps, found.busy_ns, found.total_ns, classes)
 
 
 # --- sentences --------------------------------------------------------------------------------
