@@ -33,6 +33,7 @@ _OF_RUNNER = {
     **_LABELLED,
     "_prepare": _PREPARE,
     "_edit": _PREPARE,
+    "_run_model": fixed("model"),  # what is round its modules: views
     "_logits": _LOGITS,
     "_sample": _SAMPLE,
     "_sample_decode": _SAMPLE,
