@@ -142,7 +142,7 @@ def _spread(row: Row, group: StepDiff) -> str:
             return f", {us(row.delta_us / calls, sign=True)} x {calls:.4g} calls"
         return ""
     order = sorted(range(len(deltas)), key=lambda i: -deltas[i] / row.delta_us)
-    for few in range(1, min(FEW_LAYERS, row.busy_layers - 1) + 1):
+    for few in range(1, min(FEW_LAYERS, max(1, row.busy_layers // 3)) + 1):
         if sum(deltas[i] for i in order[:few]) / row.delta_us >= NEARLY:
             layers = ", ".join(str(i) for i in sorted(order[:few]))
             each = us(row.delta_us / few, sign=True)
