@@ -379,7 +379,9 @@ class TraceBuilder:
     @property
     def origin(self) -> int:
         """ns of the earliest event that RankTrace keeps."""
-        known = [*self._host, *self._runtime, *(event for event, _ in self._gpu)]
+        frames = [event for event in self._host if event["cat"] != "python_function"]
+        frames += [event for event in self._host if event["name"].startswith("nn.Module: ")]
+        known = [*frames, *self._runtime, *(event for event, _ in self._gpu)]
         return min((event["ts"] for event in known if "ts" in event), default=0)
 
     @property

@@ -17,7 +17,7 @@ from atom.trace.reader import event as ev
 _BETWEEN = re.compile(rb"\}(\s*,\s*)(?=\{)")
 _RESUME = re.compile(rb'\}\s*,?\s*(?=\{\s*")')
 _SEPARATOR = re.compile(rb"[\s,]*")
-_AFTER_LIST = re.compile(rb'\]\s*(?:\}|,\s*"|$)')
+_AFTER_LIST = re.compile(rb'\]\s*(?:\}|,\s*"|,?\s*$)')
 _WINDOW = 64 << 10  # from a chunk's end, where its cut is looked for first
 _TRIES = 4  # cuts that are tried
 _ENDS = 8  # places tried as the end of an event that is no sound JSON

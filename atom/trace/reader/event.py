@@ -87,8 +87,10 @@ def trailing(error: msgspec.DecodeError) -> int:
 
 def truncated(error: msgspec.DecodeError, size: int = 1 << 62) -> bool:
     """Whether the text, of `size` bytes, is sound so far, but ends too early."""
-    found = _BYTE.search(str(error))  # the text may end within a number
-    return "truncated" in str(error) or (found is not None and int(found.group(1)) >= size)
+    text = str(error)
+    found = None if "trailing characters" in text else _BYTE.search(text)
+    # The text may end within a number, which reads as malformed at its end.
+    return "truncated" in text or (found is not None and int(found.group(1)) >= size)
 
 
 def repaired(text: bytes) -> bytes:
@@ -124,9 +126,9 @@ def end_of_value(text: memoryview) -> int:
 
 def decode_one(text: bytes, decoder: msgspec.json.Decoder[Any]) -> Event | None:
     """One event, leniently: control characters within strings pass, fields of a wrong type are
-    left out. None if it is no JSON or no event."""
+    left out. None if it is no JSON object."""
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-        return _sound(decoder.decode(b"[" + text + b"]")[0])
+        return _first(decoder, text)
     try:
         # nan and inf become null.
         value = json.loads(repaired(text), strict=False, parse_constant=lambda _: None)
@@ -145,9 +147,10 @@ def decode_one(text: bytes, decoder: msgspec.json.Decoder[Any]) -> Event | None:
         }
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
         clean = _escapes(json.dumps(cleaned).encode())
-        return _sound(decoder.decode(b"[" + clean + b"]")[0])
+        return _first(decoder, clean)
     return None
 
 
-def _sound(event: Event) -> Event | None:
-    return event if isinstance(event.ph, str) else None
+def _first(decoder: msgspec.json.Decoder[Any], text: bytes) -> Event:
+    found: Event = decoder.decode(b"[" + text + b"]")[0]
+    return found
