@@ -57,7 +57,7 @@ def about_table(made: Breakdown, analysis: Analysis, others: Sequence[Table]) ->
 
 
 def match_text(model: RankModel) -> str:
-    """E.g. "98.7% of 551 kernels of all steps have a module: 544 by capture, 7 without".
+    """E.g. "98.7% of 551 kernels and copies of all steps have a module: 544 by capture, 7 without".
 
     The share is rounded down: 100.0% means all.
     """
@@ -70,7 +70,7 @@ def match_text(model: RankModel) -> str:
     ]
     without = report.rows.get(Match.NONE, 0)
     parts += [f"{without:,} without"] if without else []
-    what = f"{share:.1f}% of {report.total:,} kernels of all steps have a module"
+    what = f"{share:.1f}% of {report.total:,} kernels and copies of all steps have a module"
     return f"{what}: {', '.join(parts)}" if parts else what
 
 

@@ -30,6 +30,7 @@ from atom.trace.rollup import (
 from atom.trace.types import I64, NONE, Match, RankModel, Step
 
 DEFAULT_LAYER = 3
+_ON_CPU = "a run without a GPU: what is called a kernel here is an operator's own time on the host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ def _layer(model: RankModel, step: Step, asked: int | None) -> int | None:
 
 def _notes(model: RankModel, made: Breakdown, rows: I64) -> list[str]:
     step, gpu = made.step, model.trace.gpu
-    notes = []
+    notes = [_ON_CPU] if made.device == "CPU" else []  # see `atom.trace.device_cpu`
     if step.warning:
         notes.append(f"step {step.index}: {step.warning}")
     if made.layer is None:

@@ -213,7 +213,7 @@ def headline(made: Breakdown) -> list[str]:
     lines = [
         f"Step {step.index}: {step.label}",
         f"{choice.how[:1].upper()}{choice.how[1:]}.",
-        f"GPU time {us(step.gpu_ns):,.1f} us: busy {us(step.busy_ns):,.1f},"
+        f"{'CPU' if made.device == 'CPU' else 'GPU'} time {us(step.gpu_ns):,.1f} us: busy {us(step.busy_ns):,.1f},"
         f" idle {us(step.gpu_ns - step.busy_ns):,.1f}; {len(step.rows):,} kernels and copies.",
     ]
     if made.layer is None or made.group is None:

@@ -183,7 +183,10 @@ def test_unmatched_kernels_are_never_hidden(
     run.kernel("between_steps", 3.0)
     assert main(["trace", "parse", str(run.write(tmp_path / "m.json"))]) == 0
     shown = capsys.readouterr().out
-    assert "98.3% of 59 kernels of all steps have a module: 58 by launch, 1 without" in shown
+    assert (
+        "98.3% of 59 kernels and copies of all steps have a module: 58 by launch, 1 without"
+        in shown
+    )
     assert "1 kernel or copy is in no step: 3.00 us" in shown
     book = openpyxl.load_workbook(tmp_path / "decode_breakdown.xlsx")
     assert book["unmatched"]["A2"].value == "=mystery()"
@@ -208,3 +211,23 @@ def test_draft_and_mixed_steps_have_workbooks_of_their_own(
     assert (
         "no draft_breakdown.xlsx: --layer 3: the draft step 1 has layers 0" in (document["missing"])
     )
+
+
+def test_a_run_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = TraceBuilder(device_name="")
+    for place in range(3):
+        with run.step(f"decode[bs=8 tok=8 d=8 sk={place}]"):
+            for layer in range(4):
+                with run.scope(f"model.layers.{layer}.mlp"), run.op("aten::mm", us=5.0 + layer):
+                    with run.op("aten::copy_", us=1.0):
+                        pass
+    trace = run.write(tmp_path / "m.json")
+    assert "--device cpu" in fails(capsys, str(trace))
+    assert main(["trace", "parse", str(trace), "--device", "cpu", "--layer", "2", "--json"]) == 0
+    (made,) = json.loads(capsys.readouterr().out)["breakdowns"]
+    rows = made["sheets"]["decode"]["rows"]
+    # An operator's own time: 7 us before and 7 us after what is within it, which takes 2.
+    assert sum(row["duration_us"] for row in rows) == pytest.approx(7 + 2 + 7)
+    assert {row["cpu_module"] for row in rows} == {"mlp"}
+    assert any(note.startswith("CPU time") for note in made["notes"])
+    assert any(note.startswith("a run without a GPU") for note in made["notes"])
