@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,9 +48,12 @@ def load_analysis(
     Raises:
         TraceError: one line for the user, see `atom.trace.analysis.load`.
     """
+    from atom.cli.common import console
     from atom.trace.analysis import load
 
-    analysis = load(paths, capture, device)
+    # Seconds for a gigabyte: whoever waits at a terminal sees that something is done.
+    with console(stderr=True).status("reading traces") if sys.stderr.isatty() else nullcontext():
+        analysis = load(paths, capture, device)
     for warning in analysis.warnings:
         sys.stderr.write(f"atom: warning: {warning}\n")
     return analysis

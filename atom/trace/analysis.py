@@ -15,7 +15,7 @@ from atom.trace.errors import TraceError
 from atom.trace.explain import explain, graph_sizes
 from atom.trace.labels import parse_label
 from atom.trace.launches import Launches, correlate, several_processes
-from atom.trace.merge import merge_parts
+from atom.trace.merge import by_rank
 from atom.trace.reader import find_traces, read_traces
 from atom.trace.reader.files import is_capture
 from atom.trace.scopes import Scopes, find_scopes
@@ -41,7 +41,7 @@ class _Prepared:
 def load(paths: Sequence[Path], capture: Path | None = None, device: str = "auto") -> Analysis:
     """Read files and folders, find the capture that goes with them, explain them.
 
-    Several files of one rank are parts of one profile (`merge_parts`). `capture` replaces what
+    Several files of one rank are parts of one profile (`merge`). `capture` replaces what
     would be found beside the traces; one among `paths` does the same.
 
     Raises:
@@ -58,14 +58,14 @@ def load(paths: Sequence[Path], capture: Path | None = None, device: str = "auto
             f"{given[0]}: a capture of graphs, not a run of them; give the trace of a run"
         )
     read, warnings = _with_work(read_traces(files), device)
-    traces = [merge_parts(parts) for parts in _by_rank(read)]
+    traces, doubts = by_rank(read)
     prepared = [_prepare(trace, device) for trace in traces]
     for each in prepared:
         if not any(step.counts and len(step.rows) for step in each.found.steps):
             raise _no_steps(each)
     captures = _captures(prepared, given, capture is not None)
     ranks = [each.explain(captures) for each in prepared]
-    warnings += [w for trace in (*traces, *captures) for w in trace.warnings]
+    warnings += doubts + [w for trace in (*traces, *captures) for w in trace.warnings]
     warnings += _doubts(prepared, ranks, captures)
     return Analysis(
         ranks=ranks,
@@ -97,13 +97,6 @@ def _apart(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Runs, and captures: `rank_0/*.json.gz` names both."""
     captures = [path for path in files if is_capture(path)]
     return [path for path in files if path not in captures], captures
-
-
-def _by_rank(traces: Sequence[RankTrace]) -> list[list[RankTrace]]:
-    ranks: dict[int, list[RankTrace]] = {}
-    for trace in traces:
-        ranks.setdefault(trace.rank, []).append(trace)
-    return [parts for _, parts in sorted(ranks.items())]
 
 
 def _with_work(traces: Sequence[RankTrace], device: str) -> tuple[list[RankTrace], list[str]]:

@@ -1,11 +1,14 @@
 """Several files of one rank, e.g. one per shape of `atom profile`, as one trace.
 
-Their times are set one after the other without the time between: nothing was recorded then, and it
-is not idle time. `other["parts"]` says what came from where.
+Files recorded one after the other are parts of a profile; at the same time, ranks that call
+themselves the same (of different data-parallel groups). The times of parts are set one after the
+other without the time between: nothing was recorded then, and it is not idle time.
+`other["parts"]` says what came from where.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -30,15 +33,52 @@ _STRINGS = frozenset({"name", "kernel", "args"})
 _IDS = frozenset({"correlation", "external"})
 
 
-def merge_parts(parts: Sequence[RankTrace]) -> RankTrace:
-    """One trace of all of them, in the order of their clocks.
+def by_rank(traces: Sequence[RankTrace]) -> tuple[list[RankTrace], list[str]]:
+    """One trace per rank, by rank, and lines that say what had to be assumed.
 
     Raises:
-        TraceError: they are of different devices or models.
+        TraceError: they cannot be of one profile: two models, devices, or times and places.
     """
+    _check(traces)
+    ranks: dict[int, list[list[RankTrace]]] = {}
+    for trace in sorted(traces, key=lambda each: (each.rank, each.origin_us)):
+        chains = ranks.setdefault(trace.rank, [])
+        for chain in chains:
+            if not _overlap(chain[-1], trace) and chain[-1].path.parent == trace.path.parent:
+                chain.append(trace)
+                break
+        else:
+            chains.append([trace])
+    found: list[RankTrace] = []
+    lines = []
+    for rank, chains in sorted(ranks.items()):
+        for a, b in itertools.combinations(chains, 2):
+            if not any(_overlap(one, two) for one in a for two in b):
+                raise TraceError(
+                    f"{a[0].path} and {b[0].path} are both of rank {rank}, in different folders: "
+                    "give one profile, or compare two with atom trace diff"
+                )
+        if len(chains) > 1:
+            paths = ", ".join(str(chain[0].path) for chain in chains)
+            lines.append(
+                f"{len(chains)} files of rank {rank} were recorded at the same time and are taken "
+                f"for different ranks: {paths}"
+            )
+        found += [merge_parts(chain) for chain in sorted(chains, key=lambda c: str(c[0].path))]
+    if lines:  # then numbers of their own
+        found = [replace(trace, rank=number) for number, trace in enumerate(found)]
+    return found, lines
+
+
+def _overlap(one: RankTrace, two: RankTrace) -> bool:
+    first, second = sorted((one, two), key=lambda each: each.origin_us)
+    return second.origin_us * 1000 < first.origin_us * 1000 + _end(first) - 1
+
+
+def merge_parts(parts: Sequence[RankTrace]) -> RankTrace:
+    """One trace of all of them, in the order of their clocks."""
     if len(parts) == 1:
         return parts[0]
-    _check(parts)
     parts = sorted(parts, key=lambda part: part.origin_us)
     strings: dict[str, int] = {}
     tracks: dict[Track, int] = {}
@@ -85,17 +125,22 @@ def merge_parts(parts: Sequence[RankTrace]) -> RankTrace:
 
 
 def _check(parts: Sequence[RankTrace]) -> None:
-    for what, of in (
-        ("device", lambda part: part.device_name),
-        ("model", lambda part: str(part.atom.get("model", ""))),
-    ):
+    for what, of in (("device", _device), ("model", _model)):
         found = {of(part): part.path for part in parts if of(part)}
         if len(found) > 1:
             (one, a), (two, b) = list(found.items())[:2]
             raise TraceError(
-                f"{a} and {b} are both of rank {parts[0].rank}, but of different {what}s "
-                f"({one}, {two}): give the traces of one profile"
+                f"{a} and {b} are of different {what}s ({one}, {two}): "
+                "give the traces of one profile"
             )
+
+
+def _device(part: RankTrace) -> str:
+    return part.device_name
+
+
+def _model(part: RankTrace) -> str:
+    return str(part.atom.get("model", ""))
 
 
 class _Shift:

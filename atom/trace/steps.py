@@ -6,6 +6,7 @@ graph launches; else by repeating sequences of kernels. What is launched outside
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -204,9 +205,11 @@ def _by_gpu_annotation(
     rows = np.flatnonzero(np.isin(spans.name, list(labels))) if labels else np.empty(0, np.int64)
     if not len(rows):
         return
-    owner = _owners(trace, windows, labels, rows)
     with_labels = np.unique([w.track for w in windows if w.found_by == "label" and w.track >= 0])
     lost = np.flatnonzero((of_row < 0) & ~np.isin(launches.track, with_labels))
+    if not len(lost):
+        return
+    owner = _owners(trace, windows, labels, rows)
     streams = np.concatenate(
         [
             np.stack([spans.device[rows], spans.stream[rows]]),
@@ -264,8 +267,7 @@ def _around(
     start: int,
     end: int,
 ) -> int | None:
-    recent = list(made.values())[-4:]
-    for index, last in reversed(recent):
+    for index, last in itertools.islice(reversed(made.values()), 4):
         if start < last and end <= last:
             return index
     return None

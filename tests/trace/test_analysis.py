@@ -319,8 +319,24 @@ def test_files_of_different_models_are_not_one_profile(tmp_path: Path) -> None:
         run = TraceBuilder(atom={"model": model})
         run.kernel("k")
         run.write(tmp_path / f"{model}.pt.trace.json")
-    with pytest.raises(TraceError, match=r"both of rank 0, but of different models \(one, two\)"):
+    with pytest.raises(TraceError, match=r"of different models \(one, two\)"):
         load([tmp_path])
+
+
+def test_two_profiles_are_not_one(tmp_path: Path) -> None:
+    for place, name in enumerate("ab"):
+        shape_file(tmp_path / name, "decode[bs=1 tok=1]", "1", 3, (place + 1) * 10**12)
+    with pytest.raises(TraceError, match=r"both of rank 0.*atom trace diff"):
+        load([tmp_path])
+
+
+def test_files_of_the_same_time_are_different_ranks(tmp_path: Path) -> None:
+    for place, name in enumerate(("dp0_tp0", "dp1_tp0")):
+        shape_file(tmp_path / name, "decode[bs=1 tok=1]", "1", 3 + place, 10**12 + place)
+    analysis = load([tmp_path])
+    assert [model.trace.rank for model in analysis.ranks] == [0, 1]
+    assert [len(model.steps[0].rows) for model in analysis.ranks] == [3, 4]
+    assert "taken for different ranks" in analysis.warnings[0]
 
 
 def test_two_processes_in_one_file_are_pointed_out(tmp_path: Path) -> None:
