@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atom.trace.mapping import align as module
-from atom.trace.mapping.align import CLASS, GAP, NEVER, align
+from atom.trace.mapping.align import CLASS, GAP, NEVER, align, align_but_one
 from atom.trace.mapping.names import Names, substitution
 from atom.trace.mapping.streams import place_streams
 
@@ -67,6 +67,35 @@ def test_partners_are_those_on_which_all_cheapest_alignments_agree(a, b, places,
     assert (np.diff(partners) > 0).all(), "two kernels of one launch"
     if found.gaps == 0:
         assert found.partner.tolist() == list(range(len(b))) == list(range(len(a)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.integers(0, 2), min_size=1, max_size=9),
+    st.lists(st.integers(0, 2), min_size=9, max_size=9),
+    st.integers(0, 8),
+    st.booleans(),
+)
+def test_the_short_way_for_one_odd_kernel_is_the_long_way(longer, places, odd, captured_more):
+    odd %= len(longer)
+    shorter = longer[:odd] + longer[odd + 1 :]
+    a, b = (shorter, longer) if captured_more else (longer, shorter)
+    if not a or not b:
+        return
+    place = ints(places[: len(b)])
+    short, long = align_but_one(ints(a), ints(b), place), align(ints(a), ints(b), place)
+    assert short is not None
+    assert long is not None
+    assert short.partner.tolist() == long.partner.tolist()
+    assert short.doubtful.tolist() == long.doubtful.tolist()
+    assert (short.cost, short.gaps) == (long.cost, long.gaps)
+
+
+def test_the_short_way_is_for_one_odd_kernel_only():
+    place = np.arange(4, dtype=np.int32)
+    assert align_but_one(ints([1, 2, 3, 4]), ints([1, 2, 3, 4]), place) is None
+    assert align_but_one(ints([1, 9, 4]), ints([1, 2, 3, 4]), place) is None
+    assert align_but_one(ints([1, 4]), ints([1, 2, 3, 4]), place) is None
 
 
 @pytest.mark.parametrize("missing", [0, 1, 17, 40, 300])

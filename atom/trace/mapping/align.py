@@ -63,6 +63,35 @@ def align(a: I32, b: I32, place: I32, cost: I32 | None = None) -> Alignment | No
     return _agree(table, forward, backward, best, place, band, apart)
 
 
+def align_but_one(a: I32, b: I32, place: I32) -> Alignment | None:
+    """As `align` by equal numbers, where one side has a single element more; `None` if that is not
+    all they differ in. Linear: the commonest damage, in every step another kernel."""
+    if abs(len(a) - len(b)) != 1:
+        return None
+    n = min(len(a), len(b))
+    ahead = _equal_length(a[:n] == b[:n])
+    behind = _equal_length(a[len(a) - n :][::-1] == b[len(b) - n :][::-1])
+    first, last = n - behind, ahead  # the odd one is any of [first, last] of the longer side
+    if first > last:
+        return None
+    at = np.arange(len(a), dtype=np.int64)
+    shift = len(b) - len(a)  # 1: b has one more
+    doubtful = np.zeros(len(a), bool)
+    partner = np.where(at < first, at, at + shift)
+    if shift > 0:  # a[first:last] may be b's of the same index or of the next
+        partner[first:last] = at[first:last]
+        doubtful[first:last] = place[first:last] != place[first + 1 : last + 1]
+    else:
+        doubtful[first : last + 1] = last > first
+        partner[first : last + 1] = NONE
+    partner[doubtful] = NONE
+    return Alignment(partner, doubtful, GAP, 1)
+
+
+def _equal_length(equal: NDArray[np.bool_]) -> int:
+    return len(equal) if equal.all() else int(np.argmin(equal))
+
+
 class _Band:
     """Cells (i, j) with `low <= j - i <= high`; column k of row i is j = i + low + k."""
 

@@ -46,7 +46,7 @@ def find_forwards(trace: RankTrace, rows: I64 | None = None) -> list[Forward]:
     name = names.of(trace.strings, trace.gpu.name, trace.gpu.kind)[at]
     classes = np.array([kernel_class(n) == "attention" for n in names.known] or [False])
     attention = classes[name]
-    found = _merged(_all_runs(name, attention), attention)
+    found = _merged(_all_runs(name, attention), name, attention)
     if not found:
         return []
     cuts = [0]
@@ -90,24 +90,36 @@ def _shortest(x: I32, period: int) -> int:
     return next(d for d in divisors if np.array_equal(x[d:], x[:-d]))
 
 
-def _merged(found: list[_Run], attention: NDArray[np.bool_]) -> list[_Run]:
+def _merged(found: list[_Run], name: I32, attention: NDArray[np.bool_]) -> list[_Run]:
     """Runs with at most one kernel between them are of one forward (the file lacks one, or there
-    is one too many), and those with a whole layer between them, which is of another kind."""
+    is one too many), and so are those with whole layers between them, unless there also is what
+    lies between forwards."""
     counts = np.concatenate([[0], np.cumsum(attention)])
+    outer = _between_forwards(found, name, counts)
     merged: list[_Run] = []
     for run in found:
         last = merged[-1] if merged else None
         if last is not None and last.period == run.period:
-            gap = run.start - last.end
-            of_gap = int(counts[run.start] - counts[last.end])
+            gap = name[last.end : run.start]
+            of_gap = int(counts[max(run.start, last.end)] - counts[last.end])
             of_block = int(counts[run.start + run.period] - counts[run.start])
-            near = gap <= 2 * run.period
-            whole = of_block > 0 and of_gap >= of_block and 2 * gap >= run.period
-            if gap <= 1 or (near and whole):
+            layers = of_gap >= of_block > 0 and run.period <= 2 * len(gap) <= 4 * run.period
+            if len(gap) <= 1 or (layers and not np.isin(gap, outer).any()):
                 merged[-1] = _Run(last.start, run.end, run.period)
                 continue
         merged.append(run)
     return merged
+
+
+def _between_forwards(found: list[_Run], name: I32, counts: I64) -> I32:
+    """Names that lie between runs where there is no attention, and in no run."""
+    gaps = [
+        name[before.end : after.start]
+        for before, after in itertools.pairwise(found)
+        if after.start - before.end > 1 and counts[after.start] == counts[before.end]
+    ]
+    inner = [name[run.start : run.start + run.period] for run in found]
+    return np.setdiff1d(np.concatenate([name[:0], *gaps]), np.concatenate([name[:0], *inner]))
 
 
 def _longest_pause(trace: RankTrace, at: I64, end: int, start: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atom.trace.mapping.align import SAME, align
+from atom.trace.mapping.align import SAME, align, align_but_one
 from atom.trace.mapping.choose import Candidate, Candidates
 from atom.trace.mapping.names import Names
 from atom.trace.mapping.notes import incomplete, notes
@@ -179,6 +179,10 @@ class _Mapper:
             return _filled(one, placed.partner, match, doubtful, 0)
         if not len(name) or not len(one):
             return _nothing(len(name))
+        but_one = align_but_one(name, one.name, one.place)
+        if but_one is not None:
+            match = np.where(but_one.partner >= 0, Match.ALIGNED, Match.NONE)
+            return _filled(one, but_one.partner, match, int(but_one.doubtful.sum()), 0)
         table, a, b = self.names.costs(name, one.name)
         aligned = align(a, b, one.place, table)
         if aligned is None:
