@@ -210,11 +210,12 @@ def main_table(made: Breakdown) -> Table:
 def headline(made: Breakdown) -> list[str]:
     """What the first sheet shows, in sentences."""
     step, choice = made.step, made.choice
+    device = "CPU" if made.device == "CPU" else "GPU"
     lines = [
         f"Step {step.index}: {step.label}",
         f"{choice.how[:1].upper()}{choice.how[1:]}.",
-        f"{'CPU' if made.device == 'CPU' else 'GPU'} time {us(step.gpu_ns):,.1f} us: busy {us(step.busy_ns):,.1f},"
-        f" idle {us(step.gpu_ns - step.busy_ns):,.1f}; {len(step.rows):,} kernels and copies.",
+        f"{device} time {us(step.gpu_ns):,.1f} us: busy {us(step.busy_ns):,.1f}, idle"
+        f" {us(step.gpu_ns - step.busy_ns):,.1f}; {len(step.rows):,} kernels and copies.",
     ]
     if made.layer is None or made.group is None:
         return lines

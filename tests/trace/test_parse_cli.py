@@ -218,16 +218,19 @@ def test_a_run_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for place in range(3):
         with run.step(f"decode[bs=8 tok=8 d=8 sk={place}]"):
             for layer in range(4):
-                with run.scope(f"model.layers.{layer}.mlp"), run.op("aten::mm", us=5.0 + layer):
-                    with run.op("aten::copy_", us=1.0):
-                        pass
+                with (
+                    run.scope(f"model.layers.{layer}.mlp"),
+                    run.op("aten::mm", us=5.0 + layer),
+                    run.op("aten::copy_", us=1.0),
+                ):
+                    pass
     trace = run.write(tmp_path / "m.json")
     assert "--device cpu" in fails(capsys, str(trace))
     assert main(["trace", "parse", str(trace), "--device", "cpu", "--layer", "2", "--json"]) == 0
     (made,) = json.loads(capsys.readouterr().out)["breakdowns"]
     rows = made["sheets"]["decode"]["rows"]
-    # An operator's own time: 7 us before and 7 us after what is within it, which takes 2.
-    assert sum(row["duration_us"] for row in rows) == pytest.approx(7 + 2 + 7)
+    # Own times: copy_ 2 us, mm 7 before and 7 after it, the scope 1 before and 1 after that.
+    assert sum(row["duration_us"] for row in rows) == pytest.approx(2 + 14 + 2)
     assert {row["cpu_module"] for row in rows} == {"mlp"}
     assert any(note.startswith("CPU time") for note in made["notes"])
     assert any(note.startswith("a run without a GPU") for note in made["notes"])
