@@ -14,6 +14,8 @@ from atom.trace.types import NONE, Match
 if TYPE_CHECKING:
     from atom.trace.mapping.replay import Found
 
+_NAMED = 4  # captures that a note names
+
 
 def incomplete(
     replays: Sequence[Replay], found: Sequence[Found], templates: Sequence[Template]
@@ -75,6 +77,7 @@ def notes(
             size = templates[index].size
             if replay.size >= 0 and size >= 0 and size != replay.size:
                 other_size[replay.size, size] += 1
+    lines += _used(used, templates)
     lines += [templates[i].note for i in sorted(used) if templates[i].note]
     for (wanted, given), count in sorted(other_size.items()):
         steps = "1 step" if count == 1 else f"{count} steps"
@@ -104,3 +107,15 @@ def notes(
             " (record with --mark-trace, or give --capture-trace)"
         )
     return tuple(lines)
+
+
+def _used(used: Counter[int], templates: Sequence[Template]) -> list[str]:
+    """Which captures explain how many steps."""
+    captures = [i for i in sorted(used) if not templates[i].eager]
+    if not captures:
+        return []
+    named = [f"{templates[i].label} ({len(templates[i])} kernels)" for i in captures[:_NAMED]]
+    if len(captures) > _NAMED:
+        named.append(f"{len(captures) - _NAMED} more")
+    total = sum(used[i] for i in captures)
+    return [f"graphs of {total} {'step' if total == 1 else 'steps'}: {', '.join(named)}"]
