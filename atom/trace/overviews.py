@@ -247,7 +247,8 @@ def ranks_table(found: Sequence[Breakdown]) -> Table:
         Column("busy_us", "busy_us", "us", "union of its GPU work", bar=True),
         Column("idle_us", "idle_us", "us", "gpu_us less busy_us"),
         Column("communication_us", "communication_us", "us", "sum; waiting for others included"),
-        Column("layer_us", "layer_us", "us", "union of the layer shown"),
+        Column("layer", "layer", "int", "that rank's layer: the one shown, if it has that"),
+        Column("layer_us", "layer_us", "us", "union of that layer"),
         Column("kernels", "kernels", "int", "kernels and copies"),
         Column("file", "file", "name", "trace of the rank"),
     )
@@ -264,6 +265,7 @@ def ranks_table(found: Sequence[Breakdown]) -> Table:
                 us(step.busy_ns),
                 us(step.gpu_ns - step.busy_ns),
                 us(told),
+                made.layer,
                 us(made.layer_busy_ns) if made.layer is not None else None,
                 len(step.rows),
                 made.path.name,

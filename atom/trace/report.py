@@ -167,12 +167,19 @@ def _sheets(
 def _over_ranks(
     analysis: Analysis, made: Breakdown, layer: int | None, which: str | int
 ) -> list[Breakdown]:
-    """The same kind on each rank that has it; the shown one first."""
+    """The same kind on each rank that has it; the shown one first.
+
+    Where a rank has not that layer (pipeline parallelism) or step, it shows its own default; the
+    table says which layer and step each row is of.
+    """
     found = [made]
     for model in analysis.ranks:
-        if model.trace.rank != made.rank and steps_of(model.steps, made.kind):
+        if model.trace.rank == made.rank or not steps_of(model.steps, made.kind):
+            continue
+        for choice in ((layer, which), (None, which), (None, "median")):
             try:
-                found.append(breakdown(model, made.kind, layer, which))
-            except TraceError:  # a rank without that step or layer: pipeline parallelism
-                found.append(breakdown(model, made.kind))
+                found.append(breakdown(model, made.kind, *choice))
+                break
+            except TraceError:
+                continue
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,5 +274,17 @@ def test_ranks_stand_side_by_side(tmp_path: Path) -> None:
     assert [row["rank"] for row in table.objects()] == [1, 0]
     slow, fast = (row["busy_us"] for row in table.objects())
     assert slow == pytest.approx(2 * fast)  # type: ignore[operator]
+    assert [row["layer"] for row in table.objects()] == [3, 3]
     with pytest.raises(TraceError, match="--rank 7: the traces are of rank 0, 1"):
         make_report(Analysis(models), rank=7)
+
+
+def test_a_rank_without_the_layer_shows_its_own_and_says_which() -> None:
+    models = []
+    for rank in range(2):
+        rows = [Row(0, 4 * rank + place, "m", "k", 10 * place, 5) for place in range(4)]
+        model = model_of_rows(rows, ["decode"], [1])
+        models.append(replace(model, trace=replace(model.trace, rank=rank)))
+    report = make_report(Analysis(models), layer=2)
+    table = next(sheet for sheet in report.sheets[0] if sheet.name == "ranks")
+    assert [(row["rank"], row["layer"]) for row in table.objects()] == [(0, 2), (1, 7)]
