@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,8 +27,11 @@ def captures_for(trace: Path, rank: int, sizes: Iterable[int]) -> list[Path]:
             continue
         whole = [path for path in found if _size(path) is None]
         if whole:
-            return [_newest(whole, _stamp(trace))]
-        return _of_rank(_of_sizes(found, sizes), rank)
+            found = [_newest(whole, _stamp(trace))]
+        else:
+            found = _of_rank(_of_sizes(found, sizes), rank)
+        # A relative path is answered by relative ones: they are shown.
+        return found if trace.is_absolute() else [Path(os.path.relpath(path)) for path in found]
     return []
 
 
