@@ -163,7 +163,7 @@ def _calls(row: Row, group: StepDiff) -> str:
     if row.kind is not Kind.KERNEL:
         return ""
     a, b = row.a_calls / group.steps_a, row.b_calls / group.steps_b
-    return f"{a:.4g}" if row.change != "calls" else f"{a:.4g}>{b:.4g}"
+    return f"{a:.4g}" if row.change in ("", "renamed") else f"{a:.4g}>{b:.4g}"
 
 
 def _where(row: Row, names: dict[str, str], *, wide: bool) -> list[str]:

@@ -6,7 +6,7 @@ Also what counts as the same module where one side has fused what the other has 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from atom.trace.attribution import Attribution, Item, Kind
@@ -41,6 +41,9 @@ def _gone(item: Item, change: ItemChange) -> ItemChange:
     return change if item.kind is Kind.KERNEL else ""
 
 
+Place = tuple[str, str, int]  # module, class, calls per step
+
+
 def _renamed(
     a: Attribution, left_a: list[int], b: Attribution, left_b: list[int]
 ) -> dict[int, int]:
@@ -50,31 +53,42 @@ def _renamed(
     only what is alone of its class and calls pairs: order says nothing across a whole step.
     """
     found: dict[int, int] = {}
-    places_a, places_b = _places(a, left_a), _places(b, left_b)
-    for place, these in places_a.items():
-        those = places_b.get(place, [])
-        if len(these) == len(those) and (place[0] or len(these) == 1):
+
+    def places(drop: Callable[[Place], Place]) -> Iterator[tuple[str, list[int], list[int]]]:
+        """(module, A's, B's) of what is left in each place."""
+        there = set(found.values())
+        in_a = _places(a, [i for i in left_a if i not in found], drop)
+        in_b = _places(b, [j for j in left_b if j not in there], drop)
+        for place, these in in_a.items():
+            if len(these) == len(in_b.get(place, [])):
+                yield place[0], these, in_b[place]
+
+    for module, these, those in list(places(lambda place: place)):
+        if module or len(these) == 1:
             found.update(zip(these, those, strict=True))
-    # What is left alone in its module and class did change its number of calls.
-    rest_a = _places(a, [i for i in left_a if i not in found], calls=False)
-    there = set(found.values())
-    rest_b = _places(b, [i for i in left_b if i not in there], calls=False)
-    for place, these in rest_a.items():
-        those = rest_b.get(place, [])
-        if place[0] and len(these) == len(those) == 1:
+    # What is left alone in its module and class has changed its number of calls.
+    for module, these, those in list(places(lambda place: (place[0], place[1], 0))):
+        if module and len(these) == 1:
             found[these[0]] = those[0]
+    # A name that says nothing may be of any class.
+    for module, these, those in list(places(lambda place: (place[0], "", place[2]))):
+        if module and len(these) == 1:
+            names = a.items[these[0]].kernel, b.items[those[0]].kernel
+            if "other" in map(kernel_class, names):
+                found[these[0]] = those[0]
     return found
 
 
 def _places(
-    side: Attribution, left: Iterable[int], *, calls: bool = True
-) -> dict[tuple[str, str, int], list[int]]:
-    places: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    side: Attribution, left: Iterable[int], drop: Callable[[Place], Place]
+) -> dict[Place, list[int]]:
+    """Kernels by place, of which `drop` leaves out what shall not count; in order of running."""
+    places: dict[Place, list[int]] = defaultdict(list)
     for i in left:
         item = side.items[i]
         if item.kind is Kind.KERNEL:
-            per_step = round(side.calls[:, i].sum() / len(side)) if calls else 0
-            places[item.module, kernel_class(item.kernel), per_step].append(i)
+            calls = round(side.calls[:, i].sum() / len(side))
+            places[drop((item.module, kernel_class(item.kernel), calls))].append(i)
     for items in places.values():
         items.sort(key=lambda i: (side.position[i], side.items[i].kernel))
     return places

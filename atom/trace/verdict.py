@@ -78,22 +78,20 @@ def causes(group: StepDiff) -> str:
         return "no single row leads"
     first = leading[0]
     share = first.delta_us / total
-    if share < MAIN:
-        return "; ".join(f"{us(r.delta_us, sign=True)} is {_where(r, group)}" for r in leading[:3])
     lead = (
         f"{100 * share:.0f} % of it is {_where(first, group)}"
         if share <= 1.05
         else f"all of it and more is {_where(first, group)}, {us(first.delta_us, sign=True)}"
     )
-    others = [r for r in leading[1:3] if r.delta_us / total >= NEXT]
-    return "; ".join(
-        [lead, *(f"{100 * r.delta_us / total:.0f} % {_where(r, group)}" for r in others)]
-    )
+    least = NEXT if share >= MAIN else 0.0
+    others = [r for r in leading[1:3] if r.delta_us / total >= least]
+    more = [f"{100 * r.delta_us / total:.0f} % {_where(r, group)}" for r in others]
+    return "; ".join([lead, *more])
 
 
 def _leading(group: StepDiff, total: float) -> list[Row]:
     """Rows in the direction of the difference, greatest first: kernels, or the whole module where
-    no kernel of it speaks for it; idle time of one kind as one row, likewise."""
+    no kernel of it speaks for it, as when others took its place; idle time of a kind likewise."""
     sums = [m for m in group.modules if m.delta_us * total > 0]
     chosen = []
     for whole in sums:
@@ -104,7 +102,8 @@ def _leading(group: StepDiff, total: float) -> list[Row]:
         if whole.kind is Kind.KERNEL and not whole.module:  # no module: each kernel for itself
             chosen += [r for r in parts if r.delta_us * total > 0]
         else:
-            chosen.append(top if top.delta_us / whole.delta_us >= WHOLE else whole)
+            speaks = WHOLE <= top.delta_us / whole.delta_us <= 1 / WHOLE
+            chosen.append(top if speaks else whole)
     return sorted(chosen, key=lambda r: -r.delta_us / total)
 
 
@@ -119,8 +118,10 @@ def _where(row: Row, group: StepDiff) -> str:
         return f"idle time between kernels{place}{_spread(row, group)}"
     if row.kind is Kind.OVERLAP:
         return "streams that overlap " + ("less" if row.delta_us > 0 else "more")
-    if row.name == row.module or not row.name:
-        return f"{row.module}{_spread(row, group)}"
+    if row.name == row.module:
+        inside = {r.change for r in group.rows if r.module == row.module}
+        other = " with other kernels" if inside & {"new", "vanished", "renamed"} else ""
+        return f"{row.module}{other}{_spread(row, group)}"
     name = short_name(row.name)
     what = {
         "new": f"new kernel {name}{place}",

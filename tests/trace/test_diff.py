@@ -163,6 +163,19 @@ def test_another_class_of_kernel_is_no_renaming() -> None:
     }
 
 
+def test_a_name_that_says_nothing_takes_the_place_that_is_left() -> None:
+    other = [("o", "k_7f3a", 6000) if m == "o" else (m, k, ns) for m, k, ns in GEMMS]
+    group = only(diff(analysis(*program()), analysis(*program(parts=other))))
+    assert (group.rows[0].change, group.rows[0].was) == ("renamed", "gemm_o")
+
+
+def test_kernels_that_others_replace_are_told_by_their_modules_net() -> None:
+    a = [*GEMMS, ("moe", "moe_one_kernel", 9000)]
+    b = [*GEMMS, ("moe", "moe_gemm_kernel", 8000), ("moe", "reduce_kernel", 4000)]
+    line = headline(only(diff(analysis(*program(parts=a)), analysis(*program(parts=b)))))
+    assert "100 % of it is moe with other kernels, +3.0 us x 6 layers" in line
+
+
 def test_new_and_vanished_kernels_are_causes() -> None:
     more = [*GEMMS, ("o", "splitk_reduce_kernel", 2000)]
     there, back = analysis(*program()), analysis(*program(parts=more, seed=1))
