@@ -17,7 +17,8 @@ from atom.trace.reader import event as ev
 _BETWEEN = re.compile(rb"\}(\s*,\s*)(?=\{)")
 _RESUME = re.compile(rb'\}\s*,?\s*(?=\{\s*")')
 _SEPARATOR = re.compile(rb"[\s,]*")
-_AFTER_LIST = re.compile(rb'\]\s*(?:\}|,\s*"|,?\s*$)')
+# The list's bracket, then the object's or another key; or the text so far ends within those.
+_AFTER_LIST = re.compile(rb'\]\s*(?:\}?\s*$|,\s*(?:$|"[^"]*(?:$|"\s*(?:$|:))))')
 _WINDOW = 64 << 10  # from a chunk's end, where its cut is looked for first
 _TRIES = 4  # cuts that are tried
 _ENDS = 8  # places tried as the end of an event that is no sound JSON
@@ -123,8 +124,8 @@ class Chunks:
                 return found, self._close(text[place + 1 :])
             opens = text[place] == ord("{")
             size = ev.end_of_value(view[place:]) if opens else -1
-            # More text may complete it; none will if what follows looks like other events.
-            hopeful = not final or (self._sound and not _RESUME.search(text, place + 1))
+            # More text may complete it; none will if events follow.
+            hopeful = not final or (self._sound and not self._events_follow(text, place))
             if size == 0 and hopeful and len(text) - place < _LONGEST:
                 return found, text[place:]
             one, size = self._one(text, place, size) if opens else (None, 0)
@@ -133,6 +134,8 @@ class Chunks:
                 place += size
                 self._sound = True
                 continue
+            if opens and not final and len(text) - place < _WINDOW:
+                return found, text[place:]  # its end may be still to come
             self.damages += self._sound
             self._sound = False
             after = _RESUME.search(text, place + 1)
@@ -142,6 +145,17 @@ class Chunks:
             place = end
             if after is None:
                 return found, text[place:]
+
+    def _events_follow(self, text: bytes, place: int) -> bool:
+        for count, after in enumerate(_RESUME.finditer(text, place + 1)):
+            size = ev.end_of_value(memoryview(text)[after.end() :])
+            event = text[after.end() : after.end() + size]
+            one = ev.decode_one(event, self.decoder) if size > 0 else None
+            if one is not None and isinstance(one.ph, str):
+                return True
+            if count == _MARGIN:
+                break
+        return False
 
     def _one(self, text: bytes, place: int, size: int) -> tuple[ev.Event | None, int]:
         """The event at `place`, of `size` bytes if that is above 0, and its size."""

@@ -240,14 +240,15 @@ class Collector:
         """One line each; complete after `finish`."""
         left_out = self._shapes.left_out + self._launches.left_out
         found = (
-            (self._unknown_times, "events have no readable time and were left out"),
-            (self._wrong_durations, "events end before they begin; they count as 0 us"),
-            (self._open_events, "events have no end; it was set where what is round them ends, "
-             "and 0 us for GPU work"),
-            (self._no_begin, "ends have no begin and were left out"),
-            (left_out, "events' shapes were left out: the file has too many different ones"),
+            ("events without a readable time, left out", self._unknown_times),
+            ("events that end before they begin, counted as 0 us", self._wrong_durations),
+            ("events without an end, which was set where what is round them ends, and for GPU "
+             "work to 0 us", self._open_events),
+            ("ends without a begin, left out", self._no_begin),
+            ("events whose shapes were left out, as the file has too many different ones",
+             left_out),
         )  # fmt: skip
-        return [f"{count:,} {what}" for count, what in found if count]
+        return [f"{what}: {count:,}" for what, count in found if count]
 
 
 def _is_python(event: ev.Event) -> bool:

@@ -5,6 +5,8 @@ What is damaged or cut is left out with a warning; whatever else can be had of t
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import zlib
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +67,8 @@ class Source:
             try:
                 found = member.decompress(raw, BLOCK)
             except zlib.error as error:
-                yield from _until_damage(before, raw)
+                if found := _until_damage(before, raw):
+                    yield found
                 self._damaged("gzip", error, file.tell() - len(raw))
                 raw, member, fresh = _next_member(file, raw[1:]), _inflater(), True
                 continue
@@ -96,25 +99,32 @@ class Source:
                 return
 
     def _damaged(self, what: str, error: Exception, place: int) -> None:
-        size = max(self.path.stat().st_size, 1)
-        self.warnings.append(f"the {what} data is damaged after {place / size:.0%} of it ({error})")
+        share = f"{place / max(self.path.stat().st_size, 1):.0%}"
+        if "check" in str(error):  # nothing says where
+            note = f"the {what} data fails its checksum: what is in its first {share} may be wrong"
+        else:
+            note = (
+                f"the {what} data is damaged near {share} of it; what was read there may be wrong"
+            )
+        self.warnings.append(note)
 
 
 def _inflater() -> zlib._Decompress:
     return zlib.decompressobj(wbits=31)
 
 
-def _until_damage(member: zlib._Decompress, raw: bytes) -> Iterator[bytes]:
+def _until_damage(member: zlib._Decompress, raw: bytes) -> bytes:
     """What `raw` gives before it fails, byte by byte at the end."""
-    for size in (4096, 1):
+    found = []
+    for size in (4096, 64, 1):
         for start in range(0, len(raw), size):
             before = member.copy()
             try:
-                if found := member.decompress(raw[start : start + size]):
-                    yield found
+                found.append(member.decompress(raw[start : start + size]))
             except zlib.error:
                 member, raw = before, raw[start : start + size]
                 break
+    return b"".join(found)
 
 
 def _next_member(file: IO[bytes], raw: bytes) -> bytes:
@@ -163,7 +173,8 @@ def looks_like(path: Path, start: bytes) -> str:
         return "a pointer of Git LFS; fetch the file with git lfs pull"
     if start[257:262] == b"ustar":
         return "a tar archive; unpack it first"
-    printable = sum(byte >= 32 or byte in b"\t\r\n" for byte in start[:200])
-    if printable == len(start[:200]):
-        return f"text that begins with {start[:24].decode('utf-8', 'replace')!r}"
+    with contextlib.suppress(UnicodeDecodeError):
+        text = codecs.getincrementaldecoder("utf-8")().decode(start[:200])  # may end in a letter
+        if all(letter.isprintable() or letter in "\t\r\n" for letter in text):
+            return f"text that begins with {text[:24]!r}"
     return f"binary data that begins with {start[:8].hex(' ')}"

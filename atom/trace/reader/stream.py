@@ -62,7 +62,7 @@ class EventStream:
             seen = seen or any(isinstance(event.ph, str) for event in found)
             self.num_events += len(found)
             yield found
-        if not seen and (self.num_events or self._bare or self.chunks.lost_bytes):
+        if not seen and (self.num_events or self._bare):
             what = "a JSON list" if self._bare else "it has traceEvents"
             raise TraceError(f"{self.path}: not a trace: {what}, but no event in it has a ph")
         self._finish()
