@@ -150,15 +150,17 @@ def _ranks(summary: Summary) -> str:
 
 def _steps(console: Console, rank: RankSummary) -> None:
     wide = console.width >= WIDE
+    exposed = any(g.exposed_communication_ns for g in rank.groups)
     columns = [
         Column("steps", False, 1),
         Column("n"),
         Column("median"),
-        *([Column("min"), Column("max"), Column("±")] if wide else [Column("max")]),
+        *([Column("min"), Column("max"), Column("±")] if wide else []),
+        *([] if wide or exposed else [Column("max")]),
         Column("busy"),
         Column("idle"),
-        Column("idle before"),
-        *([Column("exposed comm")] if any(g.exposed_communication_ns for g in rank.groups) else []),
+        Column("before"),
+        *([Column("exposed")] if exposed else []),
         Column("CPU"),
         *([Column("kernels")] if wide else []),
     ]
@@ -174,13 +176,16 @@ def _steps(console: Console, rank: RankSummary) -> None:
             "±": duration(group.std_ns) if group.steps > 1 else "",
             "busy": percent(group.busy_ns / group.mean_ns if group.mean_ns else 0),
             "idle": duration(group.idle_ns),
-            "idle before": duration(group.idle_before_ns),
-            "exposed comm": duration(group.exposed_communication_ns),
+            "before": duration(group.idle_before_ns),
+            "exposed": duration(group.exposed_communication_ns),
             "CPU": duration(group.cpu_ns) if group.cpu_ns else "",
             "kernels": f"{group.rows:,.0f}",
         }
         _row(grid, [cells[column.title] for column in columns])
-    console.print(Text("Steps", style="bold"), Text("by their GPU work", style="dim"))
+    legend = "by their GPU work; idle within it, and before it"
+    if exposed:
+        legend += "; exposed communication"
+    console.print(Text("Steps", style="bold"), Text(legend, style="dim"))
     console.print(grid)
     if len(rank.groups) > MAX_GROUPS:
         more = len(rank.groups) - MAX_GROUPS
