@@ -99,7 +99,7 @@ def _row(sheet: Worksheet, table: Table, index: int, row: Sequence[Cell], starts
     from openpyxl.styles import Alignment, Border, Font, Side
 
     number = index + 2
-    indent = Alignment(horizontal="left", indent=1)
+    indent = Alignment(horizontal="left", vertical="top", indent=1)
     wrapped = Alignment(horizontal="left", vertical="top", indent=1, wrap_text=True)
     rule = Border(top=Side("thin", color=_RULE)) if index in starts else None
     strong = Font(_FONT, bold=True) if index in table.strong else None
@@ -112,6 +112,9 @@ def _row(sheet: Worksheet, table: Table, index: int, row: Sequence[Cell], starts
             _fill(cell, column, value)
             if column.kind in _WIDEST:
                 cell.alignment = wrapped if column.kind == "prose" else indent
+            if column.kind == "prose":  # programs do not fit a row to wrapped text by themselves
+                lines = 1 + len(str(value)) // int(_WIDEST["prose"])
+                sheet.row_dimensions[number].height = 15.0 * lines
         if rule is not None:
             cell.border = rule
         if strong is not None:
