@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,17 +11,23 @@ import typer
 
 from atom.cli.common import console, print_json, resolve_target
 from atom.cli.flags import CONTEXT, SettingsCommand, with_settings
+from atom.config import resolve
+from atom.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from atom.profile.offline import Ask
+    from atom.profile.offline import Profile as LocalProfile
+    from atom.profile.online import Profile as ServerProfile
 
 app = typer.Typer(context_settings=CONTEXT, add_completion=False)
 
 SECTIONS = ("model", "engine", "scheduler", "compile", "parallel")
 INTERRUPTED = 130
 MOST_STEPS = 1000
+MOST_SECONDS = 60.0
+MOST_REQUESTS = 10_000
+KINETO_ERRORS = "99"  # above its levels of notices
 STEPS_PANEL = "what is recorded: the engine in this process"
 URL_PANEL = "what is recorded: a running server"
 
@@ -78,49 +85,134 @@ def profile(
         ),
     ] = None,
     steps: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
             max=MOST_STEPS,
             metavar="INT",
-            help="Recorded steps of each shape; a trace holds those of one shape.",
+            help="Recorded steps of each shape; a trace holds those of one shape. (default: 8)",
+            show_default=False,
             rich_help_panel=STEPS_PANEL,
         ),
-    ] = 8,
+    ] = None,
     warmup: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
             max=MOST_STEPS,
             metavar="INT",
-            help="Steps of each shape before they are recorded.",
+            help="Steps of each shape before they are recorded. (default: 2)",
+            show_default=False,
             rich_help_panel=STEPS_PANEL,
         ),
-    ] = 2,
+    ] = None,
     mark_trace: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            help="Name the model's modules, and record the capture of graphs.",
+            "--mark-trace/--no-mark-trace",
+            help="Name the model's modules, and record the capture of graphs. (default: on)",
+            show_default=False,
             rich_help_panel=STEPS_PANEL,
         ),
-    ] = True,
+    ] = None,
     more: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--more",
             help="Record shapes, Python stacks and memory, too: slower steps, traces several times "
             "as large.",
+            show_default=False,
             rich_help_panel=STEPS_PANEL,
         ),
-    ] = False,
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Record this server under load; load no model here. It must run with its profiler "
+            "on: atom serve --torch-profiler-dir DIR.",
+            show_default=False,
+            rich_help_panel=URL_PANEL,
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="INT",
+            help="Requests in flight. (default: 8)",
+            show_default=False,
+            rich_help_panel=URL_PANEL,
+        ),
+    ] = None,
+    input_len: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="INT",
+            help="Tokens of each prompt. (default: 512)",
+            show_default=False,
+            rich_help_panel=URL_PANEL,
+        ),
+    ] = None,
+    output_len: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="INT",
+            help="Tokens of each answer. (default: 64)",
+            show_default=False,
+            rich_help_panel=URL_PANEL,
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=MOST_SECONDS,
+            metavar="NUMBER",
+            help="Record so long, in the middle of a steady load. (default: 3)",
+            show_default=False,
+            rich_help_panel=URL_PANEL,
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_REQUESTS,
+            metavar="INT",
+            help="Record so many requests instead, from the first to the last.",
+            show_default=False,
+            rich_help_panel=URL_PANEL,
+        ),
+    ] = None,
+    trace_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the server writes its traces, if it does not say (vLLM, SGLang).",
+            show_default=False,
+            rich_help_panel=URL_PANEL,
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="The server's key. (default: ATOM_API_KEY, else OPENAI_API_KEY)",
+            show_default=False,
+            rich_help_panel=URL_PANEL,
+        ),
+    ] = None,
     output_dir: Annotated[
         Path | None,
         typer.Option(
             "--output-dir",
             "-o",
             metavar="DIR",
-            help="Where rank_N/*.pt.trace.json.gz and profile.json go. "
-            "(default: profile-MODEL-TIME here)",
+            help="Where rank_N/*.pt.trace.json.gz and profile.json go. (default: "
+            "profile-MODEL-TIME here; with --url the traces stay where the server writes them)",
             show_default=False,
         ),
     ] = None,
@@ -136,25 +228,96 @@ def profile(
     Without --url the model is loaded in this process, and each trace holds the steps of one shape
     and nothing else. What is in the traces is told at the end; atom trace tells more.
     """
-    offline = importlib.import_module("atom.profile.offline")
-    shapes = importlib.import_module("atom.profile.shapes")
-    resolved = resolve_target(target, flags)
-    ask: Ask = offline.Ask(
-        config=resolved.config,
-        prefill=prefill or (),
-        decode=decode or (),
-        context=context,
-        counts=shapes.Counts(steps, warmup),
-        output_dir=output_dir,
-        mark_trace=mark_trace,
-        more=more,
-        recipe=Path(target) if target is not None and target.endswith(".toml") else None,
-    )
+    local = {
+        "prefill": prefill,
+        "decode": decode,
+        "context": context,
+        "steps": steps,
+        "warmup": warmup,
+        "mark_trace": mark_trace,
+        "more": more,
+    }
+    remote = {
+        "concurrency": concurrency,
+        "input_len": input_len,
+        "output_len": output_len,
+        "seconds": seconds,
+        "requests": requests,
+        "trace_dir": trace_dir,
+        "api_key": api_key,
+    }
+    local = {name: value for name, value in local.items() if value not in (None, [])}
+    remote = {name: value for name, value in remote.items() if value is not None}
+    # Kineto logs its own starts and stops; this process is the only one that it should tell.
+    os.environ.setdefault("KINETO_LOG_LEVEL", KINETO_ERRORS)
     display = Lines(console(stderr=True), quiet)
-    made = offline.run(ask, display)
-    tables = importlib.import_module("atom.cli.profile_tables")
+    if url is not None:
+        code = _of_server(url, target, local, remote, flags, output_dir, display, as_json)
+    else:
+        code = _of_engine(target, local, remote, flags, output_dir, display, as_json)
+    raise typer.Exit(code)
+
+
+def _of_engine(
+    target: str | None,
+    given: dict[str, Any],
+    foreign: dict[str, Any],
+    flags: dict[str, Any],
+    output_dir: Path | None,
+    display: Lines,
+    as_json: bool,
+) -> int:
+    if foreign:
+        raise ConfigError(f"{_flags(foreign)}: only for a running server, --url")
+    offline = importlib.import_module("atom.profile.offline")
+    counts = importlib.import_module("atom.profile.shapes").Counts
+    asked = {name: given.pop(name) for name in ("steps", "warmup") if name in given}
+    resolved = resolve_target(target, flags)
+    made: LocalProfile = offline.run(
+        offline.Ask(
+            config=resolved.config,
+            counts=counts(**asked),
+            output_dir=output_dir,
+            recipe=Path(target) if target is not None and target.endswith(".toml") else None,
+            **given,
+        ),
+        display,
+    )
     if as_json:
         print_json(made.document)
     else:
-        tables.print_profile(console(), made)
-    raise typer.Exit(INTERRUPTED if made.interrupted else 0)
+        importlib.import_module("atom.cli.profile_tables").print_local(console(), made)
+    return INTERRUPTED if made.interrupted else 0
+
+
+def _of_server(
+    url: str,
+    target: str | None,
+    foreign: dict[str, Any],
+    given: dict[str, Any],
+    flags: dict[str, Any],
+    output_dir: Path | None,
+    display: Lines,
+    as_json: bool,
+) -> int:
+    model = flags.pop("model", None)
+    if foreign or flags:
+        raise ConfigError(f"{_flags({**foreign, **flags})}: not with --url; the server is as it is")
+    if target is not None:
+        raise ConfigError(f"{target} and --url: give one; --model names a model of the server")
+    if "seconds" in given and "requests" in given:
+        raise ConfigError("--seconds and --requests: give one")
+    online = importlib.import_module("atom.profile.online")
+    keys = resolve(None, os.environ).server.api_key
+    given.setdefault("api_key", keys[0] if keys else os.environ.get("OPENAI_API_KEY") or None)
+    ask = online.Ask(url=url, model=model, output_dir=output_dir, **given)
+    made: ServerProfile = online.run(ask, display)
+    if as_json:
+        print_json(made.document)
+    else:
+        importlib.import_module("atom.cli.profile_tables").print_server(console(), made)
+    return INTERRUPTED if made.interrupted else 0
+
+
+def _flags(names: dict[str, Any]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -14,28 +15,61 @@ from atom.trace.words import duration, percent
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from atom.profile.offline import Profile
+    from atom.profile.offline import Profile as LocalProfile
+    from atom.profile.online import Profile as ServerProfile
     from atom.profile.verdict import Item, Verdict
 
 
-def print_profile(out: Console, made: Profile) -> None:
-    """Of an offline profile."""
+def print_local(out: Console, made: LocalProfile) -> None:
+    """Of the engine in this process."""
     if not made.recordings:
         out.print("nothing was recorded", markup=False)
         return
     _print_steps(out, made)
     for entry, judged in zip(made.document["shapes"], made.verdicts, strict=True):
-        _print_top(out, entry["name"], judged)
+        _print_tops(out, judged, entry["name"])
     _print_files(out, made)
     for problem in (*made.problems, *(p for v in made.verdicts for p in v.problems)):
         out.print(Text(f"problem: {problem}", style="yellow"))
     if made.interrupted:
         out.print("interrupted: what had been recorded is kept", markup=False)
     device = made.verdicts[0].device if made.verdicts else "gpu"
-    print_next(out, str(made.folder), device, layers=max(v.num_layers for v in made.verdicts))
+    print_next(
+        out, [str(made.folder)], device, max((v.num_layers for v in made.verdicts), default=0)
+    )
 
 
-def _print_steps(out: Console, made: Profile) -> None:
+def print_server(out: Console, made: ServerProfile) -> None:
+    """Of a running server."""
+    load = made.document["load"]
+    failed = f", {load['failed']} failed" if load["failed"] else ""
+    out.print(
+        f"{load['answered']} requests answered{failed}; recording slows a server, so atom bench "
+        "measures without it",
+        markup=False,
+    )
+    judged = made.verdict
+    if judged is not None and judged.steps:
+        out.print()
+        for line in judged.headlines:
+            out.print(line, markup=False)
+        _print_tops(out, judged)
+    if made.files:
+        out.print()
+        rows = table("traces", "size")
+        for file in made.files:
+            add_row(rows, str(file), size_text(file.stat().st_size))
+        out.print(rows)
+    for problem in made.problems:
+        out.print(Text(f"problem: {problem}", style="yellow"))
+    if made.interrupted:
+        out.print("interrupted: what had been recorded is kept", markup=False)
+    if judged is not None:
+        where = [str(made.folder)] if made.folder else [str(file) for file in made.files]
+        print_next(out, where, judged.device, judged.num_layers)
+
+
+def _print_steps(out: Console, made: LocalProfile) -> None:
     cpu = any(v.device == "cpu" for v in made.verdicts)
     work = "cpu work" if cpu else "gpu work"
     rows = table("step", "recorded", work, "min to max", "busy", "wall", "unrecorded", "named")
@@ -59,13 +93,14 @@ def _print_steps(out: Console, made: Profile) -> None:
     out.print(rows)
 
 
-def _print_top(out: Console, name: str, judged: Verdict) -> None:
-    if not judged.steps:
-        return
-    out.print()
-    out.print(Text(name, style="bold"))
-    _print_items(out, "modules", judged.modules)
-    _print_items(out, "kernels" if judged.device == "gpu" else "operators", judged.kernels)
+def _print_tops(out: Console, judged: Verdict, name: str = "") -> None:
+    what = "kernels" if judged.device == "gpu" else "operators"
+    for found in judged.tops:
+        steps = f"{found.steps} {found.kind} steps" if found.kind else "all work"
+        out.print()
+        out.print(Text(name or steps, style="bold"))
+        _print_items(out, "modules", found.modules)
+        _print_items(out, what, found.kernels)
 
 
 def _print_items(out: Console, what: str, items: list[Item]) -> None:
@@ -76,7 +111,7 @@ def _print_items(out: Console, what: str, items: list[Item]) -> None:
     out.print(rows)
 
 
-def _print_files(out: Console, made: Profile) -> None:
+def _print_files(out: Console, made: LocalProfile) -> None:
     out.print()
     rows = table("in " + str(made.folder), "size", "")
     for entry in made.document["shapes"]:
@@ -88,9 +123,9 @@ def _print_files(out: Console, made: Profile) -> None:
     out.print(rows)
 
 
-def print_next(out: Console, where: str, device: str, layers: int) -> None:
+def print_next(out: Console, where: Sequence[str], device: str, layers: int) -> None:
     """The commands that go on from here."""
-    path = shlex.quote(where) + (" --device cpu" if device == "cpu" else "")
+    path = shlex.join(where) + (" --device cpu" if device == "cpu" else "")
     layer = f" --layer {min(3, layers - 1)}" if layers else ""
     out.print()
     out.print(Text(f"next: atom trace summary {path}"))

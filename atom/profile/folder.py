@@ -28,13 +28,18 @@ def choose(asked: Path | None, model: str, now: datetime) -> Path:
     """
     stem = re.sub(r"[^\w.-]+", "_", model.rstrip("/").rpartition("/")[2]) or "model"
     folder = asked or Path(f"profile-{stem}-{now:%Y%m%d-%H%M%S}")
+    make(folder)
+    return folder
+
+
+def make(folder: Path) -> None:
+    """Make the folder if need be; raises `ProfileError` where nothing could be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ProfileError(f"--output-dir {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ProfileError(f"--output-dir {folder} cannot be written to")
-    return folder
 
 
 def write(folder: Path, document: Mapping[str, Any]) -> Path:

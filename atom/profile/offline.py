@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from atom._version import __version__
 from atom.config.fields import settings, value_of
@@ -25,6 +25,7 @@ from atom.engine.runner.profiler import stamp_of_now
 from atom.models.source import resolve_source
 from atom.profile import folder as folders
 from atom.profile import verdict
+from atom.profile.display import Display
 from atom.profile.driver import Driver, Recording
 from atom.profile.errors import ProfileError
 from atom.profile.interrupt import gentle
@@ -55,12 +56,6 @@ class Ask:
     mark_trace: bool = True
     more: bool = False
     recipe: Path | None = None
-
-
-class Display(Protocol):
-    """Who shows how it goes."""
-
-    def say(self, text: str, *, important: bool = False) -> None: ...
 
 
 @dataclass(slots=True)
@@ -242,7 +237,7 @@ def _document(ask: Ask, info: EngineInfo, name: str) -> dict[str, Any]:
         recipe=ask.recipe,
         num_gpus=0 if info.device.startswith("cpu") else ask.config.parallel.tensor_parallel_size,
     )
-    kept = ("command", "recipe", "hardware", "driver", "packages", "time", "host")
+    kept = ("command", "recipe", "hardware", "driver", "packages", "time", "host", "seed")
     return {
         "schema": folders.SCHEMA,
         "mode": "offline",

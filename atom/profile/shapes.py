@@ -81,9 +81,7 @@ def parse(prefill: Sequence[str], decode: Sequence[str], context: int) -> list[S
     for text in _items(decode):
         match = _DECODE.fullmatch(text)
         if match is None or not int(match[1]):
-            raise ProfileError(
-                f"--decode {text}: write a batch size, e.g. 32, or 32@4096: BATCH@CONTEXT"
-            )
+            raise ProfileError(f"--decode {text}: write BATCH or BATCH@CONTEXT, e.g. 32 or 32@4096")
         found.append(Shape("decode", int(match[1]), int(match[2] or context)))
     return list(dict.fromkeys(found))
 
@@ -92,7 +90,7 @@ def default_shapes(device: str, info: Limits, counts: Counts) -> list[Shape]:
     """What is recorded where nothing is asked for, cut down to what fits."""
     (prompts, tokens), batches, context = DEFAULTS["cpu" if device.startswith("cpu") else "cuda"]
     room = min(info.max_model_len, info.num_blocks * info.block_size)
-    tokens = max(1, min(tokens, info.max_num_batched_tokens, room - 1))
+    tokens = max(2, min(tokens, info.max_num_batched_tokens, room - 1))
     wanted = [Shape("prefill", prompts, tokens)]
     context = max(counts.warmup + 2, min(context, room - counts.steps))
     for batch in batches:
@@ -140,22 +138,17 @@ def _problem(shape: Shape, info: Limits, counts: Counts) -> str:
 def _context_problem(shape: Shape, info: Limits, counts: Counts) -> str:
     limit = f"a sequence holds at most {info.max_model_len} (max_model_len)"
     if shape.kind == "prefill":
-        # One more is sampled.
-        return (
-            ""
-            if shape.tokens < info.max_model_len
-            else f"prompts of {shape.tokens} tokens and one more, and {limit}"
-        )
+        if shape.tokens == 1:
+            return "a step of one token of each sequence is a decode; write --decode"
+        if shape.tokens < info.max_model_len:  # one more is sampled
+            return ""
+        return f"prompts of {shape.tokens} tokens and one more, and {limit}"
     least = counts.warmup + 2  # a prompt of one token, the token after it, the warm-up's
     if shape.tokens < least:
-        return (
-            f"a context below {least} tokens leaves no prompt before {counts.warmup} warm-up steps"
-        )
+        return f"a context below {least} tokens has no room for {counts.warmup} warm-up steps"
     last = shape.tokens + counts.steps
     if last > info.max_model_len:
-        return (
-            f"a context of {shape.tokens} and {counts.steps} steps make {last} tokens, and {limit}"
-        )
+        return f"a context of {shape.tokens}, {counts.steps} steps: {last} tokens, and {limit}"
     return ""
 
 

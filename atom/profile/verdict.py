@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +12,14 @@ from typing import Any
 
 from atom.errors import AtomError
 from atom.profile.shapes import Shape
-from atom.trace.types import Analysis, RankModel
+from atom.trace.analysis import load
+from atom.trace.errors import TraceError
+from atom.trace.ranking import Top, top
+from atom.trace.summary import summarize
+from atom.trace.types import STEP_KINDS, Analysis, RankModel
 
 TOP_ROWS = 5
+MOST_KINDS = 2
 
 
 @dataclass(slots=True)
@@ -22,6 +29,16 @@ class Item:
     name: str
     share: float
     us: float
+
+
+@dataclass(slots=True)
+class Tops:
+    """Where the time of the steps of one kind goes; "": of all work."""
+
+    kind: str
+    steps: int
+    modules: list[Item]
+    kernels: list[Item]  # on a CPU: operators
 
 
 @dataclass(slots=True)
@@ -38,21 +55,18 @@ class Verdict:
     match_rate: float = 0.0
     how: dict[str, int] = field(default_factory=dict)  # how the match came -> rows
     num_layers: int = 0
-    modules: list[Item] = field(default_factory=list)
-    kernels: list[Item] = field(default_factory=list)
+    tops: list[Tops] = field(default_factory=list)  # the kinds with most time
+    headlines: list[str] = field(default_factory=list)  # sentences, the most telling first
     problems: list[str] = field(default_factory=list)
 
 
 def read(files: Sequence[Path], device: str) -> tuple[Verdict, Analysis | None]:
     """The figures of these traces, one per rank. A trace that cannot be explained is a problem of
     the verdict, not an error: it has been recorded."""
-    from atom.trace.analysis import load
-    from atom.trace.summary import summarize
-
-    verdict = Verdict(device=device)
+    verdict = Verdict(device="gpu" if device == "auto" else device)
     try:
-        analysis = load(list(files), device=device)
-        summary = summarize(analysis, top_rows=TOP_ROWS)
+        analysis, verdict.device = _load(files, device)
+        summary = summarize(analysis)
     except AtomError as error:
         verdict.problems.append(str(error))
         return verdict, None
@@ -67,9 +81,21 @@ def read(files: Sequence[Path], device: str) -> tuple[Verdict, Analysis | None]:
         verdict.busy_share = sum(step.busy_ns for step in steps) / (1000 * sum(spans))
     verdict.match_rate, verdict.how = rank.match.rate, dict(rank.match.by)
     verdict.num_layers = rank.num_layers
-    verdict.modules = _items(rank.top["module"])
-    verdict.kernels = _items(rank.top["kernel"])
+    verdict.headlines = list(summary.headlines)
+    verdict.tops = _tops(analysis.first)
     return verdict, analysis
+
+
+def _load(files: Sequence[Path], device: str) -> tuple[Analysis, str]:
+    """ "auto": the GPU's work, or the host's where the traces hold none of a GPU."""
+    if device != "auto":
+        return load(list(files), device=device), device
+    try:
+        return load(list(files)), "gpu"
+    except TraceError as error:
+        with contextlib.suppress(TraceError):
+            return load(list(files), device="cpu"), "cpu"
+        raise error
 
 
 def judge(files: Sequence[Path], device: str, shape: Shape, steps: int) -> Verdict:
@@ -112,6 +138,21 @@ def _words(fields: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in fields.items())
 
 
-def _items(found: Any) -> list[Item]:
+def _tops(model: RankModel) -> list[Tops]:
+    """Of the two kinds of step with most time, in the order of `STEP_KINDS`."""
+    busy: Counter[str] = Counter()
+    for step in model.steps:
+        if step.counts:
+            busy[step.kind] += step.busy_ns
+    chosen = [kind for kind, ns in busy.most_common(MOST_KINDS) if ns] or [""]
+    chosen.sort(key=lambda kind: STEP_KINDS.index(kind) if kind else 0)
+    found = []
+    for kind in chosen:
+        modules, kernels = top(model, "module", kind), top(model, "kernel", kind)
+        found.append(Tops(kind, modules.steps, _items(modules), _items(kernels)))
+    return found
+
+
+def _items(found: Top) -> list[Item]:
     per_step = 1000 * max(1, found.steps)
     return [Item(row.name, row.share, row.own_ns / per_step) for row in found.rows[:TOP_ROWS]]
