@@ -27,9 +27,7 @@ def roofline(
     capture: CaptureTrace = None,
     step: Annotated[
         str | None,
-        typer.Option(
-            metavar="KIND", help="Only steps of this kind, e.g. prefill or decode."
-        ),
+        typer.Option(metavar="KIND", help="Only steps of this kind, e.g. prefill or decode."),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(min=0, help="The rank that is looked at. (default: the first)")

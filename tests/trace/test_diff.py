@@ -296,8 +296,11 @@ def test_strays_that_only_b_has_count() -> None:
 def test_other_context_is_told() -> None:
     a = [S(s.kernels, fields={**DECODE, "sk": 800}) for s in program(4)]
     b = [S(s.kernels, fields={**DECODE, "sk": 1200}) for s in program(4)]
-    (note,) = only(diff(analysis(*a), analysis(*b))).notes
-    assert "800 tokens a step in A, 1,200 in B (+50 %)" in note
+    found = diff(analysis(*a), analysis(*b))
+    assert sentences(found)[1] == (
+        "decode bs=8: not the same context: 800 tokens a step in A, 1,200 in B (+50 %); "
+        "attention grows with it"
+    )
 
 
 def test_graphs_on_one_side_are_told() -> None:

@@ -1,5 +1,5 @@
 """Traces of our engine on an H200: the graphed step is mapped as the eager one is, sums are the
-JSON's. See data/README.md for what they are."""
+JSON's. See h200/README.md for what they are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from atom.trace.analysis import load
 from atom.trace.roofline import ceilings_of, roofline
 from atom.trace.types import Match, RankModel, Step
 
-DATA = Path(__file__).parent / "data" / "h200"
+DATA = Path(__file__).parent / "h200"
 MODELS = ("llama", "moe")
 AROUND = ("prepare", "logits", "sample")  # a graph does these by other kernels
 
