@@ -19,6 +19,7 @@ from atom.trace.mapping.launches import (
     first_row,
     launch_kinds,
     names_or_none,
+    outermost,
     parse_capture,
     parse_capture_file,
 )
@@ -53,11 +54,11 @@ def capture_templates(capture: RankTrace, place: I32) -> list[Template]:
 
 
 def eager_templates(trace: RankTrace, place: I32, steps: Sequence[EagerStep]) -> list[Template]:
-    """Eager steps that have modules, each distinct sequence of kernels and modules once."""
+    """Eager steps with modules for at least half of their kernels, equal ones once."""
     found: dict[tuple[str, int, bytes], Template] = {}
     for step in steps:
         known = np.where(step.launch >= 0, place[np.maximum(step.launch, 0)], NONE)
-        if not (known >= 0).any():
+        if 2 * int((known >= 0).sum()) < len(known):
             continue
         name = trace.gpu.name[step.rows]
         key = (step.kind, step.size, name.tobytes() + known.astype(np.int32).tobytes())
@@ -124,13 +125,18 @@ class _Seen:
     def of(trace: RankTrace, place: I32) -> _Seen:
         kinds = launch_kinds(trace)
         row = np.flatnonzero(kinds != 255).astype(np.int64)
+        gpu = first_row(trace)[row]
+        outer = outermost(trace, row)
+        np.maximum.at(gpu, outer, gpu)  # what the inner call launched, the outer did
+        own = outer == np.arange(len(row))
+        row, gpu = row[own], gpu[own]
         return _Seen(
             trace=trace,
             row=row,
             ts=trace.runtime.ts[row],
             track=trace.runtime.track[row],
             kind=kinds[row],
-            gpu=first_row(trace)[row],
+            gpu=gpu,
             place=place[row],
             children=tuple(s for s in _annotations(trace) if s.name in (RECORD, WARM_UP)),
             begins=calls_named(trace, r"StreamBeginCapture"),
@@ -207,16 +213,19 @@ def _same_place(seen: _Seen, recorded: I64, warm: I64) -> I64:
         return np.full(len(recorded), NONE, np.int64)
 
     def token(index: I64) -> I64:
-        call = seen.trace.runtime.name[seen.row[index]].astype(np.int64)
-        return call << 32 | (seen.place[index].astype(np.int64) + 1)
+        return (seen.place[index].astype(np.int64) + 1) << 2 | seen.kind[index]
 
-    both = np.concatenate([token(recorded), token(warm)])
+    def exact_token(index: I64) -> I64:
+        call = seen.trace.runtime.name[seen.row[index]].astype(np.int64)
+        return token(index) << 32 | call
+
+    if np.array_equal(token(recorded), token(warm)):
+        return np.arange(len(recorded), dtype=np.int64)
+    # They differ somewhere: which function was called helps to tell where.
+    both = np.concatenate([exact_token(recorded), exact_token(warm)])
     _, inverse = np.unique(both, return_inverse=True)
     ids = inverse.reshape(-1).astype(np.int32)
-    ours = ids[: len(recorded)]
-    theirs = ids[len(recorded) :]
-    if np.array_equal(ours, theirs):
-        return np.arange(len(recorded), dtype=np.int64)
+    ours, theirs = ids[: len(recorded)], ids[len(recorded) :]
     if len(theirs) > len(ours) and np.array_equal(ours, theirs[-len(ours) :]):
         return np.arange(len(theirs) - len(ours), len(theirs), dtype=np.int64)
     found = align(ours, theirs, seen.trace.gpu.name[seen.gpu[warm]])

@@ -10,11 +10,10 @@ from atom.trace.labels import parse_label
 from atom.trace.types import I8, I32, I64, NONE, GpuKind, RankTrace
 
 _KERNEL = re.compile(r"Launch(?:Cooperative)?Kernel|ModuleLaunch")
-_GRAPH_LAUNCH = re.compile(r"GraphLaunch")
 _NOT_WORK = re.compile(r"Graph|Occupancy|Attribute|HostFunc|Pointer")
 
 _CAPTURE_FILE = re.compile(r"(?:^|[_/])bs_(\d+)")
-_PROMPTS = ("piecewise", "extend", "prefill", "full")
+_PROMPTS = ("piecewise", "extend", "prefill")
 
 
 def parse_capture(name: str) -> tuple[str, int] | None:
@@ -59,11 +58,6 @@ def _kind_of_call(name: str) -> int:
     return GpuKind.KERNEL if _KERNEL.search(name) else 255
 
 
-def is_graph_launch(name: str) -> bool:
-    """Of a runtime call's name: cudaGraphLaunch, hipGraphLaunch, cuGraphLaunch, ..._ptsz."""
-    return bool(_GRAPH_LAUNCH.search(name))
-
-
 def first_row(trace: RankTrace) -> I64:
     """[R] the first row of `trace.gpu` with the call's correlation; -1: the file has none."""
     wanted = trace.runtime.correlation
@@ -75,6 +69,20 @@ def first_row(trace: RankTrace) -> I64:
     at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
     hit = (known[at] == wanted) & (wanted >= 0)
     found[hit] = order[at[hit]]
+    return found
+
+
+def outermost(trace: RankTrace, rows: I64) -> I64:
+    """[len(rows)] index of the call that each of these, by time, lies in, or its own: a runtime's
+    launch may show the driver's within it as a second event."""
+    found = np.arange(len(rows), dtype=np.int64)
+    track, start = trace.runtime.track[rows], trace.runtime.ts[rows]
+    end = start + trace.runtime.dur[rows]
+    for one in np.unique(track):
+        mine = np.flatnonzero(track == one)
+        reach = np.maximum.accumulate(end[mine])
+        new = np.concatenate([[True], start[mine][1:] >= reach[:-1]])
+        found[mine] = mine[np.maximum.accumulate(np.where(new, np.arange(len(mine)), 0))]
     return found
 
 

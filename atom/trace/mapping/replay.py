@@ -94,11 +94,16 @@ class _Mapper:
         )
 
     def _by_node(self, launches: Sequence[I64]) -> list[I64] | None:
-        """Order of each launch's rows by graph node; `None` if the trace does not number them."""
+        """Order of each launch's rows by graph node; `None` if the trace does not number them, or
+        on some stream in another order than they ran."""
         found = []
         for rows in launches:
             node = self.trace.gpu.graph_node[rows]
             if (node < 0).any() or len(np.unique(node)) < len(node):
+                return None
+            by_stream = np.argsort(self.trace.gpu.stream[rows], kind="stable")
+            back = np.diff(node[by_stream]) < 0
+            if (back & (np.diff(self.trace.gpu.stream[rows][by_stream]) == 0)).any():
                 return None
             found.append(np.argsort(node, kind="stable"))
         return found
