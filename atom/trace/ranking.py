@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from atom.trace import intervals
 from atom.trace.kernels import kernel_class, short_names
 from atom.trace.types import I64, NONE, RankModel
 
+Keys = tuple[I64, list[str]]  # of each row a number, and what the numbers stand for
 BY = ("kernel", "module", "layer", "class", "op")
 UNKNOWN = {"module": "(no module found)", "layer": "(outside of layers)", "op": "(no operator)"}
 
@@ -58,21 +59,31 @@ def selected(model: RankModel, kind: str = "") -> tuple[I64, int]:
 
 def top(model: RankModel, by: str = "kernel", kind: str = "") -> Top:
     """Everything that the selection did, by own time; ties by name."""
+    return tops(model, [by], kind)[by]
+
+
+def tops(model: RankModel, bys: Sequence[str], kind: str = "") -> dict[str, Top]:
+    """One selection ranked in several ways."""
     rows, steps = selected(model, kind)
-    dur = model.trace.gpu.dur[rows]
     own = own_times(model, rows)
-    keys, names = _keys(model, rows, by)
+    keys = {by: _keys(model, rows, by) for by in {*bys, "kernel", "module", "class"}}
+    return {by: _rank(model, by, kind, rows, steps, own, keys) for by in bys}
+
+
+def _rank(
+    model: RankModel, by: str, kind: str, rows: I64, steps: int, own: I64, keys: Mapping[str, Keys]
+) -> Top:
+    dur = model.trace.gpu.dur[rows]
+    key, names = keys[by]
     count = len(names)
-    own_of, total = _sums(keys, own, count), _sums(keys, dur, count)
-    calls = np.bincount(keys, minlength=count)
+    own_of, total = _sums(key, own, count), _sums(key, dur, count)
+    calls = np.bincount(key, minlength=count)
     low, high = np.full(count, np.iinfo(np.int64).max), np.zeros(count, np.int64)
-    np.minimum.at(low, keys, dur)
-    np.maximum.at(high, keys, dur)
-    kernels, kernel_names = _keys(model, rows, "kernel")
-    inner = _keys(model, rows, "module") if by == "kernel" else (kernels, kernel_names)
-    where = _most(keys, *inner, own, count)
-    classes = _most(keys, *_keys(model, rows, "class"), own, count)
-    short = short_names(kernel_names)
+    np.minimum.at(low, key, dur)
+    np.maximum.at(high, key, dur)
+    where = _most(keys[by], keys["module" if by == "kernel" else "kernel"], own)
+    classes = _most(keys[by], keys["class"], own)
+    short = short_names(keys["kernel"][1])
     busy = int(own.sum())
     found = tuple(
         TopRow(
@@ -104,7 +115,7 @@ def own_times(model: RankModel, rows: I64) -> I64:
     return own
 
 
-def _keys(model: RankModel, rows: I64, by: str) -> tuple[I64, list[str]]:
+def _keys(model: RankModel, rows: I64, by: str) -> Keys:
     """A number for each row, and what the numbers stand for."""
     assert by in BY, by
     names = model.trace.gpu.name[rows]
@@ -125,14 +136,12 @@ def _text(
     ids: np.ndarray[tuple[int], np.dtype[np.int32]],
     of: Callable[[str], str],
     unknown: str = "",
-) -> tuple[I64, list[str]]:
+) -> Keys:
     strings = model.trace.strings
     return _named(ids, lambda i: of(strings[i]) if i >= 0 else unknown)
 
 
-def _named(
-    ids: np.ndarray[tuple[int], np.dtype[np.int32]], name: Callable[[int], str]
-) -> tuple[I64, list[str]]:
+def _named(ids: np.ndarray[tuple[int], np.dtype[np.int32]], name: Callable[[int], str]) -> Keys:
     seen = np.zeros(int(ids.max(initial=NONE)) + 2, bool)
     seen[ids + 1] = True  # no sort: ids are small, rows are many
     found = np.flatnonzero(seen) - 1
@@ -150,20 +159,16 @@ def _sums(keys: I64, values: I64, count: int) -> I64:
     return sums
 
 
-def _most(
-    keys: I64, inner: I64, inner_names: list[str], own: I64, count: int
-) -> list[tuple[str, float]]:
-    """Of each key, the inner name with most time and its share of the key's time."""
-    width = max(len(inner_names), 1)
-    pairs, inverse = np.unique(keys * width + inner, return_inverse=True)
-    times = _sums(inverse, own, len(pairs))
-    best: list[tuple[int, int]] = [(NONE, NONE)] * count
-    whole = [0] * count
-    for pair, time in zip(pairs.tolist(), times.tolist(), strict=True):
-        key, name = divmod(pair, width)
-        whole[key] += time
-        best[key] = max(best[key], (time, name), key=lambda b: b[0])
+def _most(keys: Keys, inner: Keys, own: I64) -> list[tuple[str, float]]:
+    """Of each key, the inner name with most own time and its share of the key's."""
+    (key, names), (inside, inner_names) = keys, inner
+    shape = len(names), max(len(inner_names), 1)
+    pair, cells = key * shape[1] + inside, shape[0] * shape[1]
+    times = _sums(pair, own, cells).reshape(shape)
+    there = np.bincount(pair, minlength=cells).reshape(shape) > 0
+    best = np.where(there, times, NONE).argmax(axis=1).tolist()  # those without time count, too
+    whole = times.sum(axis=1).tolist()
     return [
-        (inner_names[name], time / total if total else 1.0)
-        for (time, name), total in zip(best, whole, strict=True)
+        (inner_names[name], int(times[i, name]) / whole[i] if whole[i] else 1.0)
+        for i, name in enumerate(best)
     ]

@@ -12,7 +12,7 @@ from typing import Any
 from atom.trace import pace
 from atom.trace.communication import Collective, Skew, collectives, skew
 from atom.trace.pace import Iteration, Launches, Steady, StepGroup
-from atom.trace.ranking import Top, top
+from atom.trace.ranking import Top, tops
 from atom.trace.timeline import DeviceTime, StepTime, device_times, step_times, work_of
 from atom.trace.types import I8, STEP_KINDS, Analysis, Match, RankModel
 from atom.trace.words import duration, percent
@@ -129,10 +129,8 @@ def _rank(model: RankModel, work: I8, top_rows: int) -> RankSummary:
     trace, report = model.trace, model.report
     steps = step_times(model, work)
     kinds = [kind for kind in STEP_KINDS if any(step.kind == kind for step in steps)]
-    tops = {
-        kind: {by: top(model, by, kind) for by in ("kernel", "module", "layer", "class")}
-        for kind in ("", *kinds)
-    }
+    ranked = {kind: tops(model, ("kernel", "module", "layer", "class"), kind) for kind in kinds}
+    ranked[""] = tops(model, ("kernel", "module", "layer", "class"))
     return RankSummary(
         rank=trace.rank,
         path=str(trace.path),
@@ -142,7 +140,7 @@ def _rank(model: RankModel, work: I8, top_rows: int) -> RankSummary:
         layers_by=model.layers_by,
         devices=tuple(device_times(model, work)),
         groups=tuple(pace.group_steps(steps)),
-        kinds=tuple(_kind(tops[kind]["class"]) for kind in kinds),
+        kinds=tuple(_kind(ranked[kind]["class"]) for kind in kinds),
         steady=pace.steady(steps),
         iterations=tuple(pace.iterations(steps)),
         launches=pace.launches(model),
@@ -156,7 +154,7 @@ def _rank(model: RankModel, work: I8, top_rows: int) -> RankSummary:
         ),
         top={
             kind: {by: replace(found, rows=found.rows[:top_rows]) for by, found in of.items()}
-            for kind, of in tops.items()
+            for kind, of in ranked.items()
         },
         steps=tuple(steps),
     )
