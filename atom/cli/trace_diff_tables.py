@@ -12,7 +12,7 @@ from rich.text import Text
 
 from atom.cli.common import add_row, table
 from atom.trace.attribution import Kind
-from atom.trace.diff import Change, Row, StepDiff, TraceDiff
+from atom.trace.diff import OTHER_CONTEXT, Change, Row, StepDiff, TraceDiff
 from atom.trace.kernels import short_names
 from atom.trace.noise import Verdict
 from atom.trace.verdict import by_shape, fails, percent, sentences, us
@@ -106,6 +106,8 @@ def _print_group(out: Console, group: StepDiff, rows: int, *, several: bool) -> 
         _print_rows(out, group, _folded(group.modules, group.modules, MODULES), kernels=False)
     _print_layers(out, group)
     for note in group.notes:
+        if note.startswith(OTHER_CONTEXT):
+            continue  # it stands with the verdict
         out.print(Text(f"note: {note}", style="yellow"))
 
 

@@ -22,6 +22,7 @@ from atom.trace.types import I64, NONE, Analysis, RankModel, Step
 FOREIGN = 0.5  # share of a side's kernel time in modules that the other does not name
 SAME_CALLS = 0.01
 SAME_CONTEXT = 0.02
+OTHER_CONTEXT = "not the same context"  # begins the note that may explain the whole difference
 IDLE = {Kind.HOST: "idle: waits for the host", Kind.GAP: "idle: between kernels"}
 OVERLAP = "overlap of streams"
 
@@ -336,7 +337,7 @@ def _context_note(a: Sequence[Step], b: Sequence[Step]) -> list[str]:
         return []
     change = 100 * (found[1] / found[0] - 1) if found[0] else 100.0
     return [
-        f"not the same context: {found[0]:,.0f} tokens a step in A, {found[1]:,.0f} in B "
+        f"{OTHER_CONTEXT}: {found[0]:,.0f} tokens a step in A, {found[1]:,.0f} in B "
         f"({change:+.0f} %); attention grows with it"
     ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from atom.errors import AtomError
 from atom.trace.attribution import Kind
-from atom.trace.diff import Row, StepDiff, TraceDiff, diff
+from atom.trace.diff import OTHER_CONTEXT, Row, StepDiff, TraceDiff, diff
 from atom.trace.kernels import kernel_class, short_name
 from atom.trace.types import Analysis
 
@@ -24,6 +24,8 @@ ALIKE_TIME = 0.9  # share of the kernels' time that changed by the same factor
 ALIKE = 0.25  # same: within this share of the change itself
 ALIKE_ROWS = 5
 SENTENCES = 3
+CERTAIN = 0.02  # of the step: what a row must have changed by to be told of a step that did not
+CERTAIN_ROWS = 2
 SMALL = 0.01  # a change below this needs no cause
 WAIT_SHARE = 0.02  # of the step: a change of the wait between steps that is worth a sentence
 
@@ -59,13 +61,24 @@ def headline(group: StepDiff) -> str:
     line = f"{group.shape}: {sizes}"
     spread = "" if span.half_us is None else f"±{100 * span.half_us / span.a_us:.1f} %"
     if span.verdict == "same":
-        return f"{line}: the same{' (' + spread + ')' if spread else ''}"
+        return f"{line}: the same{' (' + spread + ')' if spread else ''}{_certain(group)}"
     if span.verdict == "undecided" and spread:
         strays = "".join(f"; {note}" for note in group.notes if note.endswith("counted"))
-        return f"{line} {spread}: undecided, the steps vary too much{strays}"
+        return f"{line} {spread}: undecided, the steps vary too much{strays}{_certain(group)}"
     why = causes(group) if abs(span.delta_us) >= SMALL * span.a_us else ""
     doubt = "" if spread else " (one step a side: the noise is not known)"
     return f"{line}{': ' + why if why else ''}{doubt}"
+
+
+def _certain(group: StepDiff) -> str:
+    """Rows that did change, though the step as a whole is the same or undecided."""
+    proven = [
+        r
+        for r in group.rows[:CERTAIN_ROWS]
+        if r.time.verdict in ("slower", "faster") and abs(r.delta_us) >= CERTAIN * group.span.a_us
+    ]
+    told = [f"{us(r.delta_us, sign=True)} is {_where(r, group)}" for r in proven]
+    return f"; within it {'; '.join(told)}" if told else ""
 
 
 def causes(group: StepDiff) -> str:
@@ -201,6 +214,7 @@ def _of_shape(found: TraceDiff, groups: Sequence[StepDiff]) -> Iterable[str]:
         ranks = ", ".join(str(g.rank) for g in sorted(waiting, key=lambda g: g.rank))
         who = f"rank{'s' * (len(waiting) > 1)} {ranks}"
         yield f"{who}: that time goes into waiting for rank {first.rank} in communication"
+    yield from (f"{first.shape}: {n}" for n in first.notes if n.startswith(OTHER_CONTEXT))
     yield from _wait_line(first)
 
 

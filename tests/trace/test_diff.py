@@ -119,6 +119,16 @@ def test_nothing_changed_is_the_same() -> None:
     assert not fails(found, 0.001)
 
 
+def test_changes_that_make_up_for_each_other_are_told() -> None:
+    group = only(diff(analysis(*program()), analysis(*program(seed=1, us={"o": 5.0, "qkv": 4.0}))))
+    assert group.span.verdict == "same"
+    told = headline(group).partition("; within it ")[2]
+    assert told == (
+        "-6.1 us is kernel gemm_qkv in qkv, -1.0 us x 6 layers; "
+        "+6.0 us is kernel gemm_o in o, +0.99 us x 6 layers"
+    )
+
+
 def test_noise_beyond_the_change_is_undecided() -> None:
     slow = program(4, seed=9, noise=0.9, us={"o": 5.0})
     found = diff(analysis(*program(4, noise=0.9)), analysis(*slow))
