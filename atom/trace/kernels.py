@@ -196,6 +196,8 @@ def short_name(name: str) -> str:
     """
     if name.startswith("Cijk_"):
         return _tensile(name)
+    if re.fullmatch(r"\w+::\w+", name):
+        return name  # an operator, in a profile of the CPU: aten::mm
     parsed = parse(demangle(name))
     if not parsed.args and "::" not in parsed.head and " " not in parsed.head:
         return _triton(parsed.head)

@@ -46,7 +46,7 @@ def markdown(summary: Summary, plots: dict[str, str] | None = None) -> str:
         *decode(rank),
         *draft(rank),
         *iterations(rank),
-        *figure(plots, "performance_summary_steps", "GPU time of every step over the run"),
+        *figure(plots, "performance_summary_steps", "Time of every step over the run"),
         *_shapes(rank),
         *_time(rank, summary.device, plots),
         *_one_step(plots),
@@ -76,7 +76,9 @@ def _head(summary: Summary) -> list[str]:
     if summary.capture:
         lines.append(f"Graphs named by: `{summary.capture}`  ")
     if summary.device == "cpu":
-        lines.append('"GPU" below: operators\' own time on the CPU; the trace was read that way.  ')
+        lines.append(
+            "Operators' own time on the CPU stands for GPU work below, operators for kernels.  "
+        )
     lines += ["", *(f"- {escaped(line)}" for line in summary.headlines), ""]
     if summary.warnings:
         lines += [*(f"> Warning: {escaped(line)}  " for line in summary.warnings), ""]

@@ -38,11 +38,11 @@ def print_summary(console: Console, summary: Summary, rows: int = 10) -> None:
         lines.add_row(_bullet(console), Text(line))
     console.print(lines)
     console.print()
-    _steps(console, rank)
+    _steps(console, rank, summary.device)
     for time in rank.devices if summary.device == "gpu" else ():
         _device(console, time, alone=len(rank.devices) == 1)
     for kind in told_kinds(rank):
-        _rankings(console, rank, kind, rows)
+        _rankings(console, rank, kind, rows, summary.device)
     _classes(console, rank)
     _iterations(console, rank)
     _collectives(console, rank)
@@ -50,7 +50,7 @@ def print_summary(console: Console, summary: Summary, rows: int = 10) -> None:
     _notes(console, rank)
 
 
-def _rankings(console: Console, rank: RankSummary, kind: str, rows: int) -> None:
+def _rankings(console: Console, rank: RankSummary, kind: str, rows: int, device: str) -> None:
     """Of one kind of step; what to read of overlap is said once, below."""
     shown = [rank.top[kind][by] for by in ("module", "kernel")]
     if all(row.name in UNKNOWN.values() for row in shown[0].rows):
@@ -58,7 +58,8 @@ def _rankings(console: Console, rank: RankSummary, kind: str, rows: int) -> None
     for place, found in enumerate(shown):
         steps = f": {count(found.steps, f'{kind} step')}" if kind else ""
         last = place == len(shown) - 1
-        print_top(console, found, rows, title=f"Time by {found.by}{steps}", explain=last)
+        what = "operator" if found.by == "kernel" and device == "cpu" else found.by
+        print_top(console, found, rows, title=f"Time by {what}{steps}", explain=last)
 
 
 def _classes(console: Console, rank: RankSummary) -> None:
@@ -148,7 +149,7 @@ def _ranks(summary: Summary) -> str:
     return f"{len(summary.ranks)} ranks (tables: rank {summary.first.rank})"
 
 
-def _steps(console: Console, rank: RankSummary) -> None:
+def _steps(console: Console, rank: RankSummary, device: str) -> None:
     wide = console.width >= WIDE
     exposed = any(g.exposed_communication_ns for g in rank.groups)
     columns = [
@@ -183,6 +184,8 @@ def _steps(console: Console, rank: RankSummary) -> None:
         }
         _row(grid, [cells[column.title] for column in columns])
     legend = "by their GPU work; idle within it, and before it"
+    if device == "cpu":
+        legend = "by their operators; idle: none of them, within a step and before it"
     if exposed:
         legend += "; exposed communication"
     console.print(Text("Steps", style="bold"), Text(legend, style="dim"))

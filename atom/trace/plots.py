@@ -48,7 +48,7 @@ def write_plots(analysis: Analysis, summary: Summary, folder: Path) -> list[Path
     """Write those that have something to show, of the first rank; gives their paths."""
     rank = summary.first
     drawn = {
-        "steps": draw_steps(rank),
+        "steps": draw_steps(rank, summary.device),
         "time": draw_time(rank, summary.device),
         "classes": draw_classes(rank),
         "step": draw_step(analysis.first, rank),
@@ -65,13 +65,13 @@ def write_plots(analysis: Analysis, summary: Summary, folder: Path) -> list[Path
 # --- steps over time --------------------------------------------------------------------------
 
 
-def draw_steps(rank: RankSummary) -> Svg | None:
+def draw_steps(rank: RankSummary, device: str) -> Svg | None:
     """A dot per step: when it began, how long its GPU work took."""
     steps = [s for s in rank.steps if s.gpu_ns > 0]
     if len(steps) < 2:
         return None
-    svg = Svg(240, "GPU time of every step over the run")
-    svg.text(16, 24, "GPU time of every step", "title")
+    svg = Svg(240, "Time of every step over the run")
+    svg.text(16, 24, f"{device.upper()} time of every step", "title")
     kinds = list(dict.fromkeys(s.kind for s in steps))
     svg.legend(190, 24, [(KIND_COLOURS.get(k, COLOURS["other"]), k) for k in kinds])
     x0, x1, y0, y1 = 70.0, WIDTH - 20.0, 200.0, 44.0

@@ -183,7 +183,7 @@ def headlines(summary: Summary) -> list[str]:
     for kind in rank.kinds:
         if kind.busy_ns and kind.total_ns > OVERLAP * kind.busy_ns:
             lines.append(
-                f"Kernels of {kind.kind} overlap: their durations add up to "
+                f"{_work(summary.device)} of {kind.kind} overlap: their durations add up to "
                 f"{duration(kind.total_ns)}, the {_device(summary.device)} was busy for "
                 f"{duration(kind.busy_ns)}. Shares are of busy time."
             )
@@ -203,11 +203,11 @@ def _group_line(rank: RankSummary, group: StepGroup, device: str) -> str:
     shares = next(k for k in rank.kinds if k.kind == group.kind).classes
     told = ", ".join(f"{percent(share)} {name}" for name, share in shares[:3])
     many = f"median of {group.steps}" if group.steps > 1 else "one step"
+    lead = f"{group.shape}: {duration(group.median_ns)} on the {_device(device)} ({many})"
+    if device == "cpu":
+        return f"{lead}; {told}."
     idle = group.idle_ns / group.mean_ns if group.mean_ns else 0.0
-    return (
-        f"{group.shape}: {duration(group.median_ns)} on the {_device(device)} ({many}), "
-        f"{percent(idle)} of it idle; {told}."
-    )
+    return f"{lead}, {percent(idle)} of it idle; {told}."
 
 
 def _idle_lines(rank: RankSummary, device: str) -> list[str]:
@@ -259,7 +259,7 @@ def _communication_lines(summary: Summary) -> list[str]:
 
 def _match_line(rank: RankSummary, device: str) -> str:
     match = rank.match
-    what = "operators" if device == "cpu" else "kernels and copies"
+    what = _work(device).lower() + ("" if device == "cpu" else " and copies")
     if not match.rows:
         return "No step that counts has work."
     how = ", ".join(f"{percent(rows / match.rows)} {words}" for words, rows in match.by.items())
@@ -267,6 +267,10 @@ def _match_line(rank: RankSummary, device: str) -> str:
         f"{rank.num_layers} layers found by {rank.layers_by}" if rank.num_layers else "no layers"
     )
     return f"{percent(match.rate)} of {match.rows:,} {what} have a module ({how}); {found}."
+
+
+def _work(device: str) -> str:
+    return "Kernels" if device == "gpu" else "Operators"
 
 
 def _device(device: str) -> str:

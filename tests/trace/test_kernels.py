@@ -156,6 +156,8 @@ def test_every_kernel_of_ours_has_a_class():
         ("triton_poi_fused_mul_silu_1", "triton_poi_fused_mul_silu"),
         ("_fwd_kernel_0d1d2d3de", "_fwd_kernel"),
         ("decode_kernel", "decode_kernel"),
+        ("aten::mm", "aten::mm"),
+        ("void vllm::act_and_mul()", "act_and_mul"),
         ("Memcpy DtoH (Device -> Host)", "Memcpy DtoH (Device -> Host)"),
         ("nvjet_sm90_tst_64x64_64x13_2x1_v_bz_TNT", "nvjet_sm90_tst_64x64_64x13_2x1_v_bz_TNT"),
         (

@@ -367,6 +367,26 @@ def test_no_step_counts():
     assert found.first.devices[0].span_ns == 10
 
 
+def test_a_profile_of_the_cpu(tmp_path, capsys):
+    """Operators stand for kernels, and nothing is said of a GPU."""
+    run = TraceBuilder(device_name="")
+    for _ in range(3):
+        with run.step("decode[bs=4 tok=4 d=4 sk=40]"):
+            for layer in range(2):
+                with run.scope(f"model.layers.{layer}.mlp"), run.op("aten::mm", us=20.0):
+                    run.advance(30.0)
+    path = str(run.write(tmp_path / "m.pt.trace.json"))
+    ran = atom(capsys, "trace", "summary", path, "--device", "cpu", "--output-dir", str(tmp_path))
+    assert ran.code == 0
+    assert "decode bs=4: 144.0 us on the CPU (median of 3)" in ran.out
+    assert "Time by operator: 3 decode steps" in ran.out
+    assert "aten::mm" in ran.out
+    assert "GPU" not in ran.out
+    text = (tmp_path / "performance_summary.md").read_text()
+    assert "Operators' own time on the CPU" in text
+    assert "Where the time goes" not in text
+
+
 def test_overlap_is_told():
     rows = [Row(0, 100, "gemm_a", step=0), Row(10, 95, "gemm_b", step=0)]
     found = summary.summarize(Analysis([model_of(rows, ["decode"])]))
