@@ -47,14 +47,14 @@ class Chunks:
         cuts = [*_BETWEEN.finditer(text, max(0, len(text) - _WINDOW))]
         for cut in (cuts or [*_BETWEEN.finditer(text)])[: -_TRIES - 1 : -1]:
             end = cut.start() + 1
-            found = self._decode(text[:end] + b"]", text[end:])
+            found = self._decode(_list(text, end), text[end:])
             if found is None and not self._open:
                 fixed = ev.repaired(text[:end])
                 if fixed != text[:end]:
                     self.repairs += 1
                     text = fixed + text[end:]
                     end = len(fixed)
-                    found = self._decode(fixed + b"]", text[end:])
+                    found = self._decode(_list(fixed, end), text[end:])
             if found is not None:
                 return found, b"" if self.ended else text[end:].lstrip(b", \t\r\n")
             if not self._open:
@@ -66,9 +66,9 @@ class Chunks:
         text = text.strip().removeprefix(b",")
         if self._sound:
             # The list and what follows it; or whole events, and no bracket.
-            found = self._decode(text, b"")
+            found = self._decode(b"[" + text, b"")
             if found is None:
-                found = self._decode(ev.repaired(text), b"")
+                found = self._decode(b"[" + ev.repaired(text), b"")
             if found is not None:
                 return found
         found, rest = self._carefully(text, final=True)
@@ -76,11 +76,10 @@ class Chunks:
             self.cut_bytes = len(rest)
         return found
 
-    def _decode(self, text: bytes, behind: bytes) -> Events | None:
-        """The events of a list that began before `text`, fast; None if they do not decode. If the
-        list ends before `text` does, so do the events."""
+    def _decode(self, whole: bytes, behind: bytes) -> Events | None:
+        """The events of a list, fast; None if they do not decode. If the list ends before `whole`
+        does, so do the events."""
         self._open = False
-        whole = b"[" + text
         try:
             found: Events = self.decoder.decode(whole)
         except UnicodeDecodeError:
@@ -89,7 +88,7 @@ class Chunks:
             place = ev.trailing(error)
             if place < 0:
                 # Half of a surrogate pair reads as truncated, too.
-                self._open = ev.truncated(error) and b"\\ud" not in text
+                self._open = ev.truncated(error) and b"\\ud" not in whole
                 return None
             end = len(whole[:place].rstrip())
             if not _AFTER_LIST.match(whole, end - 1):
@@ -98,7 +97,7 @@ class Chunks:
                 found = self.decoder.decode(whole[:end])
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return None
-            # The last byte of `text` is the bracket that `take` put there.
+            # With `behind`, the last byte is the bracket of `_list`.
             self._close(whole[end:-1] + behind if behind else whole[end:])
             return found
         if not behind:
@@ -169,3 +168,8 @@ class Chunks:
             if count == _ENDS:
                 break
         return None, 0
+
+
+def _list(text: bytes, end: int) -> bytes:
+    """A list of what comes before `end`."""
+    return b"".join((b"[", memoryview(text)[:end], b"]"))

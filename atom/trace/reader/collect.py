@@ -20,35 +20,36 @@ from atom.trace.reader.columns import (
     nanoseconds,
 )
 from atom.trace.reader.ends import Phase, close_open, pair
-from atom.trace.types import I64, NONE, CpuKind, GpuKind, Track
+from atom.trace.types import I64, CpuKind, GpuKind, Track
 
-_MODULE = "nn.Module: "
+_MODULE, _PYTHON = "nn.Module: ", "python_function"
+# Category -> kind; those in capitals are of Kineto before 2022.
 _CPU = {
     "cpu_op": CpuKind.OP,
-    "operator": CpuKind.OP,
+    "Operator": CpuKind.OP,
     "user_annotation": CpuKind.ANNOTATION,
-    "python_function": CpuKind.PYTHON,
+    _PYTHON: CpuKind.PYTHON,
 }
 _GPU = {
     "kernel": GpuKind.KERNEL,
+    "Kernel": GpuKind.KERNEL,
     "gpu_memcpy": GpuKind.MEMCPY,
-    "memcpy": GpuKind.MEMCPY,
+    "Memcpy": GpuKind.MEMCPY,
     "gpu_memset": GpuKind.MEMSET,
-    "memset": GpuKind.MEMSET,
+    "Memset": GpuKind.MEMSET,
 }
 _OPEN = -1  # the duration of what has no end, until `close_open`
 _I4, _I8, _U1 = np.int32, np.int64, np.uint8
 _SHAPES = ("Input Dims", "Input type", "Concrete Inputs", "Input Strides")
-_args = attrgetter("args")
+_category = attrgetter("cat")
 
 
 def _table_of(category: str) -> str:
-    category = category.lower()
     if category in _CPU:
         return "cpu"
     if category in _GPU:
         return "gpu"
-    if category == "runtime" or category.endswith(("_runtime", "_driver")):
+    if category == "Runtime" or category.endswith(("_runtime", "_driver")):
         return "runtime"
     return "spans" if category == "gpu_user_annotation" else ""
 
@@ -93,7 +94,7 @@ class Collector:
             if route is None:
                 route = routes[key] = self._route(*key)
             chosen[route].append(event)
-        self._count(events)
+        self._count(events, chosen)
         for event in chosen["meta"]:
             self._metadata(event)
         for event in chosen["phase"]:
@@ -102,12 +103,15 @@ class Collector:
             if chosen[name]:
                 self._add(name, kept, chosen[name])
 
-    def _count(self, events: list[ev.Event]) -> None:
-        for (category, phase), count in Counter((event.cat, event.ph) for event in events).items():
-            if phase == "E":  # with its begin, one event
-                continue
-            name = "metadata" if phase == "M" else "other"
-            self.counts[str(category) if category else name] += count
+    def _count(self, events: list[ev.Event], chosen: dict[str, list[ev.Event]]) -> None:
+        counts: Counter[Any] = Counter(map(_category, events))
+        # An end is one event with its begin.
+        counts -= Counter(event.cat for event in chosen["phase"] if event.ph == "E")
+        counts["metadata"] = sum(event.cat is None for event in chosen["meta"])
+        counts["other"] = counts.pop(None, 0) - counts["metadata"]
+        for category, count in counts.items():
+            if count:
+                self.counts[str(category)] += count
 
     def _route(self, phase: ev.Scalar, category: ev.Scalar) -> str:
         if phase == "M":
@@ -127,7 +131,11 @@ class Collector:
 
     def _add(self, name: str, table: Table, events: list[ev.Event]) -> None:
         if name == "cpu" and not self._keep_python:
-            events = [event for event in events if not _is_python(event)]
+            events = [
+                event
+                for event in events
+                if event.cat != _PYTHON or str(event.name).startswith(_MODULE)
+            ]
         ts = self._ns([event.ts for event in events])
         known = ts != UNKNOWN
         if not known.all():
@@ -144,7 +152,7 @@ class Collector:
         args = [event.args or ev.NO_ARGS for event in events]
         columns = getattr(self, f"_{name}")(events, args)
         table.add(ts=ts, dur=dur, name=self._names([event.name for event in events]),
-                  external=self._external(args), **columns)  # fmt: skip
+                  external=integers([found.external for found in args]), **columns)  # fmt: skip
 
     def _names(self, names: list[Any]) -> list[int]:
         strings = self.strings
@@ -152,35 +160,32 @@ class Collector:
             return [strings[name] for name in names]
         return [strings.of("" if name is None else name) for name in names]
 
-    def _external(self, args: list[ev.Args]) -> I64:
-        return integers(
-            [NONE if (value := found.external) is None and
-             (value := found.external_lower) is None else value for found in args]
-        )  # fmt: skip
-
     def _cpu(self, events: list[ev.Event], args: list[ev.Args]) -> dict[str, Any]:
-        kinds = [_CPU[str(event.cat).lower()] for event in events]
-        for index, event in enumerate(events):
-            if kinds[index] == CpuKind.PYTHON and not _is_python(event):
-                kinds[index] = CpuKind.MODULE
-        shapes = ((found.dims, found.types, found.concrete, found.strides) for found in args)
-        return {"track": self._track(events), "kind": kinds, "args": self._shapes.indices(shapes)}
+        kinds = [_CPU[event.cat] for event in events]  # type: ignore[index]
+        if CpuKind.PYTHON in kinds:
+            for index, event in enumerate(events):
+                if event.cat == _PYTHON and str(event.name).startswith(_MODULE):
+                    kinds[index] = CpuKind.MODULE
+        shapes = self._shapes.indices(
+            [(bytes(a.dims), bytes(a.types), bytes(a.concrete), bytes(a.strides)) for a in args]
+        )
+        return {"track": self._track(events), "kind": kinds, "args": shapes}
 
     def _runtime(self, events: list[ev.Event], args: list[ev.Args]) -> dict[str, Any]:
         return {
             "track": self._track(events),
-            "correlation": _ints([found.correlation for found in args]),
+            "correlation": integers([found.correlation for found in args]),
             "kernel": [self.strings.of(found.kernel) for found in args],
         }
 
     def _gpu(self, events: list[ev.Event], args: list[ev.Args]) -> dict[str, Any]:
         return {
-            "kind": [_GPU[str(event.cat).lower()] for event in events],
+            "kind": [_GPU[event.cat] for event in events],  # type: ignore[index]
             **_places(events, args),
-            "correlation": _ints([found.correlation for found in args]),
-            "graph_node": _ints([found.graph_node for found in args]),
-            "nbytes": _ints([found.nbytes for found in args]),
-            "args": self._launches.indices((found.grid, found.block) for found in args),
+            "correlation": integers([found.correlation for found in args]),
+            "graph_node": integers([found.graph_node for found in args]),
+            "nbytes": integers([found.nbytes for found in args]),
+            "args": self._launches.indices([(bytes(a.grid), bytes(a.block)) for a in args]),
         }
 
     def _spans(self, events: list[ev.Event], args: list[ev.Args]) -> dict[str, Any]:
@@ -251,20 +256,11 @@ class Collector:
         return [f"{what}: {count:,}" for what, count in found if count]
 
 
-def _is_python(event: ev.Event) -> bool:
-    return event.cat == "python_function" and not str(event.name).startswith(_MODULE)
-
-
-def _ints(values: list[Any]) -> I64:
-    return integers([NONE if value is None else value for value in values])
-
-
 def _places(events: list[ev.Event], args: list[ev.Args]) -> dict[str, Any]:
     """Device and stream, which are also the process and thread of GPU work."""
-    pairs = zip(args, events, strict=True)
-    device, stream = zip(*(
-        (found.device if found.device is not None else event.pid,
-         found.stream if found.stream is not None else event.tid)
-        for found, event in pairs
-    ), strict=True)  # fmt: skip
-    return {"device": _ints(list(device)), "stream": _ints(list(stream))}
+    device, stream = [found.device for found in args], [found.stream for found in args]
+    if None in device or None in stream:
+        for index, event in enumerate(events):
+            device[index] = event.pid if device[index] is None else device[index]
+            stream[index] = event.tid if stream[index] is None else stream[index]
+    return {"device": integers(device), "stream": integers(stream)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -43,13 +43,10 @@ class Texts:
         self._bytes = 0
         self.left_out = 0
 
-    def indices(self, rows: Iterable[tuple[Raw, ...]]) -> list[int]:
-        """One per row; -1 if it has no value."""
+    def indices(self, rows: list[tuple[bytes, ...]]) -> list[int]:
+        """One per row of values; -1 if it has none."""
         known = self._known
-        return [
-            known[row] if row in known else self._new(row)
-            for row in (tuple(map(bytes, raws)) for raws in rows)
-        ]
+        return [known[row] if row in known else self._new(row) for row in rows]
 
     def _new(self, row: tuple[bytes, ...]) -> int:
         size = sum(map(len, row))

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, field
 
+from atom.trace.types import NONE
+
 # Files have numbers as strings, null for unknown, and names that are numbers.
 Scalar = int | float | str | None
 
@@ -19,13 +21,12 @@ _ABSENT = Raw(b"")
 class Args(Struct, gc=False, frozen=True):
     """Of an event's "args"."""
 
-    external: Scalar = field(default=None, name="External id")
-    external_lower: Scalar = field(default=None, name="external id")  # Kineto before 2023
-    correlation: Scalar = None
+    external: Scalar = field(default=NONE, name="External id")
+    correlation: Scalar = NONE
     device: Scalar = None
     stream: Scalar = None
-    graph_node: Scalar = field(default=None, name="graph node id")
-    nbytes: Scalar = field(default=None, name="bytes")
+    graph_node: Scalar = field(default=NONE, name="graph node id")
+    nbytes: Scalar = field(default=NONE, name="bytes")
     kernel: Scalar = None
     name: Scalar = None  # of metadata
     dims: Raw = field(default=_ABSENT, name="Input Dims")

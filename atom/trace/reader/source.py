@@ -15,7 +15,7 @@ from typing import IO
 
 import zstandard
 
-BLOCK = 4 << 20  # decompressed; bounds what a chunk's events take, some ten times this
+BLOCK = 2 << 20  # decompressed; bounds what a chunk of events takes, some ten times this
 _RAW = 256 << 10
 _GZIP, _ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
 _STEP = 128 << 10  # of zstd: what is lost at most before its damage
