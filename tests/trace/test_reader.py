@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import plain_reader
 import pytest
@@ -147,14 +148,14 @@ def test_any_frame_round_the_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int, count: int
 ) -> None:
     monkeypatch.setattr(source, "BLOCK", block)
-    if count == 0 and ("%s," in text):
-        pytest.skip("a comma without an event before it is no JSON")
+    if count == 0:
+        text = text.replace("%s,", "%s")  # a comma without an event before it is no JSON
     events = [
         {"ph": "X", "cat": "kernel", "name": f"k{i}", "ts": i, "dur": 1, "pid": 0, "tid": 7,
          "args": {"stream": 7, "nested": [{"a": "},{"}, {"b": "]}"}]}}
         for i in range(count)
     ]  # fmt: skip
-    if count == 0 and text.startswith("["):
+    if count == 0 and (text.startswith("[") or "{}]}" in text):
         with pytest.raises(Exception, match="no event in it has a ph"):
             read_trace(write_bytes(tmp_path / "m.json", (text % "").encode()))
         return
@@ -267,8 +268,6 @@ def test_times_that_are_none() -> None:
 
 
 def json_raw(text: str) -> Any:
-    import msgspec
-
     return msgspec.Raw(text.encode())
 
 
