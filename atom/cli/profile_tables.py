@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from atom.profile.offline import Profile as LocalProfile
     from atom.profile.online import Profile as ServerProfile
     from atom.profile.verdict import Item, Verdict
+
+WIDE = 100  # columns from which the spread of the steps is shown
 
 
 def print_local(out: Console, made: LocalProfile) -> None:
@@ -56,10 +59,8 @@ def print_server(out: Console, made: ServerProfile) -> None:
         _print_tops(out, judged)
     if made.files:
         out.print()
-        rows = table("traces", "size")
         for file in made.files:
-            add_row(rows, str(file), size_text(file.stat().st_size))
-        out.print(rows)
+            out.print(Text(f"{size_text(file.stat().st_size):>8}  {file}"), soft_wrap=True)
     for problem in made.problems:
         out.print(Text(f"problem: {problem}", style="yellow"))
     if made.interrupted:
@@ -71,26 +72,43 @@ def print_server(out: Console, made: ServerProfile) -> None:
 
 def _print_steps(out: Console, made: LocalProfile) -> None:
     cpu = any(v.device == "cpu" for v in made.verdicts)
-    work = "cpu work" if cpu else "gpu work"
-    rows = table("step", "recorded", work, "min to max", "busy", "wall", "unrecorded", "named")
+    spread = ("min", "max") if out.width >= WIDE else ()
+    columns = ("step", "steps", "cpu work" if cpu else "gpu work", *spread, "busy")
+    rows = table(*columns, "wall", "unrecorded", "named")
+    for column in rows.columns:
+        column.no_wrap = True
+    for column in rows.columns[1:]:
+        column.justify = "right"
     for entry, judged in zip(made.document["shapes"], made.verdicts, strict=True):
-        count = str(entry["steps"])
-        if entry["steps"] < entry["steps_asked"]:
-            count += f" of {entry['steps_asked']}"
-        plain = entry["wall_us_per_step_unrecorded"]
-        known = judged.steps > 0
-        add_row(
-            rows,
-            entry["name"],
-            count,
-            _us(judged.median_us) if known else "-",
-            f"{_us(judged.min_us)} to {_us(judged.max_us)}" if known else "-",
-            percent(judged.busy_share) if known else "-",
-            _us(entry["wall_us_per_step"]),
-            "-" if plain is None else _us(plain),
-            percent(judged.match_rate) if known else "-",
-        )
+        add_row(rows, *_step_cells(entry, judged, bool(spread)))
     out.print(rows)
+    what = "of operators" if cpu else "of GPU work"
+    out.print(
+        f"Per step: the median span {what} and the share of it that was busy; wall, the host's "
+        "time while recording; unrecorded, the same without the profiler; named, the share of "
+        f"{what.removeprefix('of ')} with a module.",
+        style="dim",
+        markup=False,
+    )
+
+
+def _step_cells(entry: Mapping[str, Any], judged: Verdict, spread: bool) -> list[str]:
+    count = str(entry["steps"])
+    if entry["steps"] < entry["steps_asked"]:
+        count += f" of {entry['steps_asked']}"
+    plain = entry["wall_us_per_step_unrecorded"]
+    between = [judged.min_us, judged.max_us] if spread else []
+    figures = [
+        *(_us(us) for us in (judged.median_us, *between)),
+        percent(judged.busy_share),
+        _us(entry["wall_us_per_step"]),
+        "-" if plain is None else _us(plain),
+        percent(judged.match_rate),
+    ]
+    if not judged.steps:  # the trace says nothing; a problem says why
+        unknown = len(between) + 2
+        figures[:unknown], figures[-1] = ["-"] * unknown, "-"
+    return [entry["name"], count, *figures]
 
 
 def _print_tops(out: Console, judged: Verdict, name: str = "") -> None:
@@ -112,15 +130,19 @@ def _print_items(out: Console, what: str, items: list[Item]) -> None:
 
 
 def _print_files(out: Console, made: LocalProfile) -> None:
+    lines = [
+        (entry["name"], size_text(Path(made.folder, file).stat().st_size), file)
+        for entry in made.document["shapes"]
+        for file in entry["files"]
+    ]
+    lines += [("graph capture", "", file) for file in made.document["captures"]]
+    lines.append(("what was run", "", "profile.json"))
+    width = max(len(name) for name, _, _ in lines)
     out.print()
-    rows = table("in " + str(made.folder), "size", "")
-    for entry in made.document["shapes"]:
-        for index, file in enumerate(entry["files"]):
-            add_row(rows, file, size_text(entry["bytes"]) if index == 0 else "", entry["name"])
-    for file in made.document["captures"]:
-        add_row(rows, file, "", "capture of graphs")
-    add_row(rows, "profile.json", "", "what was run, with what")
-    out.print(rows)
+    out.print(Text(f"in {made.folder}", style="bold"), soft_wrap=True)
+    for name, size, file in lines:
+        # One line, however long: it is to be copied.
+        out.print(Text(f"{name:{width}}  {size:>8}  {file}"), soft_wrap=True)
 
 
 def print_next(out: Console, where: Sequence[str], device: str, layers: int) -> None:
@@ -128,8 +150,8 @@ def print_next(out: Console, where: Sequence[str], device: str, layers: int) -> 
     path = shlex.join(where) + (" --device cpu" if device == "cpu" else "")
     layer = f" --layer {min(3, layers - 1)}" if layers else ""
     out.print()
-    out.print(Text(f"next: atom trace summary {path}"))
-    out.print(Text(f"      atom trace parse {path}{layer}"))
+    out.print(Text(f"next: atom trace summary {path}"), soft_wrap=True)
+    out.print(Text(f"      atom trace parse {path}{layer}"), soft_wrap=True)
 
 
 def _us(us: float) -> str:

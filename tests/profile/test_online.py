@@ -85,7 +85,7 @@ def test_a_stretch_of_a_steady_load(
     ran = atom(capsys, "profile", "--url", url, *SMALL, "--seconds", "0.5")
     assert ran.code == 0, ran.err
     assert "recording for 0.5 s, 2 requests at a time" in ran.err
-    (path,) = re.findall(rf"^({traces}/rank_0/\S+\.json\.gz) ", ran.out, re.MULTILINE)
+    (path,) = re.findall(rf"B  ({traces}/rank_0/\S+\.json\.gz)$", ran.out, re.MULTILINE)
     labels = [e["name"] for e in events(Path(path)) if e.get("cat") == "user_annotation"]
     steps = [name for name in labels if re.match(r"(prefill|decode)\[", name)]
     assert len(steps) > 3
