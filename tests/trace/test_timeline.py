@@ -175,6 +175,15 @@ def test_early_launched_kernels_get_only_what_they_run_alone():
     ]
 
 
+def test_a_kernel_without_time_of_its_own_keeps_its_module():
+    found = [Row(0, 100, "gemm_a", step=0, module=0), Row(10, 50, "gemm_b", step=0, module=1)]
+    top = ranking.top(model_of(found, ["decode"], modules=["a", "b"]), "kernel")
+    assert [(row.name, row.own_ns, row.where) for row in top.rows] == [
+        ("gemm_a", 100, "a"),
+        ("gemm_b", 0, "b"),
+    ]
+
+
 def test_gaps_within_a_graph_are_not_the_hosts():
     """A replay whose call returns long after its kernels began: its gaps are gaps of kernels."""
     found = [Row(100, 10, launch=50), Row(130, 10, launch=50), Row(170, 10, launch=150)]
