@@ -100,7 +100,7 @@ def _shapes(rank: RankSummary) -> list[str]:
     lines += [f"(*) {escaped(warning)}  " for warning in warnings]
     if rank.steady:
         s = rank.steady
-        rate = f": {s.tokens_per_s:,.0f} tokens/s" if s.tokens_per_s else ""
+        rate = f": {s.tokens_per_s:,.0f} tokens/s computed" if s.tokens_per_s else ""
         lines += [
             f"Steady stretch: {s.steps:,} steps of {s.shape} in a row (from step {s.first}), one "
             f"every {duration(s.mean_interval_ns)} (median {duration(s.median_interval_ns)}, p99 "

@@ -70,7 +70,7 @@ class Steady:
     mean_interval_ns: float
     median_interval_ns: float
     p99_interval_ns: float
-    tokens_per_s: float  # of the steps' labels over the span; 0 if labels do not say
+    tokens_per_s: float  # computed, by the labels, accepted or not; 0 if they do not say
     idle_share: float  # of the span, no work of the rank
 
 
@@ -89,13 +89,16 @@ class Launches:
 
 
 def group_steps(steps: Sequence[StepTime]) -> list[StepGroup]:
-    """By shape; kinds in the order of their first step, the most time first within a kind."""
+    """By shape; kinds in the order of their first step, within one the most time first, drafts by
+    their place."""
     shapes: dict[tuple[str, str], list[StepTime]] = {}
     for step in steps:
         shapes.setdefault((step.kind, step.shape), []).append(step)
     kinds = list(dict.fromkeys(step.kind for step in steps))
     groups = [_group(found) for found in shapes.values()]
-    return sorted(groups, key=lambda g: (kinds.index(g.kind), -g.total_ns))
+    by_time = sorted(groups, key=lambda g: (kinds.index(g.kind), -g.total_ns))
+    drafts = iter(sorted((g for g in groups if g.kind == "draft"), key=lambda g: g.shape))
+    return [next(drafts) if g.kind == "draft" else g for g in by_time]
 
 
 def _group(steps: list[StepTime]) -> StepGroup:

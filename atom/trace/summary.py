@@ -177,7 +177,7 @@ def headlines(summary: Summary) -> list[str]:
         s = rank.steady
         lines.append(
             f"Steady: {s.steps} steps of {s.shape} in a row, one every "
-            f"{duration(s.mean_interval_ns)}: {s.tokens_per_s:,.0f} tokens/s."
+            f"{duration(s.mean_interval_ns)}: {s.tokens_per_s:,.0f} tokens/s computed."
         )
     lines += _communication_lines(summary)
     for kind in rank.kinds:
