@@ -19,7 +19,7 @@ from atom.trace.words import count, duration, percent, size
 
 MAX_GROUPS = 12
 MAX_ITERATIONS = 10
-WIDE = 100  # columns from which tables show more
+WIDE, WIDEST = 100, 130  # columns from which tables show more
 BAR = 20
 
 
@@ -83,7 +83,7 @@ def print_top(
 ) -> None:
     """A ranking by own time; what is left out is one row, so that shares add up."""
     overlap = found.total_ns > OVERLAP * found.busy_ns
-    wide = console.width >= WIDE
+    wide, widest = console.width >= WIDE, console.width >= WIDEST
     per_step = found.kind != "" and found.steps > 1
     columns = [
         Column("share"),
@@ -91,9 +91,9 @@ def print_top(
         Column("calls"),
         *([Column("mean")] if wide or not overlap else []),
         *([Column("min"), Column("max")] if wide else []),
-        *([Column("class", False)] if wide and found.by not in ("class",) else []),
+        *([Column("class", False)] if widest and found.by != "class" else []),
         Column(found.by, False, 3),
-        *([Column("module" if found.by == "kernel" else "kernel", False, 2)] if wide else []),
+        *([Column("module" if found.by == "kernel" else "kernel", False, 2)] if widest else []),
     ]
     grid = _table(console, columns)
     shown = found.rows[:rows]
