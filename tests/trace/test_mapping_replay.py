@@ -193,6 +193,17 @@ def test_without_any_template_the_way_out_is_named(tmp_path: Path):
     }
 
 
+def test_time_is_bounded_where_every_step_is_damaged_otherwise(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("atom.trace.mapping.replay.ALIGNED_AT_MOST", 30)
+    captured = capture(tmp_path, {LABEL: model()})
+    graph = captured.graphs[0]
+    steps = [[graph.without(2, at)] for at in (5, 9, 13, 9)] + [[graph]]
+    found = replay(tmp_path, captured, steps)
+    assert not found.wrong
+    assert found.count == {Match.NONE: 24, Match.ALIGNED: 3 * 24, Match.CAPTURE: 26}
+    assert found.mapped.notes[-1].startswith("1 of 5 steps differ from their capture and were not")
+
+
 def test_a_step_without_any_kernel_in_the_file_is_called_incomplete(tmp_path: Path):
     captured = capture(tmp_path, {LABEL: model()})
     found = replay(tmp_path, captured, [[Graph("", ())]])

@@ -22,7 +22,7 @@ FAMILY = 2  # the same function with other constants: another tile size
 CLASS = 3  # the same class of work; still cheaper than one gap on each side
 NEVER = 1 << 20
 
-_CELLS = 24_000_000  # of one table; beyond, the sequences are too different to be worth it
+_CELLS = 8_000_000  # of one table; beyond, the sequences are too different to be worth it
 _FIRST_BAND = 16
 
 
@@ -130,19 +130,24 @@ def _step_costs(a: I32, b: I32, cost: I32 | None, band: _Band) -> I32:
 
 
 def _forward(table: I32, band: _Band) -> I32:
-    """[n + 1, width]: cheapest cost of a[:i] against b[:j]."""
+    """[n + 1, width]: cheapest cost of a[:i] against b[:j].
+
+    Rows are kept less GAP for each column, so that gaps in `a` are a running minimum. Cells outside
+    of the second sequence need no care: no step leads back from behind its end, and before its
+    beginning all is NEVER.
+    """
     steps = np.arange(band.width, dtype=np.int32) * GAP
     best = np.full((band.n + 1, band.width), NEVER, np.int32)
     columns = np.arange(band.width) + band.low
-    row = np.where((columns >= 0) & (columns <= band.m), columns * GAP, NEVER)
-    best[0] = row
-    for i in range(band.n):
-        here = np.minimum(best[i] + table[i], NEVER)
-        here[:-1] = np.minimum(here[:-1], best[i, 1:] + GAP)
-        here = np.minimum.accumulate(here - steps) + steps
-        j = columns + (i + 1)
-        here[(j < 0) | (j > band.m)] = NEVER
-        best[i + 1] = np.minimum(here, NEVER)
+    best[0] = np.where((columns >= 0) & (columns <= band.m), columns * GAP, NEVER) - steps
+    up = np.empty(band.width - 1, np.int32)
+    for row, here, costs in zip(best[:-1], best[1:], table, strict=True):
+        np.add(row, costs, out=here)
+        np.add(row[1:], 2 * GAP, out=up)
+        np.minimum(here[:-1], up, out=here[:-1])
+        np.minimum.accumulate(here, out=here)
+        np.minimum(here, NEVER, out=here)
+    best += steps
     return best
 
 
@@ -151,9 +156,8 @@ def _agree(
 ) -> Alignment:
     """Partners on which all cheapest ways agree, as far as places go."""
     paired = (forward[:-1] + table + backward[1:]) == best  # (i, j) -> (i + 1, j + 1)
-    alone = np.zeros(band.n, bool)
     # (i, j) -> (i + 1, j): one column to the left in the next row
-    alone[:] = ((forward[:-1, 1:] + GAP + backward[1:, :-1]) == best).any(axis=1)
+    alone = ((forward[:-1, 1:] + GAP + backward[1:, :-1]) == best).any(axis=1)
     partner = np.full(band.n, NONE, np.int64)
     doubtful = np.zeros(band.n, bool)
     some = paired.any(axis=1)

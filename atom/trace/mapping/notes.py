@@ -95,7 +95,15 @@ def notes(
         lines.append(
             f"{renamed} replayed kernels have another name than the captured one at their place"
         )
-    unknown = sum(1 for one in found if len(one.match) and not (one.template != NONE).any())
+    skipped = sum(one.skipped > 0 for one in found)
+    if skipped:
+        lines.append(
+            f"{skipped} of {len(replays)} steps differ from their capture and were not aligned with"
+            " it: too many others had been; give fewer steps"
+        )
+    unknown = sum(
+        len(one.match) > 0 and not one.skipped and not (one.template != NONE).any() for one in found
+    )
     if unknown and templates:
         lines.append(
             f"{unknown} of {len(replays)} steps with graphs are like none of the"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from atom.trace.mapping.streams import place_streams
 from atom.trace.mapping.types import Mapped, Replay, Template
 from atom.trace.types import I8, I32, I64, NONE, Match, RankTrace
 
+ALIGNED_AT_MOST = 1_000_000  # kernels in all, some 15 seconds; equal sequences count once
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -30,6 +33,7 @@ class Found:
     match: I8
     doubtful: int  # rows that two modules might have launched
     renamed: int  # rows whose partner has another name
+    skipped: int = 0  # rows that were not aligned because too many have been
 
 
 def map_replays(
@@ -57,6 +61,7 @@ class _Mapper:
         self.candidates = Candidates(templates, self.names)
         self.name = self.names.of(trace.strings, trace.gpu.name, trace.gpu.kind)
         self.done: dict[tuple[object, ...], Found] = {}
+        self.left = ALIGNED_AT_MOST
 
     def step(self, replay: Replay) -> Found:
         """Equal steps, i.e. of equal kernels on equal streams, share one answer."""
@@ -85,13 +90,7 @@ class _Mapper:
             [np.argsort(o) + start for o, start in zip(ordered, _starts(cuts), strict=True)],
             np.int64,
         )
-        return Found(
-            found.template[back],
-            found.node[back],
-            found.match[back],
-            found.doubtful,
-            found.renamed,
-        )
+        return _reordered(found, back)
 
     def _by_node(self, launches: Sequence[I64]) -> list[I64] | None:
         """Order of each launch's rows by graph node; `None` if the trace does not number them, or
@@ -121,13 +120,7 @@ class _Mapper:
             )
             found = self._map(replay, rows[order], stream[order], cuts, False)
             again = np.argsort(order)
-            return Found(
-                found.template[again],
-                found.node[again],
-                found.match[again],
-                found.doubtful,
-                found.renamed,
-            )
+            return _reordered(found, again)
         parts = [slice(a, a + n) for a, n in zip(_starts(cuts), cuts, strict=True)]
         each = [self._exact(replay, rows[p], stream[p], False) for p in parts]
         if len(parts) > 1 and all(e is not None for e in each):
@@ -188,6 +181,9 @@ class _Mapper:
         if but_one is not None:
             match = np.where(but_one.partner >= 0, Match.ALIGNED, Match.NONE)
             return _filled(one, but_one.partner, match, int(but_one.doubtful.sum()), 0)
+        if self.left <= 0:
+            return with_fields(_nothing(len(name)), skipped=len(name))
+        self.left -= len(name)
         table, a, b = self.names.costs(name, one.name)
         aligned = align(a, b, one.place, table)
         if aligned is None:
@@ -228,7 +224,17 @@ class _Mapper:
         match[known] = Match.GRAPH_NODE
         parts = zip(*(np.split(x, cuts) for x in (template, number, match)), strict=True)
         for index, (one, (t, n, m)) in enumerate(zip(list(found), parts, strict=True)):
-            found[index] = Found(t, n, m, min(one.doubtful, int((m == 0).sum())), one.renamed)
+            doubtful = min(one.doubtful, int((m == 0).sum()))
+            found[index] = with_fields(one, template=t, node=n, match=m, doubtful=doubtful)
+
+
+def _reordered(found: Found, order: I64) -> Found:
+    return with_fields(
+        found,
+        template=found.template[order],
+        node=found.node[order],
+        match=found.match[order],
+    )
 
 
 def _ranked(stream: I32) -> I32:
@@ -264,6 +270,7 @@ def _concatenate(found: Sequence[Found]) -> Found:
         _join([f.match for f in found], np.uint8),
         sum(f.doubtful for f in found),
         sum(f.renamed for f in found),
+        sum(f.skipped for f in found),
     )
 
 
