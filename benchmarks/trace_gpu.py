@@ -43,7 +43,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "full": {"level": 3, "cudagraph_mode": "full"},
 }
 LIKE = {"eager-graphs": "eager", "graphs": "compiled", "full": "compiled"}  # without graphs
-AROUND = ("prepare", "logits", "sample")  # not the model's; a graph does it in another way
+# Not the model's, or done elsewhere where graphs run: an eager step picks the rows that are sampled
+# in its last block, a graph's hidden states are picked from by "logits".
+AROUND = ("prepare", "model", "self_attn.rows", "logits", "sample")
 GPU_KINDS = ("kernel", "gpu_memcpy", "gpu_memset")
 LIMIT_S = 300.0  # of one engine
 
@@ -110,6 +112,15 @@ def run_engine(args: argparse.Namespace, model: Path, way: str, marked: bool) ->
         tail = (folder / "log.txt").read_text(errors="replace").splitlines()[-6:]
         raise RuntimeError("\n".join([f"the engine ended with {done.returncode}:", *tail]))
     found: dict[str, Any] = json.loads(result.read_text())
+    return found
+
+
+def kept_result(path: Path) -> dict[str, Any]:
+    """Of an earlier run, perhaps on another machine: the traces are beside it."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    for name, traces in found["traces"].items():
+        here = [path.parent / Path(trace).parent.name / Path(trace).name for trace in traces]
+        found["traces"][name] = [str(trace) for trace in here]
     return found
 
 
@@ -309,7 +320,7 @@ def run_all(args: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
             kept = args.out / kind / way / "result.json"
             try:
                 if args.analyse_only:
-                    result = json.loads(kept.read_text())
+                    result = kept_result(kept)
                 else:
                     result = run_engine(args, model, way, kind == "marked")
             except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:

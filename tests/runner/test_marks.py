@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -241,6 +243,57 @@ def test_the_native_program_is_walked_entry_by_entry(tmp_path: Path) -> None:
         assert [trace.scope_of(op) for op in ops] == list(runner.program.scopes)
     wanted = [*LAYER[:2], "self_attn.q_norm", "self_attn.k_norm", *LAYER[2:]]
     assert layers_of(list(dict.fromkeys(runner.program.scopes)), 3) == [wanted] * 3
+
+
+class Fused:
+    """One kernel from the norm on, of a projection."""
+
+    def norm_linear(self, x: torch.Tensor, residual: Any, *rest: Any) -> Any:
+        return x, x
+
+    norm_gated = norm_linear
+
+
+def test_a_kernel_of_several_modules_names_them_all() -> None:
+    model = load_traceable(tiny_checkpoint("mixtral"))
+    opened, marks, layer = Opened(), Marks(), model.model.layers[1]
+    mark_modules(marks, model)
+    attention, moe, x = layer.self_attn, layer.mlp, torch.ones(2, 128)
+    attention.qkv_proj._fused = Fused()
+    moe._fused = lambda x, residual, *rest: (x, x)
+    moe._handle, moe.gate.dense = "", x
+    with marks.during(opened):
+        attention.qkv_proj.after_norm(layer.input_layernorm, x, None)
+        moe(layer.post_attention_layernorm, x, None)
+    path = "model.layers.1."
+    norms = [f"{path}{name}_layernorm" for name in ("input", "post_attention")]
+    fused = f"{norms[1]}+{path}mlp.gate+{path}mlp.experts"
+    names = [name for name in opened.log if not name.startswith("/")]
+    assert names == [f"{norms[0]}+{path}self_attn.qkv_proj", fused, f"{path}mlp.experts"]
+
+
+def test_a_fused_gated_projection_names_its_activation_too() -> None:
+    model = load_traceable(tiny_checkpoint("llama3"))
+    opened, marks, layer = Opened(), Marks(), model.model.layers[0]
+    mark_modules(marks, model)
+    layer.mlp.gate_up_proj._fused = Fused()
+    with marks.during(opened):
+        layer.mlp.gate_up_proj.after_norm_gated(
+            layer.post_attention_layernorm, layer.mlp.act, torch.ones(2, 128), None
+        )
+    path = "model.layers.0."
+    wanted = f"{path}post_attention_layernorm+{path}mlp.gate_up_proj+{path}mlp.act"
+    assert opened.log == [wanted, f"/{wanted}"]
+
+
+def test_a_runner_that_is_shut_down_lets_go_of_its_model(tmp_path: Path) -> None:
+    config = profiled(make_config(tiny_checkpoint("llama3"), level=0), tmp_path)
+    runner = make_runner(config)
+    held = weakref.ref(runner.model.model.layers[0])
+    runner.start_profile("x")
+    runner.shutdown()
+    gc.collect()
+    assert held() is None
 
 
 # -- compiled -------------------------------------------------------------------------------------

@@ -51,13 +51,18 @@ class Recorded:
 
     def scope_of(self, span: Span) -> str:
         """The innermost annotation round `span`."""
-        around = [a for a in self.annotations if a.start <= span.start and span.end <= a.end]
-        return around[-1].name if around else ""
+        return _innermost(self.annotations, span)
 
     def scopes(self, outer: Span, kind: str = "ops") -> list[str]:
         """Innermost scopes of what `outer` holds, each run of equal ones once."""
-        found = [self.scope_of(span) for span in self.within(outer, kind)]
+        near = [outer, *self.within(outer)]
+        found = [_innermost(near, span) for span in self.within(outer, kind)]
         return [name for name, _ in groupby(found)]
+
+
+def _innermost(annotations: list[Span], span: Span) -> str:
+    around = (a for a in reversed(annotations) if a.start <= span.start and span.end <= a.end)
+    return next((annotation.name for annotation in around), "")
 
 
 def _span(event: dict[str, Any]) -> Span:

@@ -407,6 +407,7 @@ class ModelRunner:
         """Let go of the model and its caches."""
         if self._profiler is not None:
             self._profiler.close()
+            self._profiler = None  # its marks hold the model, too
         if self._graphs is not None:
             gc.unfreeze()
         self.model = self.program = self._graphs = None

@@ -100,7 +100,11 @@ class RankProfiler:
         if self._device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         running = profile(
-            activities=activities, record_shapes=shapes, profile_memory=more, with_stack=more
+            activities=activities,
+            record_shapes=shapes,
+            profile_memory=more,
+            with_stack=more,
+            acc_events=True,  # one cycle, whose end is no loss that torch would have to warn of
         )
         running.start()
         self._running, self._target = running, target
