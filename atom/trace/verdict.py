@@ -24,7 +24,7 @@ ALIKE_TIME = 0.9  # share of the kernels' time that changed by the same factor
 ALIKE = 0.25  # same: within this share of the change itself
 ALIKE_ROWS = 5
 SENTENCES = 3
-CERTAIN = 0.02  # of the step: what a row must have changed by to be told of a step that did not
+CERTAIN = 0.01  # of the step: what a row must have changed by to be told of a step that did not
 CERTAIN_ROWS = 2
 SMALL = 0.01  # a change below this needs no cause
 WAIT_SHARE = 0.02  # of the step: a change of the wait between steps that is worth a sentence
@@ -123,12 +123,8 @@ def _leading(group: StepDiff, total: float) -> list[Row]:
 def _where(row: Row, group: StepDiff) -> str:
     """A row in words, with how it spreads over the layers."""
     place = f" in {row.module}" if row.module else ""
-    if row.kind is Kind.HOST:
-        place = f" before {row.module}: its launch comes" if row.module else ": launches come"
-        return f"idle time{place} late{_spread(row, group)}"
-    if row.kind is Kind.GAP:
-        place = f" before {row.module}" if row.module else ""
-        return f"idle time between kernels{place}{_spread(row, group)}"
+    if row.kind in (Kind.HOST, Kind.GAP):
+        return _idle(row) + _spread(row, group)
     if row.kind is Kind.OVERLAP:
         return "streams that overlap " + ("less" if row.delta_us > 0 else "more")
     if row.name == row.module:
@@ -145,6 +141,15 @@ def _where(row: Row, group: StepDiff) -> str:
         calls = (row.a_calls / group.steps_a, row.b_calls / group.steps_b)
         what += f", {calls[0]:.4g} -> {calls[1]:.4g} calls"
     return what + _spread(row, group)
+
+
+def _idle(row: Row) -> str:
+    less = "" if row.delta_us > 0 else "less "
+    before = f" before {row.module}" if row.module else ""
+    if row.kind is Kind.GAP:
+        return f"{less}idle time between kernels{before}"
+    launch = "its launch comes" if row.module else "launches come"
+    return f"{less}idle time{before}: {launch} {'earlier' if less else 'late'}"
 
 
 def _spread(row: Row, group: StepDiff) -> str:
