@@ -146,6 +146,16 @@ def test_kernels_decide_against_a_label_that_is_wrong(tmp_path: Path):
     assert found.count == {Match.CAPTURE: 26}
 
 
+def test_of_several_captures_a_damaged_replay_takes_the_one_with_its_kernels(tmp_path: Path):
+    longer = [*model(), ("sample", "topk_kernel", 7), ("sample", "argmax_kernel", 7)]
+    captured = capture(tmp_path, {"capture_graph_bs_1": longer, LABEL: model()})
+    damaged = captured.graphs[1].without(5)
+    for size in (-1, 1, 4):
+        found = replay(tmp_path, captured, [[damaged]], size=size)
+        assert found.module == found.truth
+        assert found.count == {Match.ALIGNED: 25}
+
+
 def test_pieces_are_one_graph_launch_each_and_layers_keep_apart(tmp_path: Path):
     captured = capture(tmp_path, {"capture_graph_tok_64": model()})
     graph = captured.graphs[0]

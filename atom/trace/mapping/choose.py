@@ -12,9 +12,8 @@ from atom.trace.mapping.names import Names, family
 from atom.trace.mapping.types import Template
 from atom.trace.types import I32, I64
 
-_LIKE = 0.25  # share of kernels that may differ in a template of the right size
-_UNLIKE = 0.6  # beyond: no template of this graph
-
+_UNLIKE = 0.6  # share of kernels that differ, beyond which it is no template of this graph
+_AS_GOOD = 0.02  # of that share: what one lost kernel must not decide
 
 _Order = tuple[bool, int, int, bool, int]
 
@@ -28,7 +27,6 @@ class Candidate:
     name: I32
     stream: I32
     place: I32
-    whole: bool  # the template, not a piece
     bag: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -49,10 +47,8 @@ class Candidates:
             self.pieces.append(
                 [_candidate(index, template, number, part) for part in _parts(template)]
             )
-            whole = _candidate(index, template, number, slice(0, len(template)))
-            whole.whole = True
-            self.whole.append(whole)
-        for one in self.whole + [piece for each in self.pieces for piece in each]:
+            self.whole.append(_candidate(index, template, number, slice(0, len(template))))
+        for one in self.whole:
             self.by_sequence.setdefault(one.name.tobytes(), []).append(one)
             self.by_set.setdefault(np.sort(one.name).tobytes(), []).append(one)
 
@@ -60,21 +56,17 @@ class Candidates:
         """The template with just these kernels (in this order) that fits the label best."""
         key = name if ordered else np.sort(name)
         found = (self.by_sequence if ordered else self.by_set).get(key.tobytes(), [])
-        whole = [c for c in found if c.whole]
-        return min(whole, key=lambda c: self._order(c, kind, size), default=None)
+        return min(found, key=lambda c: self._order(c, kind, size), default=None)
 
     def like(self, name: I32, kind: str, size: int) -> Candidate | None:
-        """The template most like it: of the label's size if that one is like it at all."""
+        """The template most like it by its kernels; of several as good, the label's."""
         wanted = self._bag(name)
-        ranked: list[tuple[bool, _Order, float, Candidate]] = []
-        for one in self.whole:
-            if not len(one):
-                continue
-            apart = self.unlike(wanted, one)
-            if apart <= _UNLIKE:
-                ranked.append((apart > _LIKE, self._order(one, kind, size), apart, one))
-        best = min(ranked, key=lambda r: (r[0], r[2] if r[0] else 0, r[1]), default=None)
-        return best[3] if best is not None else None
+        apart = [(self.unlike(wanted, one), one) for one in self.whole if len(one)]
+        least = min((share for share, _ in apart), default=1.0)
+        if least > _UNLIKE:
+            return None
+        best = [one for share, one in apart if share <= least + _AS_GOOD]
+        return min(best, key=lambda one: self._order(one, kind, size))
 
     def unlike(self, wanted: dict[str, int], one: Candidate) -> float:
         """Share of kernels, by name without sizes, that only one of the two has; 0 to 1."""
@@ -120,5 +112,4 @@ def _candidate(index: int, template: Template, number: I32, part: slice) -> Cand
         name=np.ascontiguousarray(number[part]),
         stream=template.stream[part],
         place=template.place[part],
-        whole=False,
     )

@@ -11,7 +11,7 @@ import numpy as np
 from atom.trace.cxx import demangle, parse
 from atom.trace.kernels import kernel_class
 from atom.trace.mapping.align import ALIAS, CLASS, FAMILY, NEVER, SAME
-from atom.trace.types import I8, I32, NONE, GpuKind
+from atom.trace.types import I8, I32, GpuKind
 
 # Launches that no kernel's name is known of.
 ANY_KERNEL, ANY_COPY, ANY_FILL = "?kernel", "?copy", "?fill"
@@ -95,8 +95,3 @@ def family(name: str) -> str:
     if head.startswith("nvjet"):
         return "nvjet"
     return re.sub(r"\d+", "#", head)
-
-
-def is_named(name: I32) -> bool:
-    """Whether any of a template's launches has a name."""
-    return bool((name != NONE).any())
