@@ -176,6 +176,7 @@ def test_bytes_behind_gzip_data_are_left_out(tmp_path: Path) -> None:
         (b'"memory bandwidth (GB/s)": inf', "kernel_5"),
         (b'"x": -nan, "y": NaN, "z": -Infinity', "kernel_5"),
         (b'"x": [1.0, NaN, Infinity]', "kernel_5"),
+        (b'"x": nan, "name": "{\\"a\\": nan, }"', '{"a": nan, }'),
         (b'"name": "a\xff\xfeb"', "a\ufffd\ufffdb"),
         (b'"name": "a\\ud800b"', "a\ufffdb"),
         (b'"name": "\\ud83d\\ude00"', "\U0001f600"),

@@ -38,7 +38,7 @@ class Chunks:
         self.cut_bytes = 0  # of an event that the text ends within
         self.lost_bytes = 0  # within the events, of what is no event
         self.damages = 0  # places where that is so
-        self.repairs = 0  # chunks that had to be repaired
+        self.not_utf8 = 0  # chunks that are not
         self._sound = True  # the last thing seen was an event
         self._open = False  # why `_decode` failed: the text ends within an event
 
@@ -51,7 +51,7 @@ class Chunks:
             if found is None and not self._open:
                 fixed = ev.repaired(text[:end])
                 if fixed != text[:end]:
-                    self.repairs += 1
+                    self.not_utf8 += not _is_utf8(text[:end])
                     text = fixed + text[end:]
                     end = len(fixed)
                     found = self._decode(_list(fixed, end), text[end:])
@@ -168,6 +168,14 @@ class Chunks:
             if count == _ENDS:
                 break
         return None, 0
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _list(text: bytes, end: int) -> bytes:

@@ -75,7 +75,7 @@ _ESCAPE = re.compile(  # (sound) or (half of a surrogate pair) or a stray backsl
 )
 # Only as an object's value: `": nan` cannot be within a string, whose quotes are escaped.
 _NOT_A_NUMBER = re.compile(
-    rb'(?<!\\)("\s*:\s*)[-+]?(?:nan|inf|infinity)(?=\s*[,}\]])', re.IGNORECASE
+    rb'("(?: :|:)\s*)[-+]?(?:[nN][aA][nN]|[iI][nN][fF](?:[iI][nN][iI][tT][yY])?)(?=\s*[,}\]])'
 )
 
 
@@ -103,7 +103,12 @@ def repaired(text: bytes) -> bytes:
         text = text.decode("utf-8", "replace").encode()
     if b"\\" in text:
         text = _escapes(text)
-    return _NOT_A_NUMBER.sub(rb"\1null", text)
+    return _NOT_A_NUMBER.sub(_null, text)
+
+
+def _null(found: re.Match[bytes]) -> bytes:
+    escaped = found.string[max(found.start() - 1, 0) : found.start()] == b"\\"
+    return found.group() if escaped else found.group(1) + b"null"
 
 
 def _escapes(text: bytes) -> bytes:

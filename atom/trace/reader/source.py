@@ -69,7 +69,7 @@ class Source:
             except zlib.error as error:
                 if found := _until_damage(before, raw):
                     yield found
-                self._damaged("gzip", error, file.tell() - len(raw))
+                self._damaged("gzip", error, file.tell() - len(raw), file.tell())
                 raw, member, fresh = _next_member(file, raw[1:]), _inflater(), True
                 continue
             if found:
@@ -88,7 +88,7 @@ class Source:
             try:
                 piece = reader.read(_STEP)
             except zstandard.ZstdError as error:
-                self._damaged("zstd", error, file.tell())
+                self._damaged("zstd", error, file.tell(), file.tell())
                 piece = b""
             pieces.append(piece)
             if not piece or len(pieces) * _STEP >= BLOCK:
@@ -98,15 +98,14 @@ class Source:
             if not piece:
                 return
 
-    def _damaged(self, what: str, error: Exception, place: int) -> None:
-        share = f"{place / max(self.path.stat().st_size, 1):.0%}"
-        if "check" in str(error):  # nothing says where
-            note = f"the {what} data fails its checksum: what is in its first {share} may be wrong"
+    def _damaged(self, what: str, error: Exception, start: int, end: int) -> None:
+        """Between those bytes of the file the decompressor gave up."""
+        size = max(self.path.stat().st_size, 1)
+        if "check" in str(error):  # somewhere before
+            note = f"fails its checksum: what is in the first {end / size:.0%} of it may be wrong"
         else:
-            note = (
-                f"the {what} data is damaged near {share} of it; what was read there may be wrong"
-            )
-        self.warnings.append(note)
+            note = f"is damaged near {start / size:.0%} of it; what was read there may be wrong"
+        self.warnings.append(f"the {what} data {note}")
 
 
 def _inflater() -> zlib._Decompress:

@@ -133,6 +133,8 @@ class EventStream:
             places = "one place" if chunks.damages == 1 else f"{chunks.damages:,} places"
             lost = f"{chunks.lost_bytes:,} of {size:,} bytes ({chunks.lost_bytes / size:.2%})"
             notes.append(f"damaged in {places}: {lost} are no events and were left out")
+        if chunks.not_utf8:
+            notes.append(f"bytes that are not UTF-8 were replaced, in {chunks.not_utf8:,} chunks")
         if self.source.cut:
             rest = f" and {chunks.cut_bytes:,} of one more" if chunks.cut_bytes else ""
             notes.append(
