@@ -5,6 +5,7 @@ What was recorded is in `profile.json` after each shape; what comes later cannot
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import platform
@@ -84,6 +85,15 @@ def run(ask: Ask, display: Display) -> Profile:
             raise ProfileError(f"{shape.flag}: {problem}")
     name = resolve_source(ask.config.model).name
     folder = folders.choose(ask.output_dir, name, datetime.now(timezone.utc))
+    try:
+        return _run(ask, asked, name, folder, display)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # unless there is something in it
+        raise
+
+
+def _run(ask: Ask, asked: list[Shape], name: str, folder: Path, display: Display) -> Profile:
     display.say(f"loading {name}")
     began = time.monotonic()
     with LLM(**_values(ask, folder)) as llm:

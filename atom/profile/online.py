@@ -170,6 +170,9 @@ def _window(
         recorder.thread.join()
     if recorder.error is not None:
         raise recorder.error
+    if not recorder.recorded:
+        _check_stop(stop)
+        raise ProfileError("the load ended before the recording began; see the server's log")
     return outcome, recorder.said
 
 
@@ -180,6 +183,7 @@ class _Recorder:
         assert ask.seconds is not None
         self.over = threading.Event()  # the load may end
         self.said: dict[str, Any] = {}
+        self.recorded = False
         self.error: AtomError | None = None
         self.thread = threading.Thread(target=self._run, name="profile", daemon=True)
         self._steady = threading.Event()
@@ -212,6 +216,7 @@ class _Recorder:
         self.over.wait(self._seconds)
         self._display.say("waiting until the traces are written")
         self.said = client.profile(self._target, "stop")
+        self.recorded = True
 
 
 def _check_stop(stop: threading.Event) -> None:

@@ -71,6 +71,9 @@ def read(files: Sequence[Path], device: str) -> tuple[Verdict, Analysis | None]:
         verdict.problems.append(str(error))
         return verdict, None
     verdict.problems += analysis.warnings
+    ran_on = str(analysis.first.trace.atom.get("device", ""))
+    if (device, verdict.device) == ("auto", "cpu") and not ran_on.startswith("cpu"):
+        verdict.problems.append("no GPU events in the traces; the figures are of the host's work")
     rank = summary.first
     steps = [step for step in rank.steps if step.gpu_ns]
     if steps:

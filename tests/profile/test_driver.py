@@ -97,7 +97,7 @@ SHAPES = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     shapes=st.lists(SHAPES, min_size=1, max_size=3),
     counts=st.builds(Counts, st.integers(1, 5), st.integers(0, 3)),

