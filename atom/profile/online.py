@@ -80,10 +80,15 @@ def run(ask: Ask, display: Display) -> Profile:
     display.say(f"{info.kind} {info.version or ''} at {info.base_url}: {info.model}")
     workload = _Prompts(ask, target, info)
     with gentle(lambda text: display.say(text, important=True)) as stop:
-        _warm_up(ask, target, workload, stop, display)
-        since = time.time()
-        record = _requests if ask.requests is not None else _window
-        outcome, said = record(ask, target, workload, stop, display)
+        try:
+            _warm_up(ask, target, workload, stop, display)
+            since = time.time()
+            record = _requests if ask.requests is not None else _window
+            outcome, said = record(ask, target, workload, stop, display)
+        except AtomError:
+            if stop.is_set():  # Ctrl-C reaches the load's processes, too
+                raise KeyboardInterrupt from None
+            raise
         interrupted = stop.is_set()
     _check_answers(outcome)
     made = Profile(

@@ -64,8 +64,10 @@ def test_each_trace_holds_the_steps_of_its_shape_and_no_others(
     assert labels(out / decode["files"][0]) == [
         f"decode[bs=3 tok=3 d=3 sk={3 * seen}]" for seen in (40, 41, 42)
     ]
+    assert said["mark_trace"]
     for entry in said["shapes"]:
         (file,) = entry["files"]
+        assert any(name.startswith("model.layers.2.") for name in scopes(out / file))
         assert re.fullmatch(r"rank_0/\S+_ts_\d{8}_\d{6}_\d{3}\.pt\.trace\.json\.gz", file)
         assert entry["bytes"] == (out / file).stat().st_size
         assert (entry["steps"], entry["trace"]["steps"]) == (3, 3)
@@ -96,17 +98,14 @@ def test_what_is_printed_and_typed_next(tmp_path: Path, capsys: pytest.CaptureFi
         assert again.code == 0, again.err
 
 
-def test_marks_only_where_they_are_wanted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shape = ("--decode", "1@20", "--steps", "1", "--warmup", "0", "-q")
-    for flag, marked in (("--mark-trace", True), ("--no-mark-trace", False)):
-        out = tmp_path / flag
-        ran = profile(capsys, *shape, flag, "-o", str(out))
-        assert (ran.code, ran.err) == (0, "")
-        (file,) = out.glob("rank_0/*")
-        assert any(name.startswith("model.layers.2.") for name in scopes(file)) == marked
-        assert json.loads((out / "profile.json").read_text())["mark_trace"] == marked
+def test_no_marks_where_none_are_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("--decode", "1@20", "--steps", "1", "--warmup", "0", "-q", "--no-mark-trace")
+    ran = profile(capsys, *argv, "-o", str(tmp_path))
+    assert (ran.code, ran.err) == (0, "")
+    (file,) = tmp_path.glob("rank_0/*")
+    assert len(labels(file)) == 1
+    assert not any(name.startswith("model.layers.") for name in scopes(file))
+    assert json.loads((tmp_path / "profile.json").read_text())["mark_trace"] is False
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -166,6 +167,22 @@ def test_the_profiler_is_stopped_when_the_load_fails(
         ran = atom(capsys, "profile", "--url", server.url, *SMALL, "--requests", "3")
         assert "the load broke" in ran.err
         assert server.profiling == ["/start_profile", "/stop_profile"]
+
+
+def test_ctrl_c_during_the_warm_up_records_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = client.run_load
+
+    def interrupted(*args: Any, **named: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return real(*args, **named)
+
+    monkeypatch.setattr(client, "run_load", interrupted)
+    with MockServer(Behaviour()) as server:
+        for how in (("--requests", "3"), ("--seconds", "0.2")):
+            assert atom(capsys, "profile", "--url", server.url, *SMALL, *how).code == 130
+        assert server.profiling == []
 
 
 def test_a_server_that_does_not_say_where(
