@@ -82,7 +82,7 @@ def diff_command(
 
 
 def parse_share(text: str) -> float:
-    """`5%`, `5` or `0.05` -> 0.05; raises `TraceError` below 0 and from 1000 %."""
+    """`5%`, `5` or `0.05` -> 0.05; raises `TraceError` below 0 and from 1000%."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(%?)", text.strip())
     value = float(match[1]) if match else -1.0
     share = value / 100 if match and (match[2] or value >= 1) else value

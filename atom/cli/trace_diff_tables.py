@@ -76,7 +76,7 @@ def _print_steps(out: Console, found: TraceDiff) -> None:
             us(g.span.a_us),
             us(g.span.b_us),
             percent(g) + _spread(g.span),
-            f"{idle[0]:.0f}|{idle[1]:.0f} %",
+            f"{idle[0]:.0f}|{idle[1]:.0f}%",
             g.span.verdict,
             style=COLOURS[g.span.verdict],
         )
@@ -157,7 +157,7 @@ def _add(made: Table, group: StepDiff, rows: Iterable[Row], tail: list[str], sty
 def _numbers(a: float, b: float, group: StepDiff) -> list[str]:
     total = group.span.delta_us
     known = abs(total) >= 0.001 * group.span.a_us
-    share = f"{round(100 * (b - a) / total)} %" if known else ""
+    share = f"{round(100 * (b - a) / total)}%" if known else ""
     return [f"{b - a:+,.2f}", share, f"{a:,.1f}", f"{b:,.1f}"]
 
 
@@ -213,7 +213,7 @@ def _print_layers(out: Console, group: StepDiff) -> None:
 def _print_limit(out: Console, found: TraceDiff, limit: float) -> None:
     failed = fails(found, limit)
     if not failed:
-        out.print(Text(f"no step is slower by more than {100 * limit:g} %", style="green"))
+        out.print(Text(f"no step is slower by more than {100 * limit:g}%", style="green"))
         return
     names = ", ".join(dict.fromkeys(f"{g.shape} {percent(g)}" for g in failed))
-    out.print(Text(f"slower by more than {100 * limit:g} %: {names}", style="bold red"))
+    out.print(Text(f"slower by more than {100 * limit:g}%: {names}", style="bold red"))

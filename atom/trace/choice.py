@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atom.trace.errors import TraceError
+from atom.trace.groups import shape_of
 from atom.trace.types import Step
 
 # Kinds that get a breakdown, in the order in which they are shown.
 KINDS = ("prefill", "decode", "mixed", "draft", "step")
 WHICH = ("median", "first", "slowest")
-# What of a label makes two steps comparable; `ctx` would set nearly every step apart.
-SHAPE_FIELDS = ("i", "k", "bs", "tok", "p", "d", "spec", "graph")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +31,13 @@ def kind_text(kind: str) -> str:
     return "unlabelled" if kind == "step" else kind
 
 
-def shape_of(step: Step) -> str:
-    """E.g. "bs=32 tok=32"; of a step without a label its number of kernels.
-
-    A decode's `tok` and `d` are left out where they repeat `bs`.
-    """
-    fields = dict(step.fields)
-    if step.kind == "decode":
-        for name in ("tok", "d"):
-            if fields.get(name) == fields.get("bs"):
-                fields.pop(name, None)
-    text = " ".join(f"{name}={fields[name]}" for name in SHAPE_FIELDS if name in fields)
+def shape_text(step: Step) -> str:
+    """E.g. "bs=30 graph=32"; of a step without a label its number of kernels. Finer than
+    `groups.shape_of`: kernels of another graph are other kernels."""
+    fields = dict(shape_of(step).fields)
+    if "graph" in step.fields:
+        fields["graph"] = step.fields["graph"]  # type: ignore[assignment]
+    text = " ".join(f"{name}={value}" for name, value in fields.items())
     return text or f"{len(step.rows)} kernel{'' if len(step.rows) == 1 else 's'}"
 
 
@@ -74,8 +69,8 @@ def choose(steps: Sequence[Step], kind: str, which: str | int = "median") -> Cho
         chosen, shape, how = _median(whole, kind)
     else:
         raise TraceError(f"--step {which}: give one of {', '.join(WHICH)}, or a step's number")
-    shape = shape or shape_of(chosen)
-    alike = [step for step in whole if shape_of(step) == shape]
+    shape = shape or shape_text(chosen)
+    alike = [step for step in whole if shape_text(step) == shape]
     return Choice(chosen, _complete(how, found, whole), shape, alike, len(found))
 
 
@@ -94,8 +89,8 @@ def _by_index(steps: Sequence[Step], found: Sequence[Step], kind: str, index: in
     chosen = next((step for step in found if step.index == index), None)
     if chosen is None:
         raise TraceError(f"--step {index} is no {kind_text(kind)} step; {what_there_is(steps)}")
-    shape = shape_of(chosen)
-    alike = [s for s in found if shape_of(s) == shape and (not s.warning or s is chosen)]
+    shape = shape_text(chosen)
+    alike = [s for s in found if shape_text(s) == shape and (not s.warning or s is chosen)]
     return Choice(chosen, "the step asked for", shape, alike, len(found))
 
 
@@ -103,7 +98,7 @@ def _median(whole: Sequence[Step], kind: str) -> tuple[Step, str, str]:
     """The lower median by GPU time, of the commonest shape; ties go to the one with more time."""
     shapes: dict[str, list[Step]] = {}
     for step in whole:
-        shapes.setdefault(shape_of(step), []).append(step)
+        shapes.setdefault(shape_text(step), []).append(step)
     shape, group = max(shapes.items(), key=lambda item: (len(item[1]), _time(item[1])))
     if len(group) == 1 and len(whole) > 1:
         how = f"the median of {len(whole)} {kind_text(kind)} steps, no two of one shape"

@@ -33,7 +33,7 @@ class Change:
 
     a_us: float
     b_us: float
-    half_us: float | None  # half of the 95 % interval of the difference; None: one step a side
+    half_us: float | None  # half of the 95% interval of the difference; None: one step a side
     p: float | None  # chance of it without a cause, corrected for the number of rows
     verdict: Verdict
 
@@ -338,7 +338,7 @@ def _context_note(a: Sequence[Step], b: Sequence[Step]) -> list[str]:
     change = 100 * (found[1] / found[0] - 1) if found[0] else 100.0
     return [
         f"{OTHER_CONTEXT}: {found[0]:,.0f} tokens a step in A, {found[1]:,.0f} in B "
-        f"({change:+.0f} %); attention grows with it"
+        f"({change:+.0f}%); attention grows with it"
     ]
 
 

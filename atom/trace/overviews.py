@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from atom.trace.alike import LayerGroup
 from atom.trace.breakdown import Breakdown, ranges
-from atom.trace.choice import shape_of
+from atom.trace.choice import shape_text
 from atom.trace.cxx import demangle
 from atom.trace.kernels import kernel_class, short_name
 from atom.trace.tables import (
@@ -171,7 +171,7 @@ def steps_table(made: Breakdown) -> Table:
                 step.index,
                 step.kind,
                 step.label,
-                shape_of(step),
+                shape_text(step),
                 us(gpu),
                 us(step.busy_ns),
                 us(step.sum_ns),
@@ -260,7 +260,7 @@ def ranks_table(found: Sequence[Breakdown]) -> Table:
             [
                 made.rank,
                 step.index,
-                shape_of(step),
+                shape_text(step),
                 us(step.gpu_ns),
                 us(step.busy_ns),
                 us(step.gpu_ns - step.busy_ns),

@@ -9,7 +9,7 @@ from typing import Any
 
 from atom.trace.about import about_table, outside_of_steps
 from atom.trace.breakdown import Breakdown, breakdown
-from atom.trace.choice import KINDS, shape_of, steps_of, what_there_is
+from atom.trace.choice import KINDS, shape_text, steps_of, what_there_is
 from atom.trace.csvs import write_csvs
 from atom.trace.errors import TraceError
 from atom.trace.overviews import ranks_table
@@ -108,7 +108,7 @@ def _breakdown_json(made: Breakdown, sheets: Sequence[Table]) -> dict[str, Any]:
         "step": {
             "index": step.index,
             "label": step.label,
-            "shape": shape_of(step),
+            "shape": shape_text(step),
             "chosen": made.choice.how,
             "gpu_us": us(step.gpu_ns),
             "busy_us": us(step.busy_ns),

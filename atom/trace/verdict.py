@@ -43,7 +43,7 @@ def sentences(found: TraceDiff, most: int = SENTENCES) -> list[str]:
 
 
 def fails(found: TraceDiff, limit: float) -> list[StepDiff]:
-    """Groups whose steps are slower in B by more than `limit` (0.05 is 5 %) and by more than
+    """Groups whose steps are slower in B by more than `limit` (0.05 is 5%) and by more than
     their spread; with one step a side there is none, and the limit alone decides."""
     return [
         g
@@ -54,12 +54,12 @@ def fails(found: TraceDiff, limit: float) -> list[StepDiff]:
 
 
 def headline(group: StepDiff) -> str:
-    """E.g. "decode bs=32: 412 us -> 530 us per step, +29 %: 97 % of it is kernel X in
+    """E.g. "decode bs=32: 412 us -> 530 us per step, +29%: 97% of it is kernel X in
     self_attn.o_proj, +3.1 us x 36 layers"."""
     span = group.span
     sizes = f"{both(span.a_us, span.b_us)} per step, {percent(group)}"
     line = f"{group.shape}: {sizes}"
-    spread = "" if span.half_us is None else f"±{100 * span.half_us / span.a_us:.1f} %"
+    spread = "" if span.half_us is None else f"±{100 * span.half_us / span.a_us:.1f}%"
     if span.verdict == "same":
         return f"{line}: the same{' (' + spread + ')' if spread else ''}{_certain(group)}"
     if span.verdict == "undecided" and spread:
@@ -92,13 +92,13 @@ def causes(group: StepDiff) -> str:
     first = leading[0]
     share = first.delta_us / total
     lead = (
-        f"{100 * share:.0f} % of it is {_where(first, group)}"
+        f"{100 * share:.0f}% of it is {_where(first, group)}"
         if share <= 1.05
         else f"all of it and more is {_where(first, group)}, {us(first.delta_us, sign=True)}"
     )
     least = NEXT if share >= MAIN else 0.0
     others = [r for r in leading[1:3] if r.delta_us / total >= least]
-    more = [f"{100 * r.delta_us / total:.0f} % {_where(r, group)}" for r in others]
+    more = [f"{100 * r.delta_us / total:.0f}% {_where(r, group)}" for r in others]
     return "; ".join([lead, *more])
 
 
@@ -244,12 +244,12 @@ def _wait_line(group: StepDiff) -> Iterable[str]:
 
 
 def percent(group: StepDiff) -> str:
-    """B from A: "+29 %"."""
+    """B from A: "+29%"."""
     ratio = group.span.ratio
     if ratio is None:
         return "from nothing"
     change = 100 * (ratio - 1)
-    return f"{change:+.{0 if abs(change) >= 10 else 1}f} %"
+    return f"{change:+.{0 if abs(change) >= 10 else 1}f}%"
 
 
 def us(value: float, *, sign: bool = False) -> str:

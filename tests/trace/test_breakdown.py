@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from synthetic import TraceBuilder
 
 from atom.trace.breakdown import breakdown, ranges
-from atom.trace.choice import choose, shape_of
+from atom.trace.choice import choose, shape_text
 from atom.trace.errors import TraceError
 from atom.trace.shapes import shapes_text
 from atom.trace.tables import Table, tables
@@ -87,11 +87,11 @@ def test_what_there_is_instead() -> None:
 
 def test_a_shape_without_a_label_is_its_number_of_kernels() -> None:
     step = steps_model([("decode", 1, 5)]).steps[0]
-    assert shape_of(replace(step, fields={})) == "1 kernel"
+    assert shape_text(replace(step, fields={})) == "1 kernel"
     spec = {"bs": 4, "tok": 16, "d": 4, "spec": 3, "graph": 4}
-    assert shape_of(replace(step, fields=spec)) == "bs=4 tok=16 spec=3 graph=4"
+    assert shape_text(replace(step, fields=spec)) == "bs=4 tok=16 spec=3 graph=4"
     prefill: Step = replace(step, kind="prefill", fields={"bs": 1, "tok": 1, "ctx": [1, 2]})
-    assert shape_of(prefill) == "bs=1 tok=1"
+    assert shape_text(prefill) == "bs=1 tok=1"
 
 
 # Which layer.

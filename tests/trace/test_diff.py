@@ -96,8 +96,8 @@ def test_a_slow_kernel_is_named_first_with_its_layers() -> None:
     assert [r.time.verdict for r in group.rows[1:]] == ["same", "same"]
     line = headline(group)
     assert line == (
-        "decode bs=8: 90.1 us -> 109 us per step, +21 %: "
-        "100 % of it is kernel gemm_o in o, +3.1 us x 6 layers"
+        "decode bs=8: 90.1 us -> 109 us per step, +21%: "
+        "100% of it is kernel gemm_o in o, +3.1 us x 6 layers"
     )
 
 
@@ -110,7 +110,7 @@ def test_one_slow_layer_is_told_from_all() -> None:
 def test_a_faster_b_is_said_so() -> None:
     group = only(diff(analysis(*program()), analysis(*program(seed=1, us={"attn": 3.0}))))
     assert group.span.verdict == "faster"
-    assert "99 % of it is kernel flash_fwd_kernel in attn, -3.0 us x 6 layers" in headline(group)
+    assert "99% of it is kernel flash_fwd_kernel in attn, -3.0 us x 6 layers" in headline(group)
 
 
 def test_nothing_changed_is_the_same() -> None:
@@ -183,7 +183,7 @@ def test_kernels_that_others_replace_are_told_by_their_modules_net() -> None:
     a = [*GEMMS, ("moe", "moe_one_kernel", 9000)]
     b = [*GEMMS, ("moe", "moe_gemm_kernel", 8000), ("moe", "reduce_kernel", 4000)]
     line = headline(only(diff(analysis(*program(parts=a)), analysis(*program(parts=b)))))
-    assert "100 % of it is moe with other kernels, +3.0 us x 6 layers" in line
+    assert "100% of it is moe with other kernels, +3.0 us x 6 layers" in line
 
 
 def test_new_and_vanished_kernels_are_causes() -> None:
@@ -221,7 +221,7 @@ def test_less_overlap_is_a_cause_of_its_own() -> None:
     group = only(diff(analysis(*steps(0)), analysis(*steps(30_000))))
     assert group.rows[0].kind is Kind.OVERLAP
     assert group.rows[0].time.verdict == "slower"
-    assert headline(group).endswith("100 % of it is streams that overlap less")
+    assert headline(group).endswith("100% of it is streams that overlap less")
 
 
 def test_all_kernels_alike_point_to_the_clock_and_not_to_a_kernel() -> None:
@@ -308,7 +308,7 @@ def test_other_context_is_told() -> None:
     b = [S(s.kernels, fields={**DECODE, "sk": 1200}) for s in program(4)]
     found = diff(analysis(*a), analysis(*b))
     assert sentences(found)[1] == (
-        "decode bs=8: not the same context: 800 tokens a step in A, 1,200 in B (+50 %); "
+        "decode bs=8: not the same context: 800 tokens a step in A, 1,200 in B (+50%); "
         "attention grows with it"
     )
 

@@ -56,7 +56,7 @@ def test_a_regression_with_traces_names_the_kernel(
     ran = compare(capsys, a, b)
     assert ran.code == REGRESSION
     (line,) = (line for line in ran.out.splitlines() if line.startswith("traces: "))
-    assert line.startswith("traces: decode bs=8: 168 us -> 180 us per step, +7.4 %: ")
+    assert line.startswith("traces: decode bs=8: 168 us -> 180 us per step, +7.4%: ")
     assert EXPECTED in line
     (told,) = json.loads(compare(capsys, a, b, "--json").out)["traces"]
     assert EXPECTED in told["lines"][0]

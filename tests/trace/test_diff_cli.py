@@ -41,7 +41,7 @@ def document(capsys: pytest.CaptureFixture[str], *argv: object) -> Any:
 PLANTED = {
     "a slow kernel": (
         Program(us={"self_attn.o_proj": 7.1}),
-        "101 % of it is kernel nvjet_tst_64x8_64x16 in self_attn.o_proj, +3.1 us x 4 layers",
+        "101% of it is kernel nvjet_tst_64x8_64x16 in self_attn.o_proj, +3.1 us x 4 layers",
     ),
     "one layer's": (
         Program(us={"2.self_attn.o_proj": 30.0}),
@@ -75,7 +75,7 @@ def test_what_is_planted_is_named_first(
     ran = run(capsys, tmp_path / "a", tmp_path / "b")
     assert ran.code == 0, ran.err
     first = ran.out.splitlines()[0]
-    assert re.match(r"decode bs=8: \d+ us -> \d+ us per step, \+[\d.]+ %: ", first)
+    assert re.match(r"decode bs=8: \d+ us -> \d+ us per step, \+[\d.]+%: ", first)
     # Host time delays what comes after, too: its share is not all of the difference.
     assert expected in first, first
     group = document(capsys, before, after)["groups"][0]
@@ -128,7 +128,7 @@ def test_fail_above(capsys: pytest.CaptureFixture[str], before: Path, tmp_path: 
     after = Program(us={"self_attn.o_proj": 7.1}).write(tmp_path / "b.json")
     ran = run(capsys, before, after, "--fail-above", "5%")
     assert ran.code == SLOWER
-    assert "slower by more than 5 %: decode bs=8 +" in ran.out.splitlines()[-1]
+    assert "slower by more than 5%: decode bs=8 +" in ran.out.splitlines()[-1]
     assert run(capsys, before, after, "--fail-above", "50").code == 0
     assert run(capsys, after, before, "--fail-above", "5%").code == 0
     found = document(capsys, before, after, "--fail-above", "0.05")["fail_above"]

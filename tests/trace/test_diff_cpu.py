@@ -62,10 +62,12 @@ def test_on_the_command_line_and_for_the_benchmark(
 ) -> None:
     ran = atom(capsys, "trace", "diff", *map(str, recorded), "--device", "cpu")
     assert ran.code == 0, ran.err
-    first = ran.out.splitlines()[0]
-    assert "mm in mlp.down_proj, " in first
-    assert "3 -> 63 calls" in first
-    assert "in layer 1 only" in first
+    # Whether the difference is beyond the noise is this machine's affair; the order of rows is not.
+    first, *lines = ran.out.splitlines()
+    assert first.startswith("decode bs=16: ")
+    tables = [at for at, line in enumerate(lines) if line.lstrip().startswith("change ")]
+    top = lines[tables[0] + 1].split()
+    assert {"mlp.down_proj", "aten::mm", "3>63"} <= set(top)
     refused = atom(capsys, "trace", "diff", *map(str, recorded))
     assert refused.code == 2
     assert "--device cpu" in refused.err

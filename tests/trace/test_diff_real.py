@@ -91,7 +91,7 @@ def test_graphs_against_none_is_idle_time(capsys: pytest.CaptureFixture[str]) ->
     sides = [str(HERE / "h200" / f"llama_{way}") for way in ("graphs", "eager")]
     ran = atom(capsys, "trace", "diff", *sides, "--fail-above", "5%")
     assert ran.code == 3
-    assert "89 % of it is idle time: launches come late" in ran.out.splitlines()[0]
+    assert "89% of it is idle time: launches come late" in ran.out.splitlines()[0]
     assert "note: A runs by graph, B without a graph" in ran.out
     assert "cudagraph_mode: full_and_piecewise | none" in ran.out
 
