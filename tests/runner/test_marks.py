@@ -362,6 +362,22 @@ def test_what_dynamo_leaves_to_be_marked(family: str) -> None:
     assert len(scopes_of(model, forward, marks)) == len(names)
 
 
+def test_what_torch_compile_runs_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even that of the model, which would pass for one."""
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    config = profiled(make_config(tiny_checkpoint("llama3"), level=1, caching=False), tmp_path)
+    runner = make_runner(config)
+    assert "torch.compile leaves attention, experts and lm_head" in caplog.text
+    trace, _ = recorded(config, runner)
+    names = {name for name in trace.names if "[" not in name}
+    attention = {f"model.layers.{i}.self_attn.attn" for i in range(3)}
+    assert names == {"prepare", "logits", "lm_head", "sample", *attention}
+    for step in trace.named("decode["):
+        assert step.name in trace.scopes(step)  # what is left without a name
+
+
 # -- graphs ---------------------------------------------------------------------------------------
 
 

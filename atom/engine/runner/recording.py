@@ -33,12 +33,13 @@ _OF_RUNNER = {
     **_LABELLED,
     "_prepare": _PREPARE,
     "_edit": _PREPARE,
-    "_run_model": fixed("model"),  # what is round its modules: views
     "_logits": _LOGITS,
     "_sample": _SAMPLE,
     "_sample_decode": _SAMPLE,
     "_handle": _SAMPLE,
 }
+# Round modules that are marked, views. Round those that are not, it would name their kernels, too.
+_OF_MARKED_MODEL = {"_run_model": fixed("model")}
 _OF_DECODE = {"_prepare": _PREPARE, "_finish": _SAMPLE, "put_tokens": _SAMPLE}
 _OF_RING = {"send": _PREPARE, "deliver": _SAMPLE}
 _OF_TOKENS = {"_fill": _PREPARE}
@@ -51,7 +52,7 @@ def prepare(recorder: RankProfiler, runner: ModelRunner, graphs: Graphs | None) 
     if not recorder.mark_trace:
         marks.add(runner, "", _LABELLED)
         return
-    marks.add(runner, "", _OF_RUNNER)
+    marks.add(runner, "", _OF_RUNNER | ({} if runner.mode in COMPILED else _OF_MARKED_MODEL))
     if runner.mode in COMPILED:
         log.warning(
             "mark_trace: of the modules, torch.compile leaves attention, experts and lm_head to be "
