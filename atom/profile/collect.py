@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atom.profile.errors import ProfileError
+from atom.trace.captures import captures_for
 
 CLOCK_S = 2.0  # how far a file system's clock may be behind ours
 WAIT_S = 300.0  # for a server that still writes when it has answered
@@ -77,18 +78,22 @@ def is_whole(path: Path) -> bool:
 
 
 def bring(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Copies under `folder`/rank_N/, by the rank in folder or name; raises `ProfileError`."""
+    """Copies under `folder`/rank_N/, by the rank in folder or name, each with the capture of its
+    graphs beside it, without which replayed kernels have no names. Raises `ProfileError`."""
     copies = []
     for index, file in enumerate(files):
         match = _RANK.search(file.parent.name) or _RANK.search(file.name)
-        target = folder / f"rank_{int(match[1]) if match else index}" / file.name
+        rank = int(match[1]) if match else index
+        target = folder / f"rank_{rank}"
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not (target.exists() and target.samefile(file)):
-                shutil.copy2(file, target)
+            target.mkdir(parents=True, exist_ok=True)
+            for source in (file, *captures_for(file, rank, ())):
+                copy = target / source.name
+                if not (copy.exists() and copy.samefile(source)):
+                    shutil.copy2(source, copy)
         except OSError as error:
             raise ProfileError(f"--output-dir {folder}: {error.strerror}") from None
-        copies.append(target)
+        copies.append(target / file.name)
     return copies
 
 

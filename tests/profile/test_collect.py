@@ -79,3 +79,15 @@ def test_copies_lie_by_rank(tmp_path: Path) -> None:
     assert all((out / f).read_bytes() == p.read_bytes() for f, p in zip(found, files, strict=True))
     again = collect.bring([out / found[0]], out)  # where it is already
     assert again == [out / found[0]]
+
+
+def test_a_copy_brings_the_capture_of_its_graphs(tmp_path: Path) -> None:
+    server = tmp_path / "srv" / "rank_0"
+    file = trace(server / "m_ts_20261121_120000_000.pt.trace.json.gz")
+    captures = [
+        trace(server / f"capture_graph_m_ts_20261121_{time}_000.pt.trace.json.gz")
+        for time in ("100000", "110000", "130000")  # the last is of a later start
+    ]
+    out = tmp_path / "out"
+    (copy,) = collect.bring([file], out)
+    assert {p.name for p in copy.parent.iterdir()} == {file.name, captures[1].name}

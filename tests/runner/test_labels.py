@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atom.engine.plan import StepPlan
@@ -56,6 +56,7 @@ def test_labels(given: StepPlan, graph: int, label: str) -> None:
 LENGTHS = st.tuples(st.integers(0, 2**20), st.integers(1, 2**16))
 
 
+@settings(deadline=None)  # the first example imports the reader
 @given(st.lists(LENGTHS, min_size=1, max_size=40), st.integers(0, 512), st.integers(0, 3))
 def test_the_reader_reads_what_the_engine_writes(
     rows: list[tuple[int, int]], graph: int, step: int

@@ -493,11 +493,12 @@ def test_on_a_gpu(family: str, level: int, tmp_path: Path) -> None:
     trace, got = recorded(config, runner)
     assert got == expected
     by_correlation = {span.correlation: span for span in trace.launches}
-    labels_of = ("prefill[", "decode[")
+    whole = ("prefill[", "decode[", "model")  # a decode graph is a step, a piece lies in the model
     for span in trace.gpu:
         scope = trace.scope_of(by_correlation[span.correlation])
         graph = "GraphLaunch" in by_correlation[span.correlation].name
-        assert graph == scope.startswith(labels_of), (span.name, scope)
+        known = not scope.startswith(whole) or "." in scope.partition("[")[0]
+        assert graph or known, (span.name, scope)
     (path,) = (p for p in files(tmp_path) if p.name.startswith("capture_graph_"))
     capture = Recorded(path)
     ran = {span.correlation for span in capture.gpu}
