@@ -271,7 +271,8 @@ class Analysis:
 
 # What our engine writes into a trace under the key "atom" (a JSON object):
 #   atom: version; model, rank, tp_size, device, dtype, kv_cache_dtype, level, cudagraph_mode,
-#   block_size; capture: true in a capture trace; marked: whether module scopes were recorded;
+#   mode, block_size; capture: true in a capture trace; marked: whether module scopes were recorded;
+#   selects_rows: whether only sampled rows go on behind the last attention, where no graph ran it;
 #   modules: {path: facts} of rank-local sizes, with facts one of
 #     {"kind": "linear", "n", "k", "weight_bytes", "weight_format"}         y[T, n] = x[T, k]
 #     {"kind": "attention", "num_heads", "num_kv_heads", "head_dim", "window", "kv_dtype"}

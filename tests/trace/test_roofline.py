@@ -104,7 +104,9 @@ def test_only_sampled_rows_go_through_what_follows_the_last_attention(tmp_path: 
     narrow = {
         r.module + r.shape for r in measured(write(tmp_path / "b", label, selects_rows=True)).rows
     }
+    in_graph = measured(write(tmp_path / "c", f"{label[:-1]} graph=128]", selects_rows=True)).rows
     assert "lm_head2 x 1000 x 64" in whole & narrow
+    assert {r.module + r.shape for r in in_graph} == whole
     assert narrow - whole == {"self_attn.o_proj2 x 64 x 64"}
 
 

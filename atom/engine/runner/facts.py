@@ -36,6 +36,7 @@ def describe(runner: ModelRunner, marked: bool) -> Facts:
         "mode": runner.mode,
         "cudagraph_mode": runner.graph_plan.mode,
         "block_size": config.engine.kv_cache_block_size,
+        "selects_rows": bool(runner.model.selects_rows),
         "marked": marked,
         "modules": modules_of(runner.model),
     }

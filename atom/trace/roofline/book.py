@@ -50,7 +50,7 @@ class Book:
         for path, facts in (modules if isinstance(modules, dict) else {}).items():
             if isinstance(facts, dict) and facts.get("kind") in _WORKERS:
                 self._facts[_place(str(path))] = facts
-        # Behind the last attention, only the rows that are sampled go on, where the engine says so.
+        # Behind the last attention only the rows that are sampled go on, where the engine says so.
         last = max((layer for layer, _ in self._facts), default=-1)
         self._narrow_layer = last if about.get("selects_rows") else -1
         self._classes: dict[int, str] = {}
@@ -123,8 +123,13 @@ class Book:
         return made, ""
 
     def _tokens(self, step: Step, layer: int, name: str, facts: Mapping[str, Any]) -> int | None:
-        after_attention = layer == self._narrow_layer and "qkv" not in name
-        narrow = name.endswith(_HEAD) or (after_attention and facts["kind"] != "attention")
+        selected = (
+            layer == self._narrow_layer
+            and "graph" not in step.fields
+            and facts["kind"] != "attention"
+            and "qkv" not in name
+        )
+        narrow = selected or name.endswith(_HEAD)
         found = step.fields.get("bs" if narrow else "tok")
         return found if isinstance(found, int) else None
 
