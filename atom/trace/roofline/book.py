@@ -10,8 +10,8 @@ import numpy as np
 
 from atom.trace.kernels import kernel_class
 from atom.trace.roofline.operators import operator_work
-from atom.trace.roofline.work import Attended, Work, attended, attention, bits_of, experts, product
-from atom.trace.types import I32, I64, RankModel, Step
+from atom.trace.roofline.work import Work, attended, attention, bits_of, experts, product
+from atom.trace.types import I64, NONE, RankModel, Step
 
 # Classes of kernels that do a module's work, by the kind of its facts.
 _WORKERS = {
@@ -24,22 +24,28 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
 _HEAD = "lm_head"
 
 
-class Part(NamedTuple):
-    """Rows of a call and the work they did; None and why where it is not known."""
+class Source(NamedTuple):
+    """What tells the work of a call: facts of a module, else an operator with its inputs."""
 
-    rows: I64
-    work: Work | None
-    why: str = ""
+    name: str = ""
+    facts: Mapping[str, Any] | None = None
+    selected: bool = False  # behind the last attention, where rows are left out
+    op: int = NONE  # strings of the trace
+    args: int = NONE
 
 
-class _Share(NamedTuple):
-    rows: I64  # places among the call's rows
-    name: str
-    facts: Mapping[str, Any]
+class Calls(NamedTuple):
+    """Calls of one source in one module of a step, over all layers."""
+
+    module: str  # the operator in parentheses where no module is known
+    source: Source
+    num_calls: int
+    places: I64  # of their kernels among the step's rows
+    names: frozenset[int]  # of their kernels, strings of the trace
 
 
 class Book:
-    """Of one rank. `module` names are those of `RankModel.modules`."""
+    """Of one rank."""
 
     def __init__(self, model: RankModel) -> None:
         self._model = model
@@ -54,51 +60,83 @@ class Book:
         last = max((layer for layer, _ in self._facts), default=-1)
         self._narrow_layer = last if about.get("selects_rows") else -1
         self._classes: dict[int, str] = {}
-        self._seen: dict[int, Attended | None] = {}
-        self._splits: dict[tuple[int, int, bytes], tuple[list[_Share], I64]] = {}
+        self._known: dict[bytes, list[Calls]] = {}
 
-    def parts(self, step: Step, rows: I64) -> Iterator[Part]:
-        """`rows` are of one call: one step, layer and module, or one operator's launch."""
-        layer, module = int(self._model.layer[rows[0]]), int(self._model.module[rows[0]])
-        names = self._model.trace.gpu.name[rows]
-        key = (layer, module, names.tobytes())  # equal in all steps: looked at once
-        if key not in self._splits:
-            self._splits[key] = self._split(layer, int(rows[0]), names)
-        shares, others = self._splits[key]
-        for share in shares:
-            work, why = self._by_facts(step, layer, share)
-            yield Part(rows[share.rows], work, why)
-        if len(others):
-            yield from self._by_shapes(step, rows[others])
+    def calls(self, rows: I64) -> list[Calls]:
+        """What computes among a step's `rows`. Steps that launched the same are looked at once."""
+        model, gpu = self._model, self._model.trace.gpu
+        without = np.where(model.module[rows] >= 0, NONE, model.launch[rows])
+        launches = np.unique(without, return_inverse=True)[1]  # which share one, not when it was
+        columns = (gpu.name[rows], model.module[rows], model.layer[rows], model.op[rows])
+        key = b"".join(
+            np.ascontiguousarray(column, np.int64).tobytes()
+            for column in (*columns, model.op_args[rows], launches)
+        )
+        if key not in self._known:
+            self._known[key] = self._look(rows)
+        return self._known[key]
 
-    def _split(self, layer: int, row: int, names: I32) -> tuple[list[_Share], I64]:
-        """Which rows did the work of which facts, and which others compute."""
-        classes = [self._class(int(name)) for name in names]
-        left = np.ones(len(names), dtype=bool)
-        shares = []
-        for name in self._model.module_name(row).split("+"):
+    def work(self, step: Step, source: Source) -> tuple[Work | None, str]:
+        """Of one call in `step`; None and why where it is not known."""
+        if source.facts is not None:
+            return self._by_facts(step, source, source.facts)
+        if source.op < 0:
+            return None, "no operator is known that launched them"
+        strings = self._model.trace.strings
+        name, args = strings[source.op], strings[source.args] if source.args >= 0 else ""
+        return operator_work(name, args, attended(step.fields)), _why_not(name, args)
+
+    def _look(self, rows: I64) -> list[Calls]:
+        parts: dict[tuple[str, Source, object], list[tuple[Source, I64]]] = {}
+        for places in _single_calls(self._model, rows):
+            for source, own in self._sources(rows, places):
+                module = self._named(int(rows[own[0]]))
+                facts = tuple(sorted((source.facts or {}).items()))
+                alike = (module, source._replace(facts=None), facts)
+                parts.setdefault(alike, []).append((source, own))
+        found = []
+        for (module, _, _), calls in parts.items():
+            places = np.concatenate([own for _, own in calls])
+            names = frozenset(self._model.trace.gpu.name[rows[places]].tolist())
+            found.append(Calls(module, calls[0][0], len(calls), places, names))
+        return found
+
+    def _sources(self, rows: I64, places: I64) -> Iterator[tuple[Source, I64]]:
+        """The work in one call, and the places of the kernels that did it."""
+        model, row = self._model, int(rows[places[0]])
+        classes = [self._class(int(name)) for name in model.trace.gpu.name[rows[places]]]
+        left = np.ones(len(places), dtype=bool)
+        layer = int(model.layer[row])
+        for name in model.module_name(row).split("+"):
             facts = self._facts.get((layer, name)) or self._facts.get((-1, name))
             if facts is None:
                 continue
             did = left & np.isin(classes, _WORKERS[facts["kind"]])
             if did.any():
                 left &= ~did
-                shares.append(_Share(np.flatnonzero(did), name, facts))
-        return shares, np.flatnonzero(left & np.isin(classes, _COMPUTING))
+                behind = layer == self._narrow_layer and "qkv" not in name
+                selected = behind and facts["kind"] != "attention"
+                yield Source(name, facts, selected), places[did]
+        others = places[left & np.isin(classes, _COMPUTING)]
+        pairs = np.stack((model.op[rows[others]], model.op_args[rows[others]]))
+        for op, args in np.unique(pairs, axis=1).T.tolist():
+            yield Source(op=op, args=args), others[(pairs[0] == op) & (pairs[1] == args)]
+
+    def _named(self, row: int) -> str:
+        op = int(self._model.op[row])
+        return self._model.module_name(row) or (
+            f"({self._model.trace.strings[op]})" if op >= 0 else ""
+        )
 
     def _class(self, name: int) -> str:
         if name not in self._classes:
             self._classes[name] = kernel_class(self._model.trace.strings[name])
         return self._classes[name]
 
-    def _attended(self, step: Step) -> Attended | None:
-        if step.index not in self._seen:
-            self._seen[step.index] = attended(step.fields)
-        return self._seen[step.index]
-
-    def _by_facts(self, step: Step, layer: int, share: _Share) -> tuple[Work | None, str]:
-        name, facts = share.name, share.facts
-        tokens = self._tokens(step, layer, name, facts)
+    def _by_facts(
+        self, step: Step, source: Source, facts: Mapping[str, Any]
+    ) -> tuple[Work | None, str]:
+        tokens = _tokens(step, source)
         if tokens is None:
             return None, f"the step's label has no number of tokens: {step.label}"
         match facts["kind"]:
@@ -108,7 +146,7 @@ class Book:
                 return made, ""
             case "moe":
                 return experts(tokens, facts, self._bits), ""
-        seen = self._attended(step)
+        seen = attended(step.fields)
         if seen is None:
             return None, "the step's label does not say how many keys attention saw"
         made = attention(
@@ -122,30 +160,29 @@ class Book:
         )
         return made, ""
 
-    def _tokens(self, step: Step, layer: int, name: str, facts: Mapping[str, Any]) -> int | None:
-        selected = (
-            layer == self._narrow_layer
-            and "graph" not in step.fields
-            and facts["kind"] != "attention"
-            and "qkv" not in name
-        )
-        narrow = selected or name.endswith(_HEAD)
-        found = step.fields.get("bs" if narrow else "tok")
-        return found if isinstance(found, int) else None
 
-    def _by_shapes(self, step: Step, rows: I64) -> Iterator[Part]:
-        """By operator: each distinct (operator, shapes) of the rows once."""
-        model = self._model
-        pairs = np.stack((model.op[rows], model.op_args[rows]))
-        for op, args in np.unique(pairs, axis=1).T.tolist():
-            mine = rows[(pairs[0] == op) & (pairs[1] == args)]
-            if op < 0:
-                yield Part(mine, None, "no operator is known that launched them")
-                continue
-            name = model.trace.strings[op]
-            text = model.trace.strings[args] if args >= 0 else ""
-            work = operator_work(name, text, self._attended(step))
-            yield Part(mine, work, _why_not(name, text))
+def _tokens(step: Step, source: Source) -> int | None:
+    """That go through it. A graph computes all rows to the end."""
+    selected = source.selected and "graph" not in step.fields
+    found = step.fields.get("bs" if selected or source.name.endswith(_HEAD) else "tok")
+    return found if isinstance(found, int) else None
+
+
+def _single_calls(model: RankModel, rows: I64) -> Iterator[I64]:
+    """Places of each layer's module. Where no module is known by launch and operator: a kernel
+    launched by itself is a call of its own."""
+    known = model.module[rows] >= 0
+    columns = (
+        model.module[rows],
+        model.layer[rows],
+        np.where(known, NONE, model.launch[rows]),
+        np.where(known, NONE, model.op[rows]),
+    )
+    order = np.lexsort((np.arange(len(rows)), *columns))
+    changed = np.zeros(len(rows), dtype=bool)
+    for column in columns:
+        changed[1:] |= np.diff(column[order]) != 0
+    yield from np.split(order, np.flatnonzero(changed))
 
 
 def _why_not(operator: str, args: str) -> str:

@@ -8,7 +8,7 @@ counts, as in `atom trace summary`: a share above 100 % is work done meanwhile.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,16 +94,16 @@ class _Sum:
     compute_calls: int = 0
     names: set[int] = field(default_factory=set)
 
-    def add(self, work: Work, spent_ns: int, ceilings: Ceilings) -> None:
+    def add(self, work: Work, calls: int, spent_ns: int, ceilings: Ceilings) -> None:
         bytes_s = work.nbytes / ceilings.bandwidth
         flops_s = work.flops / ceilings.flops_of(work.bits)
-        self.calls += 1
+        self.calls += calls
         self.spent_ns += spent_ns
-        self.flops += work.flops
-        self.nbytes += work.nbytes
-        self.keys += work.keys
-        self.floor_ns += 1e9 * max(bytes_s, flops_s)
-        self.compute_calls += flops_s > bytes_s
+        self.flops += calls * work.flops
+        self.nbytes += calls * work.nbytes
+        self.keys += calls * work.keys
+        self.floor_ns += calls * 1e9 * max(bytes_s, flops_s)
+        self.compute_calls += calls * (flops_s > bytes_s)
 
 
 def roofline(model: RankModel, ceilings: Ceilings, kind: str | None = None) -> Roofline:
@@ -111,22 +111,21 @@ def roofline(model: RankModel, ceilings: Ceilings, kind: str | None = None) -> R
     steps = [s for s in model.steps if s.counts and (kind is None or s.kind == kind)]
     sums: dict[tuple[str, str, str, str], _Sum] = {}
     left_out: dict[str, int] = defaultdict(int)
-    book, gpu = Book(model), model.trace.gpu
-    own = _own_ns(model)
+    book, own = Book(model), _own_ns(model)
     covered = 0
     for step in steps:
-        name = str(shape_of(step))
-        for call in _calls(model, step.rows):
-            for rows, work, why in book.parts(step, call):
-                spent = int(own[rows].sum())
-                if work is None:
-                    left_out[why] += spent
-                    continue
-                covered += spent
-                key = (name, _named(model, rows), work.kind, work.shape)
-                one = sums.setdefault(key, _Sum(work))
-                one.add(work, spent, ceilings)
-                one.names.update(gpu.name[rows].tolist())
+        shape, times = str(shape_of(step)), own[step.rows]
+        for calls in book.calls(step.rows):
+            spent = int(times[calls.places].sum())
+            work, why = book.work(step, calls.source)
+            if work is None:
+                left_out[why] += spent
+                continue
+            covered += spent
+            key = (shape, calls.module, work.kind, work.shape)
+            one = sums.setdefault(key, _Sum(work))
+            one.add(work, calls.num_calls, spent, ceilings)
+            one.names |= calls.names
     found = [_row(key, one, model) for key, one in sums.items() if one.spent_ns > 0]
     found.sort(key=lambda row: (-row.total_ns, row.step, row.module))
     total = sum(int(own[step.rows].sum()) for step in steps)
@@ -151,32 +150,6 @@ def _row(key: tuple[str, str, str, str], one: _Sum, model: RankModel) -> Rooflin
         compute_calls=one.compute_calls,
         note=one.first.note,
     )
-
-
-def _named(model: RankModel, rows: I64) -> str:
-    """The module, else the operator in parentheses."""
-    row = int(rows[0])
-    op = int(model.op[row])
-    return model.module_name(row) or (f"({model.trace.strings[op]})" if op >= 0 else "")
-
-
-def _calls(model: RankModel, rows: I64) -> Iterator[I64]:
-    """`rows` of a step by layer and module. Where no module is known by launch and operator: a
-    kernel launched by itself is a call of its own."""
-    if not len(rows):
-        return
-    known = model.module[rows] >= 0
-    columns = (
-        model.module[rows],
-        model.layer[rows],
-        np.where(known, -1, model.launch[rows]),
-        np.where(known, -1, model.op[rows]),
-    )
-    order = np.lexsort((rows, *columns))
-    changed = np.zeros(len(rows), dtype=bool)
-    for column in columns:
-        changed[1:] |= np.diff(column[order]) != 0
-    yield from np.split(rows[order], np.flatnonzero(changed))
 
 
 def _own_ns(model: RankModel) -> I64:
