@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from atom.trace.types import Analysis
+    from atom.trace.types import Analysis, RankModel
 
 Paths = Annotated[
     list[Path],
@@ -37,6 +37,18 @@ Device = Annotated[
         help="Whose work is analysed; cpu takes operators' own time, for runs without a GPU.",
     ),
 ]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="Only steps of this kind: prefill, decode, mixed, draft, step. (default: all)",
+        show_default=False,
+    ),
+]
+Rank = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Of this rank. (default: the lowest)", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -57,3 +69,13 @@ def load_analysis(
     for warning in analysis.warnings:
         sys.stderr.write(f"atom: warning: {warning}\n")
     return analysis
+
+
+def check_kind(model: RankModel, kind: str | None) -> str | None:
+    """`kind`, if there are such steps; raises `TraceError` with those that there are."""
+    from atom.trace.choice import what_there_is
+    from atom.trace.errors import TraceError
+
+    if kind is not None and not any(step.counts and step.kind == kind for step in model.steps):
+        raise TraceError(f"--kind {kind}: no such steps; {what_there_is(model.steps)}")
+    return kind

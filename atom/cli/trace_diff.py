@@ -10,7 +10,7 @@ import typer
 
 from atom.cli.common import console, print_json
 from atom.cli.flags import CONTEXT
-from atom.cli.trace_common import AsJson, Device, load_analysis
+from atom.cli.trace_common import AsJson, Device, Kind, load_analysis
 from atom.trace.errors import SLOWER, TraceError
 
 if TYPE_CHECKING:
@@ -27,10 +27,7 @@ def diff_command(
         Path, typer.Argument(metavar="A", help="Before: a trace, or a folder of all its ranks.")
     ],
     b: Annotated[Path, typer.Argument(metavar="B", help="After: what is judged.")],
-    kind: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help="Only these steps: prefill, decode, mixed, draft, step."),
-    ] = None,
+    kind: Kind = None,
     rows: Annotated[
         int, typer.Option("--rows", "-n", min=1, help="Kernels shown for each kind of step.")
     ] = ROWS,

@@ -9,7 +9,7 @@ import typer
 
 from atom.cli.common import add_row, console, print_json, table
 from atom.cli.flags import CONTEXT
-from atom.cli.trace_common import AsJson, CaptureTrace, Device, Paths, load_analysis
+from atom.cli.trace_common import AsJson, CaptureTrace, Device, Paths, Rank, load_analysis
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,10 +40,7 @@ def parse(
             help="The step to show; median is that of the commonest shape, N its number.",
         ),
     ] = "median",
-    rank: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="The rank to show. (default: the lowest)"),
-    ] = None,
+    rank: Rank = None,
     capture_trace: CaptureTrace = None,
     device: Device = "auto",
     output_dir: Annotated[

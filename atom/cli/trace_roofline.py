@@ -8,11 +8,18 @@ import typer
 
 from atom.cli.common import add_row, console, print_json, table
 from atom.cli.flags import CONTEXT
-from atom.cli.trace_common import AsJson, CaptureTrace, Paths, load_analysis
+from atom.cli.trace_common import (
+    AsJson,
+    CaptureTrace,
+    Kind,
+    Paths,
+    Rank,
+    check_kind,
+    load_analysis,
+)
 
 if TYPE_CHECKING:
     from atom.trace.roofline import Roofline, RooflineRow
-    from atom.trace.types import Analysis, RankModel
 
 app = typer.Typer(context_settings=CONTEXT, add_completion=False)
 
@@ -25,13 +32,8 @@ SCHEMA = 1  # of --json
 def roofline(
     paths: Paths,
     capture: CaptureTrace = None,
-    step: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help="Only steps of this kind, e.g. prefill or decode."),
-    ] = None,
-    rank: Annotated[
-        int | None, typer.Option(min=0, help="The rank that is looked at. (default: the first)")
-    ] = None,
+    kind: Kind = None,
+    rank: Rank = None,
     bandwidth: Annotated[
         float | None,
         typer.Option(metavar="TB/S", help="The memory's ceiling, in place of the published one."),
@@ -41,45 +43,23 @@ def roofline(
         typer.Option(metavar="TFLOP/S", help="The arithmetic's, in place of the published ones."),
     ] = None,
     count: Annotated[
-        int, typer.Option("-n", "--top", metavar="N", help="Rows shown; 0: all.", min=0)
+        int, typer.Option("--rows", "-n", metavar="N", help="Rows shown; 0: all.", min=0)
     ] = SHOWN,
     as_json: AsJson = False,
 ) -> None:
     """Bytes/s and FLOP/s of each product, attention and expert layer, against the ceilings."""
+    from atom.trace.choice import pick_rank
     from atom.trace.roofline import ceilings_of
     from atom.trace.roofline import roofline as measure
 
     analysis = load_analysis(paths, capture, "gpu")
     model = pick_rank(analysis, rank)
     ceilings = ceilings_of(model.trace.device_name, bandwidth, flops)
-    found = measure(model, ceilings, check_kind(model, step))
+    found = measure(model, ceilings, check_kind(model, kind))
     if as_json:
         print_json({"schema": SCHEMA, "rank": model.trace.rank, **as_document(found)})
     else:
         _print(found, count)
-
-
-def pick_rank(analysis: Analysis, rank: int | None) -> RankModel:
-    """The model of `rank`, or the first one; raises `TraceError`."""
-    from atom.trace.errors import TraceError
-
-    if rank is None:
-        return analysis.first
-    found = next((model for model in analysis.ranks if model.trace.rank == rank), None)
-    if found is None:
-        ranks = ", ".join(str(model.trace.rank) for model in analysis.ranks)
-        raise TraceError(f"--rank {rank}: there is none; the traces are of rank {ranks}")
-    return found
-
-
-def check_kind(model: RankModel, kind: str | None) -> str | None:
-    """`kind`, if there are such steps; raises `TraceError` with those that there are."""
-    from atom.trace.choice import what_there_is
-    from atom.trace.errors import TraceError
-
-    if kind is not None and not any(step.counts and step.kind == kind for step in model.steps):
-        raise TraceError(f"--step {kind}: no such steps; {what_there_is(model.steps)}")
-    return kind
 
 
 def _print(found: Roofline, count: int) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from atom.cli.common import console, print_json
 from atom.cli.flags import CONTEXT
-from atom.cli.trace_common import AsJson, CaptureTrace, Device, Paths, load_analysis
+from atom.cli.trace_common import (
+    AsJson,
+    CaptureTrace,
+    Device,
+    Kind,
+    Paths,
+    Rank,
+    check_kind,
+    load_analysis,
+)
 from atom.trace.errors import TraceError
-
-if TYPE_CHECKING:
-    from atom.trace.types import Analysis, RankModel
 
 app = typer.Typer(context_settings=CONTEXT, add_completion=False)
 
@@ -66,33 +72,23 @@ def top(
     by: Annotated[
         str, typer.Option(metavar="kernel|module|layer|class|op", help="What is ranked.")
     ] = "kernel",
-    step: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND",
-            help="Only steps of this kind: prefill, decode, mixed, draft. (default: all work)",
-            show_default=False,
-        ),
-    ] = "",
-    rank: Annotated[
-        int | None,
-        typer.Option(metavar="INT", help="Of this rank. (default: the first)", show_default=False),
-    ] = None,
+    kind: Kind = None,
+    rank: Rank = None,
     rows: Rows = 20,
     capture_trace: CaptureTrace = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """The kernels, modules, layers, classes or operators that take most time."""
+    from atom.trace.choice import pick_rank
     from atom.trace.ranking import BY
     from atom.trace.ranking import top as rank_by
 
     if by not in BY:
         raise TraceError(f"--by {by}: one of {', '.join(BY)}")
     analysis = load_analysis(paths, capture_trace, device)
-    model = _rank(analysis, rank)
-    _check_kind(model, step)
-    found = rank_by(model, by, step)
+    model = pick_rank(analysis, rank)
+    found = rank_by(model, by, check_kind(model, kind) or "")
     if as_json:
         import msgspec
 
@@ -102,26 +98,6 @@ def top(
         return
     from atom.trace.pictures import print_top
 
-    steps = f"{found.steps} {step or 'counted'} step{'s' * (found.steps != 1)}"
+    steps = f"{found.steps} {kind or 'counted'} step{'s' * (found.steps != 1)}"
     of = f"rank {model.trace.rank} of {len(analysis.ranks)}, " if len(analysis.ranks) > 1 else ""
     print_top(console(), found, rows, title=f"Time by {by}: {of}{steps}")
-
-
-def _rank(analysis: Analysis, rank: int | None) -> RankModel:
-    if rank is None:
-        return analysis.first
-    for model in analysis.ranks:
-        if model.trace.rank == rank:
-            return model
-    known = ", ".join(str(model.trace.rank) for model in analysis.ranks)
-    raise TraceError(f"--rank {rank}: the traces are of rank {known}")
-
-
-def _check_kind(model: RankModel, kind: str) -> None:
-    counts: dict[str, int] = {}
-    for each in model.steps:
-        if each.counts:
-            counts[each.kind] = counts.get(each.kind, 0) + 1
-    if kind and kind not in counts:
-        known = ", ".join(f"{n} {k}" for k, n in counts.items()) or "none"
-        raise TraceError(f"--step {kind}: the trace has no such steps; it has {known}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from atom.trace.errors import TraceError
 from atom.trace.groups import shape_of
-from atom.trace.types import Step
+from atom.trace.types import Analysis, RankModel, Step
 
 # Kinds that get a breakdown, in the order in which they are shown.
 KINDS = ("prefill", "decode", "mixed", "draft", "step")
@@ -39,6 +39,17 @@ def shape_text(step: Step) -> str:
         fields["graph"] = step.fields["graph"]  # type: ignore[assignment]
     text = " ".join(f"{name}={value}" for name, value in fields.items())
     return text or f"{len(step.rows)} kernel{'' if len(step.rows) == 1 else 's'}"
+
+
+def pick_rank(analysis: Analysis, rank: int | None) -> RankModel:
+    """The model of `rank`, or the first one; raises `TraceError`."""
+    if rank is None:
+        return analysis.first
+    found = next((model for model in analysis.ranks if model.trace.rank == rank), None)
+    if found is None:
+        ranks = ", ".join(str(model.trace.rank) for model in analysis.ranks)
+        raise TraceError(f"--rank {rank}: the traces are of rank {ranks}")
+    return found
 
 
 def steps_of(steps: Sequence[Step], kind: str) -> list[Step]:
@@ -76,7 +87,7 @@ def choose(steps: Sequence[Step], kind: str, which: str | int = "median") -> Cho
 
 def what_there_is(steps: Sequence[Step]) -> str:
     """E.g. "there are 60 decode and 2 prefill steps (0 to 61)"."""
-    counts = Counter(step.kind for step in steps if len(step.rows))
+    counts = Counter(step.kind for step in steps if len(step.rows) and step.counts)
     if not counts:
         return "no step has GPU work"
     parts = [f"{number} {kind_text(kind)}" for kind, number in counts.most_common()]

@@ -9,7 +9,7 @@ from typing import Any
 
 from atom.trace.about import about_table, outside_of_steps
 from atom.trace.breakdown import Breakdown, breakdown
-from atom.trace.choice import KINDS, shape_text, steps_of, what_there_is
+from atom.trace.choice import KINDS, pick_rank, shape_text, steps_of, what_there_is
 from atom.trace.csvs import write_csvs
 from atom.trace.errors import TraceError
 from atom.trace.overviews import ranks_table
@@ -42,7 +42,7 @@ def make_report(
 
     Raises `TraceError` if there is no such rank, step or layer, or no step at all.
     """
-    model = _rank(analysis, rank)
+    model = pick_rank(analysis, rank)
     kinds, missing = _kinds(model, which)
     found: list[Breakdown] = []
     errors: list[TraceError] = []
@@ -128,16 +128,6 @@ def _breakdown_json(made: Breakdown, sheets: Sequence[Table]) -> dict[str, Any]:
             if sheet.name != "about"
         },
     }
-
-
-def _rank(analysis: Analysis, rank: int | None) -> RankModel:
-    if rank is None:
-        return analysis.first
-    for model in analysis.ranks:
-        if model.trace.rank == rank:
-            return model
-    there = ", ".join(str(model.trace.rank) for model in analysis.ranks)
-    raise TraceError(f"--rank {rank}: the traces are of rank {there}")
 
 
 def _kinds(model: RankModel, which: str | int) -> tuple[list[str], list[str]]:

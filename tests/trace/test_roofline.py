@@ -164,8 +164,8 @@ def test_command_prints_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--rank", "7"], "--rank 7: there is none; the traces are of rank 0"),
-        (["--step", "prefill"], "--step prefill: no such steps; there is 1 decode step"),
+        (["--rank", "7"], "--rank 7: the traces are of rank 0"),
+        (["--kind", "prefill"], "--kind prefill: no such steps; there is 1 decode step"),
         (["--flops", "-1"], "--flops must be above 0"),
     ],
 )

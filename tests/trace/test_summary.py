@@ -176,7 +176,7 @@ def test_terminals_without_unicode(trace):
 @pytest.mark.parametrize("by", ["kernel", "module", "layer", "class", "op"])
 def test_top(trace, capsys, by):
     ran = atom(
-        capsys, "trace", "top", str(trace), "--by", by, "--step", "decode", "-n", "2", "--json"
+        capsys, "trace", "top", str(trace), "--by", by, "--kind", "decode", "-n", "2", "--json"
     )
     found = json.loads(ran.out)
     rows = [row for row in counted_rows(trace) if row[3] in (2, 5, 8, 11)]
@@ -207,7 +207,7 @@ def test_top(trace, capsys, by):
     ("arguments", "words"),
     [
         (["--by", "colour"], "--by colour: one of kernel, module, layer, class, op"),
-        (["--step", "mixed"], "it has 1 prefill, 4 decode, 6 draft"),
+        (["--kind", "mixed"], "there are 6 draft, 4 decode and 1 prefill steps"),
         (["--rank", "5"], "--rank 5: the traces are of rank 0"),
     ],
 )
