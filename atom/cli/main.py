@@ -29,7 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("atom.cli.run", "Chat in the terminal, or get one answer."),
     "bench": ("atom.cli.bench", "Benchmark a server; keep, show and compare the results."),
     "dashboard": ("atom.cli.dashboard", "Build or serve the dashboard of the run history."),
-    "profile": ("atom.cli.profile", "Record a profile of a recipe or of a running server."),
+    "profile": (
+        "atom.cli.profile",
+        "Record chosen steps of a model, or a running server under load.",
+    ),
     "trace": ("atom.cli.trace", "Turn profiler traces into tables, workbooks and verdicts."),
     "doctor": ("atom.cli.doctor", "Show the machine, the kernels chosen on it and a memory plan."),
     "recipe": ("atom.cli.recipe", "Check and show recipes; list every setting."),

@@ -35,7 +35,8 @@ class TraceGroup(TyperGroup):
 
 app = typer.Typer(
     cls=TraceGroup,
-    help="Turn profiler traces (Chrome JSON, plain, gzip or zstd) into answers.",
+    help="Turn profiler traces into tables, workbooks and verdicts. A trace is Chrome JSON, plain, "
+    "gzip or zstd, of our engine or of others.",
     no_args_is_help=True,
     context_settings=CONTEXT,
     add_completion=False,
