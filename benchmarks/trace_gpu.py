@@ -5,8 +5,9 @@
 
 `--model` is a folder with a config.json (a tokenizer is not needed); weights are random. `--layers`
 makes a copy of it with so many layers. The same prompts run in several ways: eager (level 0, no
-graphs), eager-graphs (level 0, decode and piecewise graphs), compiled (level 3, no graphs), graphs
-(level 3, as a server runs), full (level 3, whole-forward graphs); each once with --mark-trace and
+graphs), eager-graphs (level 0, decode and piecewise graphs), level1 and level2 (torch.compile, no
+graphs), compiled (level 3, no graphs), graphs (level 3, as a server runs), full (level 3,
+whole-forward graphs); each once with --mark-trace and
 once with the profiler alone. Checked, per way:
 
 - mapped: every kernel of the recorded steps has a module; how they came to it is shown
@@ -38,6 +39,8 @@ HERE = Path(__file__).resolve().parent
 WAYS: dict[str, dict[str, Any]] = {
     "eager": {"level": 0, "cudagraph_mode": "none"},
     "eager-graphs": {"level": 0, "cudagraph_mode": "full_and_piecewise"},
+    "level1": {"level": 1, "cudagraph_mode": "none"},
+    "level2": {"level": 2, "cudagraph_mode": "none"},
     "compiled": {"level": 3, "cudagraph_mode": "none"},
     "graphs": {"level": 3, "cudagraph_mode": "full_and_piecewise"},
     "full": {"level": 3, "cudagraph_mode": "full"},

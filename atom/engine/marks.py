@@ -96,6 +96,10 @@ class Marks:
         for change in self._on_change:
             change(False)
 
+    def scope(self, name: str) -> AbstractContextManager[None]:
+        """Round what is no method; for while they are on."""
+        return _Within(self, name)
+
     @contextmanager
     def during(self, opener: Opener = Scope) -> Iterator[None]:
         self.on(opener)
@@ -132,6 +136,28 @@ class Marks:
                 return call(*args, **kwargs)
         finally:
             self._innermost = outer
+
+
+class _Within:
+    """A scope that is opened unless it is the innermost already."""
+
+    __slots__ = ("_marks", "_name", "_opened", "_outer")
+
+    def __init__(self, marks: Marks, name: str) -> None:
+        self._marks, self._name = marks, name
+        self._opened: AbstractContextManager[Any] | None = None
+
+    def __enter__(self) -> None:
+        self._outer = self._marks._innermost
+        if self._name != self._outer:
+            self._opened = self._marks.open(self._name)
+            self._opened.__enter__()
+            self._marks._innermost = self._name
+
+    def __exit__(self, *error: Any) -> None:
+        self._marks._innermost = self._outer
+        if self._opened is not None:
+            self._opened.__exit__(*error)
 
 
 def own(marks: Marks, thing: Any, args: tuple[Any, ...]) -> str:

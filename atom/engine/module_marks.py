@@ -70,6 +70,12 @@ def _is_block(thing: Any) -> bool:
     return isinstance(thing, nn.Module) and type(thing).forward is not nn.Module.forward
 
 
+def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, module in model.named_modules():
+        if path and methods_of(module) is None and _is_block(module):
+            yield path, module
+
+
 def computing(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """What computes, by path; also what is no module, as an activation."""
     seen: set[int] = set()
@@ -88,9 +94,28 @@ def mark_modules(marks: Marks, model: nn.Module) -> None:
         methods = methods_of(thing)
         assert methods is not None
         marks.add(thing, path, methods)
-    for path, module in model.named_modules():
-        if path and methods_of(module) is None and _is_block(module):
-            marks.add(module, path, _FORWARD)
+    for path, block in _blocks(model):
+        marks.add(block, path, _FORWARD)
+
+
+_SEEN = ("forward", "__call__", "add", "after_norm", "after_norm_gated")  # not behind operators
+
+
+def seen_by_dynamo(model: nn.Module) -> Iterator[tuple[str, Any, Methods]]:
+    """(path, thing, methods) of what torch.compile traces, and of the head."""
+    for path, thing in computing(model):
+        methods = methods_of(thing)
+        assert methods is not None
+        if not isinstance(thing, RotaryEmbedding):
+            yield path, thing, {name: methods[name] for name in methods if name in _SEEN}
+    yield from ((path, block, _FORWARD) for path, block in _blocks(model))
+
+
+def behind_operators(model: nn.Module) -> Iterator[tuple[str, Any, Methods]]:
+    """As above, of what runs within an opaque operator and is not the operator's whole work."""
+    for path, thing in computing(model):
+        if isinstance(thing, RotaryEmbedding):
+            yield path, thing, {"__call__": own}
 
 
 def mark_around_dynamo(marks: Marks, model: nn.Module) -> None:

@@ -22,6 +22,7 @@ from tracing import Recorded, profiled
 
 from atom.config.schema import Config, ProfileConfig
 from atom.config.support import refuse_unsupported
+from atom.engine.compiler import scopes
 from atom.engine.compiler.store import Store
 from atom.engine.core import EngineCore
 from atom.engine.marks import Marks, Scope, own
@@ -365,11 +366,14 @@ def test_what_dynamo_leaves_to_be_marked(family: str) -> None:
 def test_what_torch_compile_runs_has_no_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not even that of the model, which would pass for one."""
+    """Where torch gives no names: not even that of the model, which would pass for one."""
     monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    monkeypatch.setattr(scopes, "why_not", lambda: "this torch has no annotate")
     config = profiled(make_config(tiny_checkpoint("llama3"), level=1, caching=False), tmp_path)
     runner = make_runner(config)
-    assert "torch.compile leaves attention, experts and lm_head" in caplog.text
+    assert (
+        "what torch.compile makes of the rest has none (this torch has no annotate)" in caplog.text
+    )
     trace, _ = recorded(config, runner)
     names = {name for name in trace.names if "[" not in name}
     attention = {f"model.layers.{i}.self_attn.attn" for i in range(3)}
@@ -476,7 +480,7 @@ def test_marks_without_a_folder_are_refused() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("level", [0, 3])
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
 @pytest.mark.parametrize("family", ["qwen3", "mixtral"])
 def test_on_a_gpu(family: str, level: int, tmp_path: Path) -> None:
     """Every launch of a step has a scope, and a recorded graph as many as its warm-up ran."""

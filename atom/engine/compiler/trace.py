@@ -21,18 +21,18 @@ from torch.fx import traceback
 from atom.engine.marks import Marks
 from atom.engine.module_marks import mark_modules
 
-_SCOPE = "atom_scope"
+SCOPE = "atom_scope"  # in what torch calls a node's custom annotations
 
 
 def scope_of(node: fx.Node) -> str:
     """ "" outside of any module."""
-    return str(node.meta.get("custom", {}).get(_SCOPE, ""))
+    return str(node.meta.get("custom", {}).get(SCOPE, ""))
 
 
 @contextmanager
 def _noting_scopes(model: nn.Module | None) -> Iterator[None]:
     def note(scope: str) -> Any:
-        return traceback.annotate({_SCOPE: scope})
+        return traceback.annotate({SCOPE: scope})
 
     marks = Marks()
     if model is not None:

@@ -83,9 +83,11 @@ def choose(model: Any, config: Config, device: torch.device) -> Choice:
             return Choice(forward, None, "eager", "level 0", (4,))
         case 1:
             # A first length, another one (which makes it dynamic), and the one that is special.
-            return Choice(torch.compile(forward), None, "torch.compile", "level 1", (4, 6, 1))
+            compiled = _compiled(model, config, torch.compile)
+            return Choice(compiled, None, "torch.compile", "level 1", (4, 6, 1))
         case 2:
-            return Choice(_compile_once(forward), None, "compiled once", "level 2", (4,))
+            compiled = _compiled(model, config, _compile_once)
+            return Choice(compiled, None, "compiled once", "level 2", (4,))
         case _:
             reason = _why_no_pieces(device)
             return (
@@ -149,18 +151,30 @@ def _choose_program(model: Any, config: Config, why_no_pieces: str) -> Choice:
     return Choice(model.forward, program, "native program", reason, (4,))
 
 
+def _compiled(model: Any, config: Config, make: Callable[..., Forward]) -> Forward:
+    """`make(model.forward)`. A `MarkedForward` with --mark-trace, where this torch allows it."""
+    if config.profile.mark_trace:
+        from atom.engine.compiled_marks import MarkedForward
+        from atom.engine.compiler import scopes
+
+        if scopes.why_not() is None:
+            return MarkedForward(model, make)
+    return make(model.forward)
+
+
 def _drop_all(guards: Any) -> list[bool]:
     return [False for _ in guards]
 
 
-def _compile_once(forward: Forward) -> Forward:
+def _compile_once(forward: Forward, **options: Any) -> Forward:
     """Compiled at its first call, for any number of tokens; later calls check nothing.
 
     What the guards would watch cannot change: the model is frozen, and its inputs are two int64
     vectors of one length.
     """
+    unguarded: dict[str, Any] = {"guard_filter_fn": _drop_all}
     compiled: Forward = torch.compile(
-        forward, fullgraph=True, dynamic=True, options={"guard_filter_fn": _drop_all}
+        forward, fullgraph=True, dynamic=True, options=unguarded, **options
     )
     first = True
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from atom.engine.compiled_marks import MarkedForward
+from atom.engine.compiler import scopes
 from atom.engine.compiler.program import Program
 from atom.engine.marks import Marks, Scope, fixed, op_scope
 from atom.engine.module_marks import mark_around_dynamo, mark_modules
@@ -52,15 +54,8 @@ def prepare(recorder: RankProfiler, runner: ModelRunner, graphs: Graphs | None) 
     if not recorder.mark_trace:
         marks.add(runner, "", _LABELLED)
         return
-    marks.add(runner, "", _OF_RUNNER | ({} if runner.mode in COMPILED else _OF_MARKED_MODEL))
-    if runner.mode in COMPILED:
-        log.warning(
-            "mark_trace: of the modules, torch.compile leaves attention, experts and lm_head to be "
-            "marked; levels 0 and 3 mark all"
-        )
-        mark_around_dynamo(marks, runner.model)
-    else:
-        mark_modules(marks, runner.model)
+    all_named = _mark_model(marks, runner)
+    marks.add(runner, "", _OF_RUNNER | (_OF_MARKED_MODEL if all_named else {}))
     if isinstance(runner.forward, Program):
         runner.forward.mark(marks)
     if (native := runner.program) is not None:
@@ -69,6 +64,26 @@ def prepare(recorder: RankProfiler, runner: ModelRunner, graphs: Graphs | None) 
         )
     if graphs is not None:
         _mark_graphs(marks, graphs)
+
+
+def _mark_model(marks: Marks, runner: ModelRunner) -> bool:
+    """Whether all of it is named."""
+    if runner.mode not in COMPILED:
+        mark_modules(marks, runner.model)
+        return True
+    forward, why = runner.forward, scopes.why_not()
+    if isinstance(forward, MarkedForward):
+        why = forward.why_unnamed()
+        if why is None:
+            forward.mark(marks, runner.model)
+            return True
+    log.warning(
+        "mark_trace: of the modules, only attention, experts, sums over ranks and lm_head have "
+        "names, what torch.compile makes of the rest has none (%s); levels 0 and 3 name all",
+        why,
+    )
+    mark_around_dynamo(marks, runner.model)
+    return False
 
 
 def _mark_graphs(marks: Marks, graphs: Graphs) -> None:
