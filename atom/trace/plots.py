@@ -279,14 +279,14 @@ def _middle_layer(model: RankModel, step: Step) -> int:
 
 
 def _layer(svg: Svg, model: RankModel, step: Step, layer: int, y: float) -> None:
-    """A layer's kernels side by side by own time, with their names below."""
+    """A layer's kernels side by side by own time in the step: a first kernel that waits for the
+    layer before has not worked yet. Names below."""
     gpu = model.trace.gpu
-    rows = step.rows[model.layer[step.rows] == layer]
-    own = own_times(model, rows)
-    span = int(gpu.end[rows].max() - gpu.ts[rows[0]])
-    svg.text(16, y + 12, f"layer {layer}: {duration(span)}, {len(rows)} kernels", "dim")
-    x, width = 16.0, WIDTH - 16.0 - HANGING
+    within = model.layer[step.rows] == layer
+    rows, own = step.rows[within], own_times(model, step.rows)[within]
     whole = int(own.sum()) or 1
+    svg.text(16, y + 12, f"layer {layer}: {duration(whole)}, {len(rows)} kernels", "dim")
+    x, width = 16.0, WIDTH - 16.0 - HANGING
     labels: list[tuple[str, float]] = []  # of neighbours of one module once
     for row, ns in zip(rows.tolist(), own.tolist(), strict=True):
         name = model.kernel_name(row)
