@@ -113,7 +113,8 @@ def _with_work(traces: Sequence[RankTrace], device: str) -> tuple[list[RankTrace
         hint = ""
         if device != "cpu" and any((trace.cpu.kind == CpuKind.OP).any() for trace in traces):
             hint = "; --device cpu analyses the host's operators instead"
-        raise TraceError(lines[0] + hint)
+        damage = "".join(f"; {warning}" for warning in lost[0].warnings[:1])
+        raise TraceError(lines[0] + damage + hint)
     return kept, [f"{line}; left out" for line in lines]
 
 

@@ -159,3 +159,17 @@ def test_a_capture_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "c.json").write_text("[]")
     line = failing(capsys, "summary", str(path), "--capture-trace", str(tmp_path / "c.json"))
     assert "c.json" in line
+
+
+def test_a_cut_file_that_lost_its_gpu_events_says_that_it_is_cut(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = TraceBuilder()
+    with run.step("decode[bs=1 tok=1 d=1 sk=9]"), run.op("aten::mm"):
+        run.kernel("k")
+    path = run.write(tmp_path / "m.pt.trace.json")
+    text = path.read_text()
+    path.write_text(text[: text.index('"kernel"')])
+    line = failing(capsys, *command, str(path))
+    assert "no GPU events" in line
+    assert "cut" in line
