@@ -242,7 +242,7 @@ def test_a_compiler_that_cannot_be_asked_compiles_all_the_same(
 
     config = make_config(tiny_checkpoint("llama3"), level=2, caching=False)
     expected = tokens(config, make_runner(config))
-    monkeypatch.setattr(scopes, "scope_of_fused", fail)
+    monkeypatch.setattr(scopes, "scope_of_kernel", fail)
     config = profiled(config, tmp_path)
     trace, got = recorded(config, make_runner(config))
     assert got == expected

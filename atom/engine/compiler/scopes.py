@@ -62,21 +62,20 @@ def _is_view(node: fx.Node) -> bool:
     return bool(getattr(node.target, "is_view", False))
 
 
-def _in_order(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    calls = [node for node in nodes if node.op == "call_function"]
-    graphs = {node.graph for node in calls}
-    order = {node: i for graph in graphs for i, node in enumerate(graph.nodes)}
-    return sorted(calls, key=order.__getitem__)
+def _calls(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """In the graph's order."""
+    return sorted(node for node in nodes if node.op == "call_function")
 
 
 def _joined(nodes: Iterable[fx.Node]) -> str:
-    scopes = (scope_of(node) for node in nodes)
-    return "+".join(dict.fromkeys(scope for scope in scopes if scope))
+    parts = (part for node in nodes for part in scope_of(node).split("+"))
+    return "+".join(dict.fromkeys(part for part in parts if part))
 
 
 def _work_of(nodes: Iterable[fx.Node]) -> str:
-    ordered = _in_order(nodes)
-    return _joined(node for node in ordered if not _is_view(node)) or _joined(ordered)
+    """Views alone are nobody's work."""
+    calls = _calls(nodes)
+    return _joined(node for node in calls if not _is_view(node)) or _joined(calls)
 
 
 def _irs(schedule: Any) -> Iterator[Any]:
@@ -89,23 +88,27 @@ def _irs(schedule: Any) -> Iterator[Any]:
         yield from (node for node in nodes if node is not None)
 
 
-def scope_of_fused(schedule: Any) -> str:
-    """Of a kernel that Inductor writes: of all nodes that it computes. Views alone are nobody's
-    work."""
-    return _work_of({node for ir in _irs(schedule) for node in ir.origins})
+def scope_of_kernel(schedule: Any) -> str:
+    """Of a kernel that Inductor writes: of all nodes that it computes. Of one that it calls: of its
+    own node, for with Inductor the origins of its arguments count as its own."""
+    from torch._inductor.ir import ComputedBuffer
 
-
-def scope_of_call(schedule: Any) -> str:
-    """Of a kernel that is called: of its own node, for the origins of its arguments count as its
-    own with Inductor. Where it stands for several, as a product and a sum, the view of a weight
-    that it reads knows the other."""
-    scopes: dict[str, None] = {}
+    computed: set[fx.Node] = set()
+    called: set[fx.Node] = set()
     for ir in _irs(schedule):
-        node = ir.get_origin_node() or next(reversed(_in_order(ir.origins)), None)
-        if node is not None:
-            views = [view for arg in node.all_input_nodes for view in _views_of_weight(arg)]
-            scopes.update(dict.fromkeys(_joined(_in_order([*views, node])).split("+")))
-    return "+".join(scope for scope in scopes if scope)
+        if isinstance(ir, ComputedBuffer):
+            computed.update(ir.origins)
+        else:
+            node = ir.get_origin_node() or next(reversed(_calls(ir.origins)), None)
+            called.update([] if node is None else [node, *_views_of_weights(node)])
+    if not called:
+        return _work_of(computed)
+    return _joined(_calls(called | {node for node in computed if not _is_view(node)}))
+
+
+def _views_of_weights(reader: fx.Node) -> list[fx.Node]:
+    """Where a kernel stands for several nodes, as a product and a sum, they know the product."""
+    return [view for arg in reader.all_input_nodes for view in _views_of_weight(arg)]
 
 
 def _views_of_weight(node: fx.Node) -> list[fx.Node]:
@@ -135,12 +138,12 @@ def noting() -> Iterator[Written]:
 
     written = Written([], [])
 
-    def before(method: Any, name: Callable[[Any], str]) -> Any:
+    def before(method: Any) -> Any:
         @wraps(method)
         def run(self: Any, schedule: Any, *args: Any, **kwargs: Any) -> Any:
             try:
                 wrapper: Any = V.graph.wrapper_code
-                wrapper.writeline(f"{_MARK} {name(schedule)}")
+                wrapper.writeline(f"{_MARK} {scope_of_kernel(schedule)}")
             except Exception as error:  # whatever this torch has otherwise: it compiles
                 written.failures.append(error)
             return method(self, schedule, *args, **kwargs)
@@ -170,11 +173,11 @@ def noting() -> Iterator[Written]:
         put(PyCodeCache, "load_by_key_path", staticmethod(loading))
         put(ReplacementPatternEntry, "replace_with_graph", staticmethod(replacing))
         extern = Scheduler.codegen_extern_call
-        put(Scheduler, "codegen_extern_call", before(extern, scope_of_call))
+        put(Scheduler, "codegen_extern_call", before(extern))
         for kind in _with_subclasses(BaseScheduling):
             if "codegen_comment" in vars(kind):
                 comment = vars(kind)["codegen_comment"]
-                put(kind, "codegen_comment", before(comment, scope_of_fused))
+                put(kind, "codegen_comment", before(comment))
         yield written
 
 
