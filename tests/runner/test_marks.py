@@ -507,10 +507,12 @@ def test_on_a_gpu(family: str, level: int, tmp_path: Path) -> None:
     capture = Recorded(path)
     ran = {span.correlation for span in capture.gpu}
     for graph in capture.named("capture_graph_"):
-        counts = []
+        counts = {}
         for body in capture.within(graph):
             if body.name in ("warm_up", "record"):
                 launches = [s for s in capture.within(body, "launches") if "LaunchKernel" in s.name]
-                counts.append(len(launches))
-                assert all((s.correlation in ran) == (body.name == "warm_up") for s in launches)
-        assert counts[0] == counts[1] > 0
+                done = sum(launch.correlation in ran for launch in launches)
+                counts[body.name] = (done, len(launches) - done)
+        # While a graph is recorded nothing runs but what torch sets up for its random numbers.
+        assert counts["warm_up"] == (counts["record"][1], 0)
+        assert counts["record"][1] > 0
