@@ -102,12 +102,14 @@ _SEEN = ("forward", "__call__", "add", "after_norm", "after_norm_gated")  # not 
 
 
 def seen_by_dynamo(model: nn.Module) -> Iterator[tuple[str, Any, Methods]]:
-    """(path, thing, methods) of what torch.compile traces, and of the head."""
+    """(path, thing, methods) of what torch.compile traces, of the head, and of the attention that
+    runs between the pieces of a graph."""
     for path, thing in computing(model):
         methods = methods_of(thing)
         assert methods is not None
         if not isinstance(thing, RotaryEmbedding):
-            yield path, thing, {name: methods[name] for name in methods if name in _SEEN}
+            names = (*_SEEN, "run") if isinstance(thing, Attention) else _SEEN
+            yield path, thing, {name: methods[name] for name in methods if name in names}
     yield from ((path, block, _FORWARD) for path, block in _blocks(model))
 
 

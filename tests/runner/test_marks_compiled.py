@@ -31,6 +31,7 @@ from atom.engine.runner import graph_plan
 from atom.engine.runner.compilation import _compile_once
 from atom.engine.runner.model_runner import ModelRunner
 from atom.layers import custom_ops
+from atom.layers.attention import Attention
 from atom.ops import registry
 from atom.ops.cpu import build
 
@@ -199,6 +200,22 @@ def test_compiled_while_a_profile_records(monkeypatch: pytest.MonkeyPatch) -> No
     with torch.inference_mode():
         logits_of(model, forward, random_prompt(7), [7])
     assert len(opened) == count
+
+
+def test_attention_between_the_pieces_of_a_graph_has_its_scope(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is called on the layer itself: no operator, and nothing that was compiled, is round it."""
+    opened: list[str] = []
+    monkeypatch.setattr(Attention, "run", lambda layer, *args: opened.append("run"))
+    model = load_traceable(tiny_checkpoint("llama3"))
+    marks = Marks()
+    MarkedForward(model, torch.compile).mark(marks, model)
+    layer = model.attention_layers()[1]
+    layer.run()
+    with marks.during(lambda name: opened.append(name) or traceback.annotate({})):
+        layer.run()
+    assert opened == ["run", "model.layers.1.self_attn.attn", "run"]
 
 
 @needs_inductor
