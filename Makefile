@@ -38,9 +38,11 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The reference in docs/reference is generated from atom/config; a test compares it.
+# The reference in docs/reference is generated; tests compare it.
 docs: install
 	$(BIN)/python -m atom.config.reference
+	$(BIN)/python -m atom.server.reference
+	$(BIN)/python -m atom.cli.reference
 
 # The dashboard's chart library, from packages pinned by checksum; needs npm. The result is kept in git.
 vendor:
