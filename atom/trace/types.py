@@ -88,7 +88,9 @@ class GpuEvents:
     external: I64
     graph_node: I64  # args "graph node id"
     nbytes: I64  # of copies
-    args: I32  # string: JSON object of "grid" and "block"
+    # String: JSON object of "grid" and "block"; of collectives also "Collective name", "In msg
+    # nelems", "Out msg nelems", "Group size" and "dtype".
+    args: I32
 
     def __len__(self) -> int:
         return len(self.ts)

@@ -15,6 +15,8 @@ import zstandard
 from atom.trace.types import NONE, CpuKind, GpuKind, RankTrace
 
 _SHAPES = ("Input Dims", "Input type", "Concrete Inputs", "Input Strides")
+_LAUNCH = ("grid", "block")
+_COLLECTIVE = ("Collective name", "In msg nelems", "Out msg nelems", "Group size", "dtype")
 _CPU = {"cpu_op": CpuKind.OP, "user_annotation": CpuKind.ANNOTATION}
 _GPU = {"kernel": GpuKind.KERNEL, "gpu_memcpy": GpuKind.MEMCPY, "gpu_memset": GpuKind.MEMSET}
 
@@ -87,7 +89,7 @@ def _row(event: dict[str, Any], args: dict[str, Any], keep: bool) -> tuple[str, 
             "correlation": correlation,
             "graph_node": args.get("graph node id", NONE),
             "nbytes": args.get("bytes", NONE),
-            "args": _text(args, ("grid", "block")),
+            "args": _text(args, _LAUNCH + (_COLLECTIVE if "Collective name" in args else ())),
         }
         return "gpu", row | place | more
     return ("gpu_annotations", row | place) if category == "gpu_user_annotation" else ("", {})

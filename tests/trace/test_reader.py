@@ -103,6 +103,30 @@ def test_shapes_and_launches_are_compact_json(tmp_path: Path) -> None:
     assert launches == {'{"grid":[1,2,3],"block":[128,1,1]}'}
 
 
+def test_collectives_keep_what_they_moved(tmp_path: Path) -> None:
+    facts = {
+        "Collective name": "allreduce",
+        "In msg nelems": 4096,
+        "Out msg nelems": 4096,
+        "Group size": 2,
+        "dtype": "BFloat16",
+    }
+    places = {"device": 0, "stream": 7, "grid": [1, 1, 1], "block": [512, 1, 1]}
+    event = {"ph": "X", "cat": "kernel", "pid": 0, "tid": 7, "dur": 2.0}
+    args = {**places, **facts, "Process Group Ranks": "[0, 1]"}
+    events = [
+        {**event, "name": "plain", "ts": 10.0, "args": {**places, "dtype": "BFloat16"}},
+        {**event, "name": "ncclDevKernel_AllReduce", "ts": 20.0, "args": args},
+    ]
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    trace = read_trace(path)
+    plain, nccl = (json.loads(trace.strings[i]) for i in trace.gpu.args)
+    assert plain == {"grid": [1, 1, 1], "block": [512, 1, 1]}
+    assert nccl == {**plain, **facts}
+    plain_reader.assert_equal(path, trace)
+
+
 def test_dtypes_are_the_contract(tmp_path: Path) -> None:
     full = read_trace(made().write(tmp_path / "m.json"))
     empty = read_trace(write_bytes(tmp_path / "e.json", b'{"traceEvents": []}'))

@@ -41,6 +41,9 @@ _GPU = {
 _OPEN = -1  # the duration of what has no end, until `close_open`
 _I4, _I8, _U1 = np.int32, np.int64, np.uint8
 _SHAPES = ("Input Dims", "Input type", "Concrete Inputs", "Input Strides")
+_LAUNCH = ("grid", "block")
+_COLLECTIVE = ("Collective name", "In msg nelems", "Out msg nelems", "Group size", "dtype")
+_NO_COLLECTIVE = ev.NO_ARGS.collective
 _category = attrgetter("cat")
 
 
@@ -61,7 +64,8 @@ class Collector:
         self._exact, self._keep_python = exact, keep_python
         self.strings = Strings()
         self._shapes = Texts(_SHAPES, self.strings)
-        self._launches = Texts(("grid", "block"), self.strings)
+        self._launches = Texts(_LAUNCH, self.strings)
+        self._collectives = Texts((*_LAUNCH, *_COLLECTIVE), self.strings)
         self._tracks: dict[tuple[Any, Any], int] = {}
         self._track_keys: dict[tuple[str, str], int] = {}
         self._thread_names: dict[tuple[str, str], str] = {}
@@ -185,8 +189,17 @@ class Collector:
             "correlation": integers([found.correlation for found in args]),
             "graph_node": integers([found.graph_node for found in args]),
             "nbytes": integers([found.nbytes for found in args]),
-            "args": self._launches.indices([(bytes(a.grid), bytes(a.block)) for a in args]),
+            "args": self._launch_args(args),
         }
+
+    def _launch_args(self, args: list[ev.Args]) -> list[int]:
+        found = self._launches.indices([(bytes(a.grid), bytes(a.block)) for a in args])
+        for index, a in enumerate(args):
+            if a.collective is not _NO_COLLECTIVE:
+                more = (a.collective, a.in_nelems, a.out_nelems, a.group_size, a.dtype)
+                row = tuple(bytes(value) for value in (a.grid, a.block, *more))
+                (found[index],) = self._collectives.indices([row])
+        return found
 
     def _spans(self, events: list[ev.Event], args: list[ev.Args]) -> dict[str, Any]:
         return _places(events, args)

@@ -35,6 +35,11 @@ class Args(Struct, gc=False, frozen=True):
     strides: Raw = field(default=_ABSENT, name="Input Strides")
     grid: Raw = _ABSENT
     block: Raw = _ABSENT
+    collective: Raw = field(default=_ABSENT, name="Collective name")  # this, and what follows
+    in_nelems: Raw = field(default=_ABSENT, name="In msg nelems")
+    out_nelems: Raw = field(default=_ABSENT, name="Out msg nelems")
+    group_size: Raw = field(default=_ABSENT, name="Group size")
+    dtype: Raw = _ABSENT
 
 
 NO_ARGS = Args()
