@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from atom.cli.flags import CONTEXT
+from atom.cli.lazy import load
 
 # Name -> (module with an `app` that has this command, one line for the help).
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
@@ -31,9 +31,7 @@ class BenchGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
-        module = SUBCOMMANDS[name][0] if name in SUBCOMMANDS else RUN[0]
-        command: Any = typer.main.get_command(importlib.import_module(module).app)
-        command = getattr(command, "commands", {}).get(name, command)
+        command = load(SUBCOMMANDS[name][0] if name in SUBCOMMANDS else RUN[0], name)
         command.name = name if name in SUBCOMMANDS else ""
         return command.name, command, args[1:]
 

@@ -5,17 +5,16 @@ Nothing here imports torch; a subcommand's module is imported when it is called.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from atom._version import __version__
 from atom.cli.flags import CONTEXT
+from atom.cli.lazy import LazyGroup, list_in
 from atom.config.fields import nearest
 from atom.config.support import REFUSED_FLAGS
 from atom.errors import AtomError
@@ -40,20 +39,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class LazyGroup(TyperGroup):
-    """Imports a subcommand's module only when that subcommand is resolved."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name = args[0] if args else ""
-        if name in COMMANDS:
-            command: Any = typer.main.get_command(importlib.import_module(COMMANDS[name][0]).app)
-            command.name = name
-            self.commands[name] = command
-        return super().resolve_command(ctx, args)
+class Commands(LazyGroup):
+    places = COMMANDS
 
 
 app = typer.Typer(
-    cls=LazyGroup,
+    cls=Commands,
     name="atom",
     help="Serve, measure and profile large language models from one recipe file.",
     no_args_is_help=True,
@@ -62,13 +53,7 @@ app = typer.Typer(
 )
 
 
-def _stub() -> None:
-    """Stands for a subcommand in `atom --help`; `LazyGroup` replaces it before a call."""
-    raise AssertionError("a stub was called")
-
-
-for _name, (_, _help) in COMMANDS.items():
-    app.command(_name, help=_help)(_stub)
+list_in(app, COMMANDS)
 
 
 def _show_version(value: bool) -> None:

@@ -5,15 +5,13 @@ Flags that are settings are in flags.md, once; here is what each command has bes
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from atom.cli import bench, main, trace
+from atom.cli.lazy import load
 from atom.config.fields import settings, tool_settings
 
 PAGE = "commands.md"
@@ -62,10 +60,10 @@ def _commands() -> Iterator[tuple[str, str, Any]]:
     """(name, one line, click command), subcommands after their group."""
     for name, (module, sentence) in main.COMMANDS.items():
         if name == "bench":
-            yield name, sentence, _command(bench.RUN[0], bench.RUN[1])
+            yield name, sentence, load(*bench.RUN)
         subcommands = _GROUPS.get(name)
         if subcommands is None:
-            command = _command(module, name)
+            command = load(module, name)
             children = getattr(command, "commands", None)
             if not children:
                 yield name, sentence, command
@@ -73,12 +71,7 @@ def _commands() -> Iterator[tuple[str, str, Any]]:
                 yield f"{name} {child}", found.get_short_help_str(200), found
             continue
         for child, (place, line) in subcommands.items():
-            yield f"{name} {child}", line, _command(place, child)
-
-
-def _command(module: str, name: str) -> Any:
-    command: Any = typer.main.get_command(importlib.import_module(module).app)
-    return getattr(command, "commands", {}).get(name, command)
+            yield f"{name} {child}", line, load(place, child)
 
 
 def _is_setting(param: Any, known: set[str]) -> bool:

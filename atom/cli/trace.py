@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import typer
-from typer.core import TyperGroup
 
 from atom.cli.flags import CONTEXT
+from atom.cli.lazy import LazyGroup, list_in
 
 # Name -> (module with an `app` that has this command, one line for the help).
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
@@ -20,17 +17,8 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class TraceGroup(TyperGroup):
-    """Imports a subcommand's module only when that subcommand is resolved."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name = args[0] if args else ""
-        if name in SUBCOMMANDS:
-            command: Any = typer.main.get_command(importlib.import_module(SUBCOMMANDS[name][0]).app)
-            command = getattr(command, "commands", {}).get(name, command)
-            command.name = name
-            self.commands[name] = command
-        return super().resolve_command(ctx, args)
+class TraceGroup(LazyGroup):
+    places = SUBCOMMANDS
 
 
 app = typer.Typer(
@@ -48,10 +36,4 @@ def _root() -> None:
     pass
 
 
-def _stub() -> None:
-    """Stands for a subcommand in `atom trace --help`; `TraceGroup` replaces it before a call."""
-    raise AssertionError("a stub was called")
-
-
-for _name, (_, _help) in SUBCOMMANDS.items():
-    app.command(_name, help=_help)(_stub)
+list_in(app, SUBCOMMANDS)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from atom.engine.admission import Capacity
 from atom.profile.errors import ProfileError
 
 Kind = Literal["prefill", "decode"]
@@ -19,15 +20,9 @@ _PREFILL = re.compile(r"(\d+)x(\d+)")
 _DECODE = re.compile(r"(\d+)(?:@(\d+))?")
 
 
-class Limits(Protocol):
-    """What `EngineInfo` says of the engine's size."""
+class Limits(Capacity, Protocol):
+    """And of its steps' size."""
 
-    @property
-    def max_model_len(self) -> int: ...
-    @property
-    def block_size(self) -> int: ...
-    @property
-    def num_blocks(self) -> int: ...
     @property
     def max_num_seqs(self) -> int: ...
     @property
