@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -43,3 +46,26 @@ def atom_process(*argv: str, stdin: str | None = None, **env: str) -> Ran:
         timeout=120,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+CLI = [sys.executable, "-c", "import sys; from atom.cli.main import main; sys.exit(main())"]
+
+
+@contextmanager
+def serving(*flags: str) -> Iterator[str]:
+    """The address of `atom serve` with `flags`, on a free port, until the block ends."""
+    command = [*CLI, "serve", "--port", "0", *flags]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    said = []
+    try:
+        for line in server.stderr:
+            said.append(line)
+            if found := re.search(r"listening on (http://\S+)", line):
+                break
+        else:
+            pytest.fail("the server did not start:\n" + "".join(said))
+        yield found[1]
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)

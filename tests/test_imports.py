@@ -8,12 +8,14 @@ import sys
 
 import pytest
 
+import atom.bench
 import atom.cli
 import atom.config
 import atom.engine.text
 import atom.server
+import atom.trace
 
-PACKAGES = (atom.cli, atom.config, atom.engine.text, atom.server)
+PACKAGES = (atom.bench, atom.cli, atom.config, atom.engine.text, atom.server, atom.trace)
 SINGLE = (
     "atom",
     "atom.engine.client",

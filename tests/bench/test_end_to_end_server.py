@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bench_helpers import make_jobs
+from cli_helpers import serving
 
 from atom.bench.client import run_load
 from atom.bench.client.probe import probe
@@ -19,8 +17,6 @@ from atom.bench.client.profile import profile
 from atom.bench.errors import BenchError
 from atom.bench.metrics import MetricOptions, summarize
 from atom.bench.types import Load, Target
-
-CLI = [sys.executable, "-c", "import sys; from atom.cli.main import main; sys.exit(main())"]
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +27,11 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def target(traces: Path) -> Iterator[Target]:
     """The embedded model; two places, so that of three requests one waits."""
-    flags = ["--port", "0", "--num-threads", "1", "--max-num-seqs", "2", "--max-model-len", "512"]
-    command = [*CLI, "serve", *flags, "--torch-profiler-dir", str(traces)]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    said = []
-    try:
-        for line in server.stderr:
-            said.append(line)
-            if found := re.search(r"listening on (http://\S+)", line):
-                break
-        else:
-            pytest.fail("the server did not start:\n" + "".join(said))
-        info = probe(found[1])
+    flags = ["--num-threads", "1", "--max-num-seqs", "2", "--max-model-len", "512"]
+    with serving(*flags, "--torch-profiler-dir", str(traces)) as url:
+        info = probe(url)
         assert (info.kind, info.has_tokenize) == ("atom", True)
-        yield Target(base_url=found[1], model=info.model)
-    finally:
-        server.terminate()
-        server.communicate(timeout=60)
+        yield Target(base_url=url, model=info.model)
 
 
 def test_the_server_tells_how_long_a_request_was_queued(target: Target) -> None:

@@ -6,21 +6,18 @@ import gzip
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from cli_helpers import atom
+from cli_helpers import atom, serving
 from mock_behaviour import Behaviour
 from mock_server import MockServer
 
 from atom.bench import client
 
-CLI = [sys.executable, "-c", "import sys; from atom.cli.main import main; sys.exit(main())"]
 SMALL = ("--concurrency", "2", "--input-len", "24", "--output-len", "8")
 
 
@@ -32,23 +29,10 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(traces: Path) -> Iterator[str]:
     """A server of the embedded model whose profiler is on."""
-    flags = ["--port", "0", "--num-threads", "1", "--max-num-seqs", "4", "--max-model-len", "128"]
+    flags = ["--num-threads", "1", "--max-num-seqs", "4", "--max-model-len", "128"]
     profiler = ["--torch-profiler-dir", str(traces), "--mark-trace"]
-    command = [*CLI, "serve", *flags, *profiler, "--num-kvcache-blocks", "64"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    said = []
-    try:
-        for line in server.stderr:
-            said.append(line)
-            if found := re.search(r"listening on (http://\S+)", line):
-                break
-        else:
-            pytest.fail("the server did not start:\n" + "".join(said))
-        yield found[1]
-    finally:
-        server.terminate()
-        server.communicate(timeout=60)
+    with serving(*flags, *profiler, "--num-kvcache-blocks", "64") as found:
+        yield found
 
 
 def events(file: Path) -> list[dict[str, Any]]:
