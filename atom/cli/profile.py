@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +15,6 @@ from atom.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from atom.profile.offline import Profile as LocalProfile
-    from atom.profile.online import Profile as ServerProfile
 
 app = typer.Typer(context_settings=CONTEXT, add_completion=False)
 
@@ -44,178 +40,111 @@ class Lines:
             self._out.print(text, style="" if important else "dim", markup=False)
 
 
+def _here(metavar: str, text: str, *names: str, **limits: int) -> Any:
+    """An option of the engine in this process."""
+    return _option(STEPS_PANEL, metavar, text, *names, **limits)
+
+
+def _there(metavar: str, text: str, **limits: float) -> Any:
+    """An option of a running server."""
+    return _option(URL_PANEL, metavar, text, **limits)
+
+
+def _option(panel: str, metavar: str, text: str, *names: str, **limits: float) -> Any:
+    # `show_default`: without one the help says what happens instead.
+    return typer.Option(
+        *names,
+        metavar=metavar or None,
+        help=text,
+        show_default=False,
+        rich_help_panel=panel,
+        **limits,  # type: ignore[arg-type]
+    )
+
+
+_TARGET = typer.Argument(
+    metavar="RECIPE|MODEL",
+    help="As for atom serve; nothing: the embedded model. Not with --url.",
+    show_default=False,
+)
+_PREFILL = _here("NxTOKENS", "Steps of N prompts of so many tokens, e.g. 1x512,4x2048.")
+_DECODE = _here(
+    "N[@CONTEXT]", "Steps of N sequences, each a token further, e.g. 1,32,128 or 32@4096."
+)
+_CONTEXT = _here(
+    "INT",
+    "Tokens that a decode's sequences hold in the first recorded step. "
+    "(default: 1024, or what fits)",
+    min=1,
+)
+_STEPS = _here(
+    "INT",
+    "Recorded steps of each shape; a trace holds those of one shape. (default: 8)",
+    min=1,
+    max=MOST_STEPS,
+)
+_WARMUP = _here(
+    "INT", "Steps of each shape before they are recorded. (default: 2)", min=0, max=MOST_STEPS
+)
+_MARK_TRACE = _here(
+    "",
+    "Name the model's modules, and record the capture of graphs. (default: on)",
+    "--mark-trace/--no-mark-trace",
+)
+_MORE = _here(
+    "",
+    "Record shapes, Python stacks and memory, too: slower steps, traces several times as large.",
+    "--more",
+)
+_URL = _there(
+    "URL",
+    "Record this server under load; load no model here. It must run with its profiler on: atom "
+    "serve --torch-profiler-dir DIR.",
+)
+_CONCURRENCY = _there("INT", "Requests in flight. (default: 8)", min=1)
+_INPUT_LEN = _there("INT", "Tokens of each prompt. (default: 512)", min=1)
+_OUTPUT_LEN = _there("INT", "Tokens of each answer. (default: 64)", min=1)
+_SECONDS = _there(
+    "NUMBER",
+    "Record so long, in the middle of a steady load. (default: 3)",
+    min=0.1,
+    max=MOST_SECONDS,
+)
+_REQUESTS = _there(
+    "INT", "Record so many requests instead, from the first to the last.", min=1, max=MOST_REQUESTS
+)
+_TRACE_DIR = _there("DIR", "Where the server writes its traces, if it does not say (vLLM, SGLang).")
+_API_KEY = _there("TEXT", "The server's key. (default: ATOM_API_KEY, else OPENAI_API_KEY)")
+_OUTPUT_DIR = typer.Option(
+    "--output-dir",
+    "-o",
+    metavar="DIR",
+    help="Where rank_N/*.pt.trace.json.gz and profile.json go. (default: "
+    "profile-MODEL-TIME here; with --url the traces stay where the server writes them)",
+    show_default=False,
+)
+
+
 @app.command(cls=SettingsCommand)
 @with_settings(*SECTIONS)
 def profile(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RECIPE|MODEL",
-            help="As for atom serve; nothing: the embedded model. Not with --url.",
-            show_default=False,
-        ),
-    ] = None,
-    prefill: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NxTOKENS",
-            help="Steps of N prompts of so many tokens, e.g. 1x512,4x2048.",
-            show_default=False,
-            rich_help_panel=STEPS_PANEL,
-        ),
-    ] = None,
-    decode: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="N[@CONTEXT]",
-            help="Steps of N sequences, each a token further, e.g. 1,32,128 or 32@4096.",
-            show_default=False,
-            rich_help_panel=STEPS_PANEL,
-        ),
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="INT",
-            help="Tokens that a decode's sequences hold in the first recorded step. "
-            "(default: 1024, or what fits)",
-            show_default=False,
-            rich_help_panel=STEPS_PANEL,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MOST_STEPS,
-            metavar="INT",
-            help="Recorded steps of each shape; a trace holds those of one shape. (default: 8)",
-            show_default=False,
-            rich_help_panel=STEPS_PANEL,
-        ),
-    ] = None,
-    warmup: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=MOST_STEPS,
-            metavar="INT",
-            help="Steps of each shape before they are recorded. (default: 2)",
-            show_default=False,
-            rich_help_panel=STEPS_PANEL,
-        ),
-    ] = None,
-    mark_trace: Annotated[
-        bool | None,
-        typer.Option(
-            "--mark-trace/--no-mark-trace",
-            help="Name the model's modules, and record the capture of graphs. (default: on)",
-            show_default=False,
-            rich_help_panel=STEPS_PANEL,
-        ),
-    ] = None,
-    more: Annotated[
-        bool | None,
-        typer.Option(
-            "--more",
-            help="Record shapes, Python stacks and memory, too: slower steps, traces several times "
-            "as large.",
-            show_default=False,
-            rich_help_panel=STEPS_PANEL,
-        ),
-    ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Record this server under load; load no model here. It must run with its profiler "
-            "on: atom serve --torch-profiler-dir DIR.",
-            show_default=False,
-            rich_help_panel=URL_PANEL,
-        ),
-    ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="INT",
-            help="Requests in flight. (default: 8)",
-            show_default=False,
-            rich_help_panel=URL_PANEL,
-        ),
-    ] = None,
-    input_len: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="INT",
-            help="Tokens of each prompt. (default: 512)",
-            show_default=False,
-            rich_help_panel=URL_PANEL,
-        ),
-    ] = None,
-    output_len: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="INT",
-            help="Tokens of each answer. (default: 64)",
-            show_default=False,
-            rich_help_panel=URL_PANEL,
-        ),
-    ] = None,
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            min=0.1,
-            max=MOST_SECONDS,
-            metavar="NUMBER",
-            help="Record so long, in the middle of a steady load. (default: 3)",
-            show_default=False,
-            rich_help_panel=URL_PANEL,
-        ),
-    ] = None,
-    requests: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MOST_REQUESTS,
-            metavar="INT",
-            help="Record so many requests instead, from the first to the last.",
-            show_default=False,
-            rich_help_panel=URL_PANEL,
-        ),
-    ] = None,
-    trace_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where the server writes its traces, if it does not say (vLLM, SGLang).",
-            show_default=False,
-            rich_help_panel=URL_PANEL,
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="The server's key. (default: ATOM_API_KEY, else OPENAI_API_KEY)",
-            show_default=False,
-            rich_help_panel=URL_PANEL,
-        ),
-    ] = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--output-dir",
-            "-o",
-            metavar="DIR",
-            help="Where rank_N/*.pt.trace.json.gz and profile.json go. (default: "
-            "profile-MODEL-TIME here; with --url the traces stay where the server writes them)",
-            show_default=False,
-        ),
-    ] = None,
+    target: Annotated[str | None, _TARGET] = None,
+    prefill: Annotated[list[str] | None, _PREFILL] = None,
+    decode: Annotated[list[str] | None, _DECODE] = None,
+    context: Annotated[int | None, _CONTEXT] = None,
+    steps: Annotated[int | None, _STEPS] = None,
+    warmup: Annotated[int | None, _WARMUP] = None,
+    mark_trace: Annotated[bool | None, _MARK_TRACE] = None,
+    more: Annotated[bool | None, _MORE] = None,
+    url: Annotated[str | None, _URL] = None,
+    concurrency: Annotated[int | None, _CONCURRENCY] = None,
+    input_len: Annotated[int | None, _INPUT_LEN] = None,
+    output_len: Annotated[int | None, _OUTPUT_LEN] = None,
+    seconds: Annotated[float | None, _SECONDS] = None,
+    requests: Annotated[int | None, _REQUESTS] = None,
+    trace_dir: Annotated[Path | None, _TRACE_DIR] = None,
+    api_key: Annotated[str | None, _API_KEY] = None,
+    output_dir: Annotated[Path | None, _OUTPUT_DIR] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print profile.json on stdout.")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress; the result and what went wrong.")
@@ -269,14 +198,16 @@ def _of_engine(
 ) -> int:
     if foreign:
         raise ConfigError(f"{_flags(foreign)}: only for a running server, --url")
-    offline = importlib.import_module("atom.profile.offline")
-    counts = importlib.import_module("atom.profile.shapes").Counts
+    from atom.cli.profile_tables import print_local
+    from atom.profile import offline
+    from atom.profile.shapes import Counts
+
     asked = {name: given.pop(name) for name in ("steps", "warmup") if name in given}
     resolved = resolve_target(target, flags)
-    made: LocalProfile = offline.run(
+    made = offline.run(
         offline.Ask(
             config=resolved.config,
-            counts=counts(**asked),
+            counts=Counts(**asked),
             output_dir=output_dir,
             recipe=Path(target) if target is not None and target.endswith(".toml") else None,
             **given,
@@ -286,7 +217,7 @@ def _of_engine(
     if as_json:
         print_json(made.document)
     else:
-        importlib.import_module("atom.cli.profile_tables").print_local(console(), made)
+        print_local(console(), made)
     return INTERRUPTED if made.interrupted else 0
 
 
@@ -307,15 +238,17 @@ def _of_server(
         raise ConfigError(f"{target} and --url: give one; --model names a model of the server")
     if "seconds" in given and "requests" in given:
         raise ConfigError("--seconds and --requests: give one")
-    online = importlib.import_module("atom.profile.online")
+    from atom.cli.profile_tables import print_server
+    from atom.profile import online
+
     keys = resolve(None, os.environ).server.api_key
     given.setdefault("api_key", keys[0] if keys else os.environ.get("OPENAI_API_KEY") or None)
     ask = online.Ask(url=url, model=model, output_dir=output_dir, **given)
-    made: ServerProfile = online.run(ask, display)
+    made = online.run(ask, display)
     if as_json:
         print_json(made.document)
     else:
-        importlib.import_module("atom.cli.profile_tables").print_server(console(), made)
+        print_server(console(), made)
     return INTERRUPTED if made.interrupted else 0
 
 

@@ -51,13 +51,14 @@ def roofline(
     from atom.trace.choice import pick_rank
     from atom.trace.roofline import ceilings_of
     from atom.trace.roofline import roofline as measure
+    from atom.trace.roofline.report import as_json as document
 
     analysis = load_analysis(paths, capture, "gpu")
     model = pick_rank(analysis, rank)
     ceilings = ceilings_of(model.trace.device_name, bandwidth, flops)
     found = measure(model, ceilings, check_kind(model, kind))
     if as_json:
-        print_json({"schema": SCHEMA, "rank": model.trace.rank, **as_document(found)})
+        print_json({"schema": SCHEMA, "rank": model.trace.rank, **document(found)})
     else:
         _print(found, count)
 
@@ -116,43 +117,3 @@ def _add(grid: Any, row: RooflineRow) -> None:
         row.bound,
         f"{row.share:.0%}",
     )
-
-
-def as_document(found: Roofline) -> dict[str, Any]:
-    """For --json: plain values, units in the names."""
-    ceilings = found.ceilings
-    return {
-        "device": ceilings.device,
-        "ceilings": {
-            "bytes_per_s": ceilings.bandwidth,
-            "flops_per_s_by_bits": {str(bits): value for bits, value in ceilings.flops.items()},
-            "source": ceilings.source,
-        },
-        "steps": found.num_steps,
-        "gpu_ns": found.total_ns,
-        "covered_ns": found.covered_ns,
-        "left_out_ns": dict(found.left_out),
-        "rows": [
-            {
-                "step": row.step,
-                "module": row.module,
-                "kind": row.kind,
-                "shape": row.shape,
-                "kernels": list(row.kernels),
-                "bits": row.bits,
-                "calls": row.calls,
-                "total_ns": row.total_ns,
-                "flops": row.flops,
-                "bytes": row.nbytes,
-                "keys": row.keys,
-                "bytes_per_s": row.bytes_per_s,
-                "flops_per_s": row.flops_per_s,
-                "intensity_flops_per_byte": row.intensity,
-                "bound": row.bound,
-                "floor_ns": row.floor_ns,
-                "share_of_roof": row.share,
-                "note": row.note,
-            }
-            for row in found.rows
-        ],
-    }

@@ -81,9 +81,13 @@ class Sizes:
         self._per_step: dict[str, float] = {}
         self.written = 0
 
+    def weigh(self, kind: str, steps: int, size: int) -> None:
+        """Of a trace that was not kept."""
+        self._per_step[kind] = size / steps
+
     def add(self, kind: str, steps: int, size: int) -> None:
         self.written += size
-        self._per_step[kind] = size / steps
+        self.weigh(kind, steps, size)
 
     def knows(self, kind: str) -> bool:
         return kind in self._per_step
@@ -98,14 +102,14 @@ class Sizes:
         if self.written + size > MOST_BYTES:
             return (
                 f"about {size_text(size)} more, and {size_text(MOST_BYTES)} is the most of one "
-                f"profile; --steps {self._fewer(kind, MOST_BYTES - self.written)} would fit"
+                f"profile; {self._fewer(kind, MOST_BYTES - self.written)}"
             )
         free = shutil.disk_usage(self._folder).free
         if size * UNPACKED > free:
             return (
                 f"about {size_text(size)}, {size_text(size * UNPACKED)} before it is compressed, "
-                f"and the disk has {size_text(free)}; --steps "
-                f"{self._fewer(kind, free / UNPACKED)} would fit"
+                f"and the disk has {size_text(free)}; "
+                f"{self._fewer(kind, free / UNPACKED)}"
             )
         return ""
 
@@ -115,5 +119,7 @@ class Sizes:
             return ""
         return f"the trace will have about {size_text(size)}; fewer --steps make it smaller"
 
-    def _fewer(self, kind: str, size: float) -> int:
-        return max(0, int(size / self._per_step[kind]))
+    def _fewer(self, kind: str, size: float) -> str:
+        """How many steps would fit into `size`."""
+        steps = int(size / self._per_step[kind])
+        return f"--steps {steps} would fit" if steps > 0 else "not one step would fit"

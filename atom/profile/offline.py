@@ -182,7 +182,7 @@ def _probe(driver: Driver, shape: Shape, sizes: folders.Sizes, display: Display)
     display.say(f"{shape}: two steps to see how large a trace becomes")
     found = driver.record(shape, PROBE, stamp_of_now())
     if found is not None:
-        sizes.add(shape.kind, found.steps, folders.num_bytes(found.files))
+        sizes.weigh(shape.kind, found.steps, folders.num_bytes(found.files))
         for file in found.files:
             Path(file).unlink()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from atom.errors import AtomError
 from atom.profile.shapes import Shape
 from atom.trace.analysis import load
-from atom.trace.errors import TraceError
+from atom.trace.errors import NoGpuWork
 from atom.trace.ranking import Top, top
 from atom.trace.summary import summarize
 from atom.trace.types import STEP_KINDS, Analysis, RankModel
@@ -95,10 +94,8 @@ def _load(files: Sequence[Path], device: str) -> tuple[Analysis, str]:
         return load(list(files), device=device), device
     try:
         return load(list(files)), "gpu"
-    except TraceError as error:
-        with contextlib.suppress(TraceError):
-            return load(list(files), device="cpu"), "cpu"
-        raise error
+    except NoGpuWork:
+        return load(list(files), device="cpu"), "cpu"
 
 
 def judge(files: Sequence[Path], device: str, shape: Shape, steps: int) -> Verdict:

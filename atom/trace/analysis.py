@@ -11,7 +11,7 @@ import numpy as np
 
 from atom.trace.captures import captures_for
 from atom.trace.device_cpu import as_device
-from atom.trace.errors import TraceError
+from atom.trace.errors import NoGpuWork, TraceError
 from atom.trace.explain import explain, graph_sizes
 from atom.trace.labels import parse_label
 from atom.trace.launches import Launches, correlate, several_processes
@@ -110,11 +110,11 @@ def _with_work(traces: Sequence[RankTrace], device: str) -> tuple[list[RankTrace
     lost = [trace for trace in traces if not any(trace is each for each in kept)]
     lines = [f"{trace.path}: {missing}; it has {_contents(trace)}" for trace in lost]
     if not kept:
-        hint = ""
+        damage = "".join(f"; {warning}" for warning in lost[0].warnings[:1])
         if device != "cpu" and any((trace.cpu.kind == CpuKind.OP).any() for trace in traces):
             hint = "; --device cpu analyses the host's operators instead"
-        damage = "".join(f"; {warning}" for warning in lost[0].warnings[:1])
-        raise TraceError(lines[0] + damage + hint)
+            raise NoGpuWork(lines[0] + damage + hint)
+        raise TraceError(lines[0] + damage)
     return kept, [f"{line}; left out" for line in lines]
 
 

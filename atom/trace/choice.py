@@ -34,10 +34,10 @@ def kind_text(kind: str) -> str:
 def shape_text(step: Step) -> str:
     """E.g. "bs=30 graph=32"; of a step without a label its number of kernels. Finer than
     `groups.shape_of`: kernels of another graph are other kernels."""
-    fields = dict(shape_of(step).fields)
+    fields: list[tuple[str, object]] = [*shape_of(step).fields]
     if "graph" in step.fields:
-        fields["graph"] = step.fields["graph"]  # type: ignore[assignment]
-    text = " ".join(f"{name}={value}" for name, value in fields.items())
+        fields.append(("graph", step.fields["graph"]))
+    text = " ".join(f"{name}={value}" for name, value in fields)
     return text or f"{len(step.rows)} kernel{'' if len(step.rows) == 1 else 's'}"
 
 

@@ -9,3 +9,7 @@ SLOWER = 3  # exit code of `atom trace diff --fail-above` when B is slower than 
 
 class TraceError(AtomError):
     """The file is no trace, or it has not what was asked for; the message says what it has."""
+
+
+class NoGpuWork(TraceError):
+    """The traces hold operators of the host, and none of a GPU's work."""

@@ -5,13 +5,13 @@ A sentence names a cause only as far as the rows carry it; what is inferred is c
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from atom.errors import AtomError
 from atom.trace.attribution import Kind
 from atom.trace.diff import OTHER_CONTEXT, Row, StepDiff, TraceDiff, diff
+from atom.trace.errors import NoGpuWork
 from atom.trace.kernels import kernel_class, short_name
 from atom.trace.types import Analysis
 
@@ -27,6 +27,7 @@ SENTENCES = 3
 CERTAIN = 0.01  # of the step: what a row must have changed by to be told of a step that did not
 CERTAIN_ROWS = 2
 SMALL = 0.01  # a change below this needs no cause
+HOST = "no GPU work in the traces: these are operators of the host"
 WAIT_SHARE = 0.02  # of the step: a change of the wait between steps that is worth a sentence
 
 
@@ -283,18 +284,24 @@ def trace_verdict(a_traces: Sequence[str | Path], b_traces: Sequence[str | Path]
         if missing:
             return [f"traces are not compared: {letter}'s is not on this machine: {missing[0]}"]
     try:
-        return sentences(diff(*_loaded(sides)))
+        loaded, of_host = _loaded(sides)
+        lines = sentences(diff(*loaded))
     except AtomError as error:
         return [f"traces are not compared: {' '.join(str(error).split())}"]
+    return [*lines, HOST] if of_host else lines
 
 
-def _loaded(sides: Sequence[Sequence[Path]]) -> list[Analysis]:
-    """Both by their GPU work; by the host's, if neither can be read so: servers without a GPU."""
+def _loaded(sides: Sequence[Sequence[Path]]) -> tuple[list[Analysis], bool]:
+    """Both by their GPU work; by the host's (true) where neither has any: servers without a GPU."""
     from atom.trace.analysis import load
 
-    try:
-        return [load(paths) for paths in sides]
-    except AtomError:
-        with contextlib.suppress(AtomError):
-            return [load(paths, device="cpu") for paths in sides]
-        raise
+    found: list[Analysis] = []
+    lacking: list[NoGpuWork] = []
+    for paths in sides:
+        try:
+            found.append(load(paths))
+        except NoGpuWork as error:
+            lacking.append(error)
+    if lacking and found:
+        raise lacking[0]
+    return (found, False) if found else ([load(paths, device="cpu") for paths in sides], True)

@@ -126,6 +126,7 @@ def test_what_cannot_run_is_one_line(
 ) -> None:
     argv = argv if "--url" in argv else (*ENGINE, *argv)
     target = str(tiny_checkpoint("qwen3"))
+    capsys.readouterr()  # making the checkpoint, in the first test of a process, shows progress
     ran = atom(capsys, "profile", target, *argv, "-q", "-o", str(tmp_path / "o"))
     assert ran.code == 2
     assert ran.err.startswith("atom: error: ")

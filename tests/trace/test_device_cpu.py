@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import TraceBuilder
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from atom.trace.analysis import load
 from atom.trace.device_cpu import OUTSIDE, own_times
@@ -142,9 +144,6 @@ def _length(spans: set[tuple[int, int]]) -> int:
 
 
 def test_a_real_profile_of_the_cpu(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    from torch.profiler import ProfilerActivity, profile, record_function
-
     a = torch.randn(64, 64)
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         for _ in range(3):

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from cli_helpers import atom
+from synthetic import TraceBuilder
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from atom.trace.analysis import load
 from atom.trace.diff import diff
-from atom.trace.verdict import trace_verdict
+from atom.trace.verdict import HOST, trace_verdict
 
 LAYERS = 3
 
@@ -71,4 +72,16 @@ def test_on_the_command_line_and_for_the_benchmark(
     refused = atom(capsys, "trace", "diff", *map(str, recorded))
     assert refused.code == 2
     assert "--device cpu" in refused.err
-    assert trace_verdict([recorded[0]], [recorded[1]])[0] == first
+    lines = trace_verdict([recorded[0]], [recorded[1]])
+    assert (lines[0], lines[-1]) == (first, HOST)
+
+
+def test_a_gpu_is_not_compared_with_a_host(recorded: tuple[Path, Path], tmp_path: Path) -> None:
+    """Although both traces have operators of a host."""
+    run = TraceBuilder()
+    with run.step("decode[bs=16 tok=16 d=16 sk=160]"), run.op("aten::mm"):
+        run.kernel("k")
+    gpu = run.write(tmp_path / "m.pt.trace.json")
+    for pair in ((gpu, recorded[1]), (recorded[1], gpu)):
+        (line,) = trace_verdict(*([path] for path in pair))
+        assert line.startswith(f"traces are not compared: {recorded[1]}: no GPU events")

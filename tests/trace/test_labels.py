@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
+from atom.engine.runner.labels import step_label
 from atom.trace.labels import parse_label
 from atom.trace.types import STEP_KINDS
 
@@ -116,12 +120,6 @@ def test_what_a_dummy_runs_is_still_told() -> None:
 
 
 def test_our_engine_writes_what_is_read() -> None:
-    np = pytest.importorskip("numpy")
-    pytest.importorskip("torch")
-    from types import SimpleNamespace
-
-    from atom.engine.runner.labels import step_label
-
     plan = SimpleNamespace(
         step=3, num_scheduled=np.array([1, 5, 1]), num_computed=np.array([9, 3, 0])
     )

@@ -131,6 +131,16 @@ def test_a_kernel_that_waits_for_the_one_before_it_has_not_worked_yet(tmp_path: 
     assert row.total_ns == int(ends[1] - starts[0]) < 100_000
 
 
+@pytest.mark.parametrize(("about", "words"), [({"dtype": "posit8"}, "dtype 'posit8'"), ({}, "")])
+def test_numbers_of_unknown_width_are_left_out(
+    tmp_path: Path, about: dict[str, str], words: str
+) -> None:
+    found = measured(write(tmp_path, "decode[bs=8 tok=8 d=8 sk=800]", **about))
+    assert bool(found.rows) != bool(words)
+    assert all(words in why for why in found.left_out)
+    assert bool(found.left_out) == bool(words)
+
+
 def test_shapes_serve_where_no_module_has_facts(tmp_path: Path) -> None:
     run = TraceBuilder()
     with run.step("decode[bs=4 tok=4 d=4 sk=40]"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from atom.trace.errors import TraceError
-from atom.trace.roofline.devices import ceilings_of
+from atom.trace.roofline.devices import _CARDS, ceilings_of
 from atom.trace.roofline.operators import operator_work
 from atom.trace.roofline.work import Attended, attended, attention, bits_of, experts, product
 
@@ -139,6 +139,13 @@ def test_devices_are_told_apart() -> None:
     assert ceilings_of("NVIDIA A100-SXM4-80GB").flops_of(8) == 312e12  # no unit for it
     given = ceilings_of("Some Card", bandwidth=2.0, flops=100.0)
     assert (given.bandwidth, given.flops_of(8), given.source) == (2e12, 1e14, "given")
+
+
+def test_every_device_has_ceilings_of_its_own_for_common_widths() -> None:
+    for card in _CARDS:
+        flops = ceilings_of(card).flops
+        assert {16, 32} <= flops.keys()
+        assert flops[32] < flops[16]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class Book:
     def __init__(self, model: RankModel) -> None:
         self._model = model
         about = model.trace.atom
-        self._bits = bits_of(str(about.get("dtype", ""))) or 16
+        self._dtype = str(about.get("dtype", ""))
         self._facts: dict[tuple[int, str], Mapping[str, Any]] = {}
         modules = about.get("modules")
         for path, facts in (modules if isinstance(modules, dict) else {}).items():
@@ -136,26 +136,31 @@ class Book:
     def _by_facts(
         self, step: Step, source: Source, facts: Mapping[str, Any]
     ) -> tuple[Work | None, str]:
-        tokens = _tokens(step, source)
+        tokens, bits = _tokens(step, source), bits_of(self._dtype)
         if tokens is None:
             return None, f"the step's label has no number of tokens: {step.label}"
+        if bits is None:
+            return None, f"the width of the model's numbers is not known: dtype {self._dtype!r}"
         match facts["kind"]:
             case "linear":
                 size = facts.get("weight_bytes")
-                made = product(tokens, facts["n"], facts["k"], self._bits, weight_bytes=size)
-                return made, ""
+                return product(tokens, facts["n"], facts["k"], bits, weight_bytes=size), ""
             case "moe":
-                return experts(tokens, facts, self._bits), ""
+                return experts(tokens, facts, bits), ""
         seen = attended(step.fields)
         if seen is None:
             return None, "the step's label does not say how many keys attention saw"
+        kept = str(facts.get("kv_dtype", self._dtype))
+        kv_bits = bits_of(kept)
+        if kv_bits is None:
+            return None, f"the width of cached keys and values is not known: kv_dtype {kept!r}"
         made = attention(
             seen,
             facts["num_heads"],
             facts["num_kv_heads"],
             facts["head_dim"],
-            bits=self._bits,
-            kv_bits=bits_of(str(facts.get("kv_dtype", ""))) or self._bits,
+            bits=bits,
+            kv_bits=kv_bits,
             window=int(facts.get("window") or 0),
         )
         return made, ""

@@ -17,7 +17,8 @@ TERA = 1e12
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """`bandwidth` in bytes/s, `flops` in FLOP/s by bits of the numbers that are multiplied."""
+    """`bandwidth` in bytes/s, `flops` in FLOP/s by bits of the numbers that are multiplied. 32 bits
+    are TF32 where the device has it."""
 
     device: str
     bandwidth: float
@@ -32,19 +33,21 @@ class Ceilings:
 
 
 def _card(bandwidth_tb: float, **tflops: float) -> tuple[float, dict[int, float]]:
-    names = {"tf32": 32, "bf16": 16, "fp8": 8, "fp4": 4}
+    names = {"tf32": 32, "fp32": 32, "bf16": 16, "fp8": 8, "fp4": 4}
     return bandwidth_tb * TERA, {names[name]: value * TERA for name, value in tflops.items()}
 
 
 # Part of the device's name -> ceilings; the first that fits, so longer names stand first.
 _CARDS: dict[str, tuple[float, dict[int, float]]] = {
-    "MI355X": _card(8.0, bf16=2516.6, fp8=5033.2, fp4=10066.3),
-    "MI350X": _card(8.0, bf16=2306.9, fp8=4613.7, fp4=9227.5),
+    "MI355X": _card(8.0, fp32=157.3, bf16=2516.6, fp8=5033.2, fp4=10066.3),
+    "MI350X": _card(8.0, fp32=144.2, bf16=2306.9, fp8=4613.7, fp4=9227.5),
     "MI325X": _card(6.0, tf32=653.7, bf16=1307.4, fp8=2614.9),
     "MI300X": _card(5.3, tf32=653.7, bf16=1307.4, fp8=2614.9),
     "MI300A": _card(5.3, tf32=490.3, bf16=980.6, fp8=1961.2),
-    "MI250X": _card(1.6384, bf16=191.5),  # one of its two dies, which is a device of its own
-    "MI210": _card(1.6384, bf16=181.0),
+    "MI250X": _card(
+        1.6384, fp32=47.9, bf16=191.5
+    ),  # one of its two dies, which is a device of its own
+    "MI210": _card(1.6384, fp32=45.3, bf16=181.0),
     "GB200": _card(8.0, tf32=1250.0, bf16=2500.0, fp8=5000.0, fp4=10000.0),
     "B200": _card(8.0, tf32=1125.0, bf16=2250.0, fp8=4500.0, fp4=9000.0),
     "H200": _card(4.8, tf32=494.7, bf16=989.4, fp8=1978.9),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -161,3 +162,43 @@ def _own_ns(model: RankModel) -> I64:
         rows = np.flatnonzero(streams == stream)
         own[rows] = own_lengths(gpu.ts[rows], gpu.end[rows])
     return own
+
+
+def as_json(found: Roofline) -> dict[str, Any]:
+    """For --json: plain values, units in the names."""
+    ceilings = found.ceilings
+    return {
+        "device": ceilings.device,
+        "ceilings": {
+            "bytes_per_s": ceilings.bandwidth,
+            "flops_per_s_by_bits": {str(bits): value for bits, value in ceilings.flops.items()},
+            "source": ceilings.source,
+        },
+        "steps": found.num_steps,
+        "gpu_ns": found.total_ns,
+        "covered_ns": found.covered_ns,
+        "left_out_ns": dict(found.left_out),
+        "rows": [
+            {
+                "step": row.step,
+                "module": row.module,
+                "kind": row.kind,
+                "shape": row.shape,
+                "kernels": list(row.kernels),
+                "bits": row.bits,
+                "calls": row.calls,
+                "total_ns": row.total_ns,
+                "flops": row.flops,
+                "bytes": row.nbytes,
+                "keys": row.keys,
+                "bytes_per_s": row.bytes_per_s,
+                "flops_per_s": row.flops_per_s,
+                "intensity_flops_per_byte": row.intensity,
+                "bound": row.bound,
+                "floor_ns": row.floor_ns,
+                "share_of_roof": row.share,
+                "note": row.note,
+            }
+            for row in found.rows
+        ],
+    }

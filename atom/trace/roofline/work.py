@@ -110,5 +110,6 @@ def experts(tokens: int, facts: Mapping[str, Any], bits: int) -> Work:
     moved = float(facts["weight_bytes"]) * used / total + 2 * tokens * hidden * bits / 8
     flops = 6.0 * tokens * chosen * hidden * inner
     shape = f"{tokens} x {chosen} of {total} experts {hidden} x {inner}"
+    # Of a packed format, whose blocks have no width of their own, values are unpacked first.
     weight_bits = bits_of(str(facts.get("weight_format", ""))) or bits
     return Work("moe", shape, flops, moved, weight_bits, f"{used:.1f} experts read, if even")
