@@ -310,3 +310,18 @@ def test_the_decoders_errors_read_as_we_think() -> None:
     assert ev.end_of_value(memoryview(b'{"a":[1]} ,x')) == 9
     assert ev.end_of_value(memoryview(b'{"a":12.')) == 0
     assert ev.end_of_value(memoryview(b'{"a":,')) == -1
+
+
+@pytest.mark.parametrize("block", [200, 1 << 20])
+@pytest.mark.parametrize("junk", [b'],"\x00\x00', b'],"a', b'],"a": 1, ', b"]}"])
+@pytest.mark.parametrize("at", [0, 9])
+def test_a_bracket_in_the_damage_does_not_end_the_list(
+    tmp_path: Path, junk: bytes, at: int, block: int
+) -> None:
+    """Events behind it are read, and what was damaged is said."""
+    events = texts(20)
+    events[at] = junk + events[at][len(junk) :]
+    trace = read(tmp_path, HEAD + b",\n".join(events) + TAIL, block=block)
+    assert set(range(20)) - {at, at + 1} <= set(indices(trace))
+    assert trace.other["traceName"] == "x"
+    assert any("damaged" in warning for warning in trace.warnings)

@@ -76,6 +76,15 @@ class Chunks:
             self.cut_bytes = len(rest)
         return found
 
+    def reopen(self) -> bytes:
+        """What came behind the list's end, if events do, so that the bracket was damage; else b"",
+        and the list has ended."""
+        assert self.ended
+        if not self._events_follow(self.tail, -1):
+            return b""
+        text, self.tail, self.ended = self.tail, b"", False
+        return text
+
     def _decode(self, whole: bytes, behind: bytes) -> Events | None:
         """The events of a list, fast; None if they do not decode. If the list ends before `whole`
         does, so do the events."""

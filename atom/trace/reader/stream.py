@@ -18,6 +18,7 @@ from atom.trace.reader.source import Source, looks_like
 _EVENTS = re.compile(rb'"traceEvents"\s*:\s*\[')
 _TIMES = re.compile(rb'"ts"\s*:\s*"?(\d+)\.\d')
 _BOM = b"\xef\xbb\xbf"
+_SURE = 64 << 10  # bytes behind the list's end after which it is one, if no event is in them
 _BESIDE = 64 << 20  # bytes of keys before, and after, the events
 _NO_NS = 2**43  # microseconds from which on a float64 has no ns
 
@@ -42,23 +43,7 @@ class EventStream:
             TraceError: this is no trace; says what it looks like.
         """
         seen = False
-        with contextlib.closing(iter(self.source)) as blocks:
-            text = self._begin(blocks)
-            while True:
-                if self.chunks.ended:
-                    self.chunks.tail = (self.chunks.tail + text)[: _BESIDE + 1]
-                    text = b""
-                else:
-                    found, text = self.chunks.take(text)
-                    seen = seen or any(isinstance(event.ph, str) for event in found)
-                    self.num_events += len(found)
-                    yield found
-                block = next(blocks, b"")
-                if not block:
-                    break
-                text += block
-        if not self.chunks.ended:
-            found = self.chunks.last(text)
+        for found in self._chunks():
             seen = seen or any(isinstance(event.ph, str) for event in found)
             self.num_events += len(found)
             yield found
@@ -66,6 +51,32 @@ class EventStream:
             what = "a JSON list" if self._bare else "it has traceEvents"
             raise TraceError(f"{self.path}: not a trace: {what}, but no event in it has a ph")
         self._finish()
+
+    def _chunks(self) -> Iterator[list[ev.Event]]:
+        chunks, is_end = self.chunks, False  # the list's end, beyond doubt
+        with contextlib.closing(iter(self.source)) as blocks:
+            text = self._begin(blocks)
+            while True:
+                if chunks.ended:
+                    chunks.tail = (chunks.tail + text)[: _BESIDE + 1]
+                    text = b""
+                    if not is_end and len(chunks.tail) > _SURE:
+                        text = chunks.reopen()
+                        is_end = chunks.ended
+                if not chunks.ended:
+                    found, text = chunks.take(text)
+                    yield found
+                block = next(blocks, b"")
+                if not block:
+                    break
+                text += block
+        while not is_end:
+            if chunks.ended:
+                text = chunks.reopen()
+            is_end = chunks.ended
+            if not is_end:
+                yield chunks.last(text)
+                is_end = not chunks.ended  # all text was taken
 
     def _begin(self, blocks: Iterator[bytes]) -> bytes:
         """Reads the keys before the events; what was read beyond them."""
