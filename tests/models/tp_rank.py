@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tiny import random_prompt
 
 from atom.config.schema import Config, ModelConfig
+from atom.engine.runner.tp import leave
 from atom.models.loader import load_model
 from atom.models.source import resolve_source
 from atom.parallel.rendezvous import rendezvous
@@ -37,6 +38,7 @@ def main() -> None:
         model = load_model(source, config, device, torch.float32, parallel=parallel)
         results[str(number)] = PagedModel(model, block_size=4).logits(random_prompt(40), [17, 1, 9])
     save_file(results, Path(sys.argv[4]) / f"{rank}.safetensors")
+    leave()  # a group that is only forgotten may abort the process at its end
 
 
 if __name__ == "__main__":

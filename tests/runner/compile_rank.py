@@ -20,6 +20,7 @@ from tiny import random_prompt
 from atom.engine.compiler import inductor
 from atom.engine.compiler.plan import OpCall
 from atom.engine.compiler.store import Store
+from atom.engine.runner.tp import leave
 from atom.parallel.rendezvous import rendezvous
 
 
@@ -43,6 +44,7 @@ def main() -> None:
         sums = [step for step in pieces.plan.steps if isinstance(step, OpCall) and step.layer]
         assert sum(step.op == "atom::all_reduce" for step in sums) > 2 * model_layers(model)
         assert not any(step.copied for step in sums), "sums are made in place"
+    leave()  # a group that is only forgotten may abort the process at its end
 
 
 def model_layers(model: object) -> int:
