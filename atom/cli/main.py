@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("atom.cli.serve", "Serve a model with an OpenAI-compatible API."),
     "run": ("atom.cli.run", "Chat in the terminal, or get one answer."),
     "bench": ("atom.cli.bench", "Benchmark a server; keep, show and compare the results."),
+    "eval": ("atom.cli.eval", "Measure a model's accuracy; keep, show and compare the results."),
     "dashboard": ("atom.cli.dashboard", "Build or serve the dashboard of the run history."),
     "profile": (
         "atom.cli.profile",
