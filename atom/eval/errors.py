@@ -15,3 +15,9 @@ class ServerGone(EvalError):
     """The server stopped answering in the middle. What was answered is kept for `--resume`."""
 
     exit_code = 1
+
+
+class EvalStopped(EvalError):
+    """The user stopped it. What was answered is kept for `--resume`."""
+
+    exit_code = 130

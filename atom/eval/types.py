@@ -83,14 +83,28 @@ class Endpoint:
     verify_tls: bool = True
 
 
+class Counts(msgspec.Struct):
+    """What a client has done since it was made. Items that were asked twice count once."""
+
+    items: int = 0  # answered, those of the journal included
+    kept: int = 0  # of `items`: from the journal
+    requests: int = 0  # over HTTP, that were answered
+    retries: int = 0
+    prompt_tokens: int = 0  # of what was sent, kept answers left out
+    output_tokens: int = 0
+
+
 class Client(Protocol):
     """Speaks to one server; blocking, called from one thread. Answers keep the order of items.
 
     Items that the journal has an answer to are not asked again. Raises `EvalError` where the server
-    refuses or cannot do what is needed, `ServerGone` when it stops answering.
+    refuses or cannot do what is needed, `ServerGone` when it stops answering, `EvalStopped` when
+    `stop` said so. What was answered before is in the journal.
     """
 
     max_model_len: int | None  # tokens, where the server tells
+    counts: Counts
+    notes: list[str]  # sentences for the result: what was cut, what the server could not do
 
     def score(self, items: Sequence[ScoreItem], detail: str = "") -> list[Scored]: ...
 
