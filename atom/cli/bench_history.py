@@ -250,8 +250,8 @@ def _import(store: History, path: Path, model: str | None, dry_run: bool) -> dic
         return {"file": str(path), "error": str(error)}
     added: list[str] = []
     there: list[str] = []
-    for run, records in loaded:
-        fresh = not store.has(run) if dry_run else store.add(run, records)
+    for run, records, evaluated in loaded:
+        fresh = not store.has(run) if dry_run else store.add(run, records, evaluated)
         (added if fresh else there).append(run.run_id)
     return {"file": str(path), "added": added, "already": there}
 

@@ -71,6 +71,22 @@ def make_records(count: int) -> list[RequestRecord]:
     ]
 
 
+def make_samples(count: int) -> list[dict[str, Any]]:
+    """Samples of an evaluation, as the history holds them."""
+    return [
+        {
+            "task": "gsm8k",
+            "doc_id": i,
+            "doc_hash": f"{i:064x}",
+            "prompt": f"Question: {i} + 1?\nAnswer:",
+            "target": str(i + 1),
+            "metrics": {"exact_match,strict-match": float(i % 3 == 0)},
+            "answers": [{"text": f" {i + 1} é"}],
+        }
+        for i in range(count)
+    ]
+
+
 SERVING: dict[str, Any] = {
     "date": "20260807-101112",
     "backend": "vllm",

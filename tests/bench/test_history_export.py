@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import openpyxl
 import pytest
-from history_helpers import LM_EVAL, SERVING, make_records, make_run, write
+from history_helpers import LM_EVAL, SERVING, make_records, make_run, make_samples, write
 
 from atom.bench.errors import BenchError
 from atom.bench.history import History, workbook
@@ -43,7 +43,7 @@ def history(tmp_path: Path) -> Iterator[History]:
                 load={"mode": "closed", "concurrency": 2**number},
                 provenance={"recipe": {"name": "r", "text": "#" * 70_000}, "driver": "D 1"},
             )
-            made.add(run, [make_records(number)])
+            made.add(run, [make_records(number)], {"gsm8k": make_samples(100 * number)})
         for number, name in enumerate(HOSTILE, 10):
             made.add(make_run(number, name=name, model=name))
         made.add(read_results(write(tmp_path / "e.json", LM_EVAL))[0].run)
@@ -57,14 +57,19 @@ def test_json_loses_nothing(history: History, tmp_path: Path, kind: str, records
     count = export(history, history.find(), path, kind, records=records)
     json.loads(path.read_text().split("\n")[0] if kind == "jsonl" else path.read_text())
     with History(tmp_path / "second.db") as second:
-        for run, samples in read_results(path):
-            second.add(run, samples)
+        for loaded in read_results(path):
+            second.add(*loaded)
         assert second.count() == history.count() == count
         for run in history.find():
             assert second.get(run.run_id) == history.get(run.run_id)
             for repeat in range(1):
                 stored = list(history.records(run.run_id, repeat)) if records else []
                 assert list(second.records(run.run_id, repeat)) == stored
+            tasks = history.evaluated(run.run_id) if records else {}
+            assert second.evaluated(run.run_id) == tasks
+            for task in tasks:
+                asked = list(history.evaluations(run.run_id, task))
+                assert list(second.evaluations(run.run_id, task)) == asked
 
 
 def test_csv(history: History) -> None:

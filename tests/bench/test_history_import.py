@@ -16,6 +16,7 @@ from history_helpers import (
     data_js,
     make_records,
     make_run,
+    make_samples,
     write,
 )
 from hypothesis import given, settings
@@ -110,7 +111,7 @@ def test_nothing_completed_is_no_latency_of_zero(tmp_path: Path) -> None:
 
 
 def test_detailed_results_of_vllm_have_samples(tmp_path: Path) -> None:
-    ((run, records),) = read_results(write(tmp_path / "r.json", DETAILED))
+    ((run, records, _),) = read_results(write(tmp_path / "r.json", DETAILED))
     (samples,) = records
     assert [record.sent_s for record in samples] == [0.0, 0.5, 1.0]
     assert samples[0].token_times_s == pytest.approx([0.1, 0.11, 0.13])
@@ -225,10 +226,12 @@ def test_github_action_benchmark(tmp_path: Path) -> None:
 def test_ours_comes_back_equal(tmp_path: Path, samples: tuple[int, ...]) -> None:
     run = make_run(metrics={"p99_ttft_ms": Interval(1.0, float("-inf"), float("inf"))})
     records = [make_records(count) for count in samples]
-    path = write(tmp_path / "ours.json", to_document(run, records))
-    ((found, read),) = read_results(path)
+    evaluated = {f"task {count}": make_samples(count) for count in samples}
+    path = write(tmp_path / "ours.json", to_document(run, records, evaluated))
+    ((found, read, asked),) = read_results(path)
     assert found == run
     assert list(read) == records
+    assert asked == evaluated
 
 
 def test_several_documents_in_a_list(tmp_path: Path) -> None:
@@ -309,7 +312,7 @@ SOUND = [
     DETAILED,
     LM_EVAL,
     json.loads(data_js().partition("=")[2]),
-    to_document(make_run(), [make_records(2)]),
+    to_document(make_run(), [make_records(2)], {"gsm8k": make_samples(2)}),
 ]
 
 
@@ -331,8 +334,8 @@ def test_no_file_however_odd_ends_in_a_traceback(
     with History(folder / "h.db") as history:
         refused = ""
         try:
-            for run, records in read_results(path):
-                history.add(run, records)
+            for run, records, evaluated in read_results(path):
+                history.add(run, records, evaluated)
                 assert history.get(run.run_id).run_id == run.run_id
         except BenchError as error:
             refused = str(error)

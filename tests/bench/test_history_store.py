@@ -330,7 +330,7 @@ def saved_run(error: HistoryError) -> RunResult:
     assert error.saved is not None
     assert str(error.saved) in str(error)
     assert "\n" not in str(error)
-    ((run, records),) = read_results(error.saved)
+    ((run, records, _),) = read_results(error.saved)
     assert [len(r) for r in records] == [2]
     error.saved.unlink()
     return run

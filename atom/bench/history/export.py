@@ -29,20 +29,23 @@ def load(history: History, runs: Iterable[RunResult], *, records: bool) -> Itera
     """Runs as `find` gives them, made whole one at a time, with their samples if asked."""
     for run in runs:
         samples: list[list[Any]] = []
+        evaluated: dict[str, list[Any]] = {}
         if records:
             stored = history.repeats_with_records(run.run_id)
             count = max(stored, default=-1) + 1
             samples = [list(history.records(run.run_id, repeat)) for repeat in range(count)]
-        yield Loaded(history.get(run.run_id), samples)
+            tasks = history.evaluated(run.run_id)
+            evaluated = {task: list(history.evaluations(run.run_id, task)) for task in tasks}
+        yield Loaded(history.get(run.run_id), samples, evaluated)
 
 
 def write_json(loaded: Iterable[Loaded], out: IO[str]) -> int:
     """A JSON list of documents, written one by one; returns how many."""
     count = 0
     out.write("[")
-    for run, records in loaded:
+    for each in loaded:
         out.write(",\n" if count else "\n")
-        out.write(json.dumps(to_document(run, records), ensure_ascii=False, indent=1))
+        out.write(json.dumps(to_document(*each), ensure_ascii=False, indent=1))
         count += 1
     out.write("\n]\n")
     return count
@@ -51,8 +54,8 @@ def write_json(loaded: Iterable[Loaded], out: IO[str]) -> int:
 def write_jsonl(loaded: Iterable[Loaded], out: IO[str]) -> int:
     """A document a line."""
     count = 0
-    for run, records in loaded:
-        out.write(json.dumps(to_document(run, records), ensure_ascii=False) + "\n")
+    for each in loaded:
+        out.write(json.dumps(to_document(*each), ensure_ascii=False) + "\n")
         count += 1
     return count
 

@@ -53,6 +53,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
                    json_extract(entry.value, '$.high') AS high
             FROM runs, json_each(runs.document, '$.metrics') AS entry""",
     ),
+    (
+        # What an evaluation asked and got, document by document; `samples` is packed JSON.
+        """CREATE TABLE evaluations (
+            run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE,
+            task TEXT NOT NULL,
+            block INTEGER NOT NULL,
+            count INTEGER NOT NULL,
+            samples BLOB NOT NULL,
+            PRIMARY KEY (run_id, task, block)
+        ) WITHOUT ROWID""",
+    ),
 )
 
 

@@ -19,8 +19,10 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from atom.bench.history import codec, documents, schema
+from atom.bench.history import codec, documents, evaluations, schema
 from atom.bench.history.errors import HistoryError
+from atom.bench.history.evaluations import Evaluations
+from atom.bench.history.faults import explain
 from atom.bench.history.runs import commit_of, recipe_of, started_at
 from atom.bench.history.search import condition
 from atom.bench.types import RequestRecord, RunResult
@@ -92,16 +94,24 @@ class History:
                 parts.append("")
         return "/".join(parts)
 
-    def add(self, run: RunResult, records: Sequence[Sequence[RequestRecord]] = ()) -> bool:
-        """Store a run and its samples (a sequence for each repeat); False if it is there already.
+    def add(
+        self,
+        run: RunResult,
+        records: Sequence[Sequence[RequestRecord]] = (),
+        evaluated: Evaluations | None = None,
+    ) -> bool:
+        """Store a run and its samples; False if it is there already.
 
-        A run that is there keeps what it has, but takes samples that it lacks. If the history
-        cannot take the run, it is written to a file of its own, whose path is `HistoryError.saved`.
+        `records`: a sequence for each repeat of a benchmark; `evaluated`: the samples of each task
+        of an evaluation. A run that is there keeps what it has, but takes samples that it lacks. If
+        the history cannot take the run, it is written to a file of its own, whose path is
+        `HistoryError.saved`.
         """
+        told = evaluated or {}
         try:
-            return self._run(lambda connection: self._add(connection, run, records), write=True)
+            return self._run(lambda at: self._add(at, run, records, told), write=True)
         except HistoryError as error:
-            saved = documents.rescue(run, records, self.path.parent)
+            saved = documents.rescue(run, records, self.path.parent, told)
             tail = (
                 f"; the run is saved as {saved} (atom bench import takes it in)"
                 if saved
@@ -195,20 +205,38 @@ class History:
 
     def records(self, run_id: str, repeat: int) -> Iterator[RequestRecord]:
         """The samples of one repeat, in the order in which they were added; unpacked bit by bit."""
+        query = "SELECT records FROM samples WHERE run_id = ? AND repeat = ? AND block = ?"
+        yield from codec.decode_records(self._blocks(query, run_id, repeat))
+
+    def _blocks(self, query: str, run_id: str, part: Any) -> Iterator[bytes]:
+        """What `query` finds for block 0, 1, ... of a part of the run; each read when wanted."""
 
         def whole_id(connection: sqlite3.Connection) -> str:
             found: str = self._row(connection, run_id)["run_id"]
             return found
 
         key = self._read(whole_id, lambda: self._nothing(run_id))
-        query = "SELECT records FROM samples WHERE run_id = ? AND repeat = ? AND block = ?"
         block = 0
         while True:
-            data = self._run(functools.partial(_one, query, (key, repeat, block)), write=False)
+            data = self._run(functools.partial(_one, query, (key, part, block)), write=False)
             if data is None:
                 return
-            yield from codec.decode_records([data])
+            yield data
             block += 1
+
+    def evaluated(self, run_id: str) -> dict[str, int]:
+        """The tasks of which the run's samples are stored, with how many."""
+
+        def read(connection: sqlite3.Connection) -> dict[str, int]:
+            return evaluations.counts(connection, self._row(connection, run_id)["run_id"])
+
+        return self._read(read, lambda: self._nothing(run_id))
+
+    def evaluations(self, run_id: str, task: str) -> Iterator[dict[str, Any]]:
+        """The samples of one task, in the order in which they were added; unpacked bit by bit."""
+        query = "SELECT samples FROM evaluations WHERE run_id = ? AND task = ? AND block = ?"
+        for data in self._blocks(query, run_id, task):
+            yield from evaluations.decode(data)
 
     def resolve(self, text: str) -> list[RunResult]:
         """The runs that a text names: see `atom.bench.history.names`."""
@@ -254,6 +282,7 @@ class History:
         connection: sqlite3.Connection,
         run: RunResult,
         records: Sequence[Sequence[RequestRecord]],
+        evaluated: Evaluations,
     ) -> bool:
         text, lists = codec.encode_run(run)
         blocks = [
@@ -262,6 +291,7 @@ class History:
             for block, data in enumerate(codec.encode_records(samples))
         ]
         row = _row_of(run, text, lists)
+        samples = evaluations.encode(evaluated)
         with _transaction(connection):
             marks = ", ".join("?" * len(row))
             done = connection.execute(
@@ -273,6 +303,8 @@ class History:
                 connection.executemany(
                     "INSERT INTO samples VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", blocks
                 )
+            if samples:
+                evaluations.insert(connection, _id_of(connection, row), samples)
             return done.rowcount == 1
 
     def _row(self, connection: sqlite3.Connection, run_id: str) -> sqlite3.Row:
@@ -321,7 +353,7 @@ class History:
             try:
                 return work(self._open(write))
             except (sqlite3.Error, OSError, schema.NotOurs, schema.TooNew) as error:
-                raise HistoryError(self._explain(error, write)) from error
+                raise HistoryError(explain(error, self.path, write)) from error
 
     def _open(self, write: bool) -> sqlite3.Connection:
         if self._connection is not None and (self._writable or not write):
@@ -332,37 +364,6 @@ class History:
         )
         self._writable = write
         return self._connection
-
-    def _explain(self, error: Exception, write: bool) -> str:
-        """One line: what is wrong with the file and the way out."""
-        verb = "write" if write else "read"
-        elsewhere = "or give another file with --history"
-        if isinstance(error, schema.TooNew):
-            return (
-                f"the history {self.path} was written by a newer atom (version {error} of the "
-                f"file, {len(schema.MIGRATIONS)} is known here): update atom {elsewhere}"
-            )
-        text = str(error)
-        if self.path.is_dir():
-            return f"the history {self.path} is a folder; give a file with --history"
-        if isinstance(error, schema.NotOurs) or "not a database" in text:
-            return f"{self.path} is not a run history; give another file with --history"
-        if "malformed" in text or "corrupt" in text:
-            return (
-                f"the history {self.path} is damaged ({text}): move it away and save what can be "
-                f"saved with sqlite3 FILE .recover, {elsewhere}"
-            )
-        if isinstance(error, OSError):
-            text = error.strerror or text
-        hints = {
-            "full": "free some space",
-            "locked": "another process has been writing for too long, try again",
-            "readonly": "it cannot be written by this user",
-            "unable to open": "the folder or the file cannot be used by this user",
-        }
-        hint = next((hint for key, hint in hints.items() if key in text), "")
-        way = f"{hint}, {elsewhere}" if hint else elsewhere.removeprefix("or ")
-        return f"cannot {verb} the history {self.path}: {text}; {way}"
 
 
 def _row_of(run: RunResult, text: str, lists: bytes | None) -> tuple[Any, ...]:
@@ -385,6 +386,14 @@ def _row_of(run: RunResult, text: str, lists: bytes | None) -> tuple[Any, ...]:
         hashes[1],
     )
     return (*codec.finite(columns), text, lists)
+
+
+def _id_of(connection: sqlite3.Connection, row: Sequence[Any]) -> str:
+    """The id under which a run or the same imported result is stored."""
+    query = "SELECT run_id FROM runs WHERE run_id = ? OR (source_sha256 = ? AND ? <> '')"
+    source = row[_SOURCE_COLUMN]
+    found: str = connection.execute(query, (row[0], source, source)).fetchone()[0]
+    return found
 
 
 def _one(query: str, values: Sequence[Any], connection: sqlite3.Connection) -> bytes | None:
