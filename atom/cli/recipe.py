@@ -13,7 +13,15 @@ import typer
 from atom.cli.common import add_row, console, print_json, resolve_target, table
 from atom.cli.flags import CONTEXT, SettingsCommand, with_settings
 from atom.config import Resolved, ResolvedTool, resolve, resolve_tool
-from atom.config.fields import TOOLS, Setting, settings, tool_settings, value_of
+from atom.config.fields import (
+    NAMED_TABLES,
+    TOOLS,
+    Setting,
+    settings,
+    table_settings,
+    tool_settings,
+    value_of,
+)
 from atom.config.json_schema import json_schema
 from atom.config.resolve import DEFAULT
 from atom.config.schema import SECTIONS
@@ -36,12 +44,13 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Validate recipes; exit code 2 if any is wrong. The environment has no say."""
-    read_settings = importlib.import_module("atom.bench.settings").read
+    readers = {tool: importlib.import_module(f"atom.{tool}.settings").read for tool in TOOLS}
     problems: dict[str, str | None] = {}
     for path in recipes:
         try:
             resolve(path)
-            read_settings(resolve_tool("bench", path))
+            for tool, read in readers.items():
+                read(resolve_tool(tool, path))
             problems[str(path)] = None
         except AtomError as error:
             problems[str(path)] = str(error)
@@ -85,6 +94,11 @@ def show(
             if name in tool.sources:
                 value = setting.show(value_of(tool.config, setting))
                 add_row(rows, setting.key, value, str(tool.sources[name]))
+        for table_name, held in tool.tables.items():
+            for name, setting in table_settings(tool.tool).items():
+                if (where := tool.sources.get(f"{table_name}.{name}")) is not None:
+                    key = f"{tool.tool}.{table_name}.{name}"
+                    add_row(rows, key, setting.show(getattr(held, name)), str(where))
     console().print(rows)
 
 
@@ -92,13 +106,18 @@ def _tool_with_sources(tool: ResolvedTool) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, setting in tool_settings(tool.tool).items():
         value = value_of(tool.config, setting)
-        source = tool.sources.get(name, DEFAULT)
-        shown[name] = {
-            "value": "***" if setting.secret and value else value,
-            "source": source.kind,
-            "where": source.where or None,
+        shown[name] = _told("***" if setting.secret and value else value, tool, name)
+    for table_name, held in tool.tables.items():
+        shown[table_name] = {
+            name: _told(getattr(held, name), tool, f"{table_name}.{name}")
+            for name in table_settings(tool.tool)
         }
     return shown
+
+
+def _told(value: Any, tool: ResolvedTool, name: str) -> dict[str, Any]:
+    source = tool.sources.get(name, DEFAULT)
+    return {"value": value, "source": source.kind, "where": source.where or None}
 
 
 def _with_sources(resolved: Resolved) -> dict[str, Any]:
@@ -123,7 +142,11 @@ def schema(as_json: Json = False) -> None:
         print_json(json_schema())
         return
     tables = [(s, [x for x in settings().values() if x.section == s]) for s in SECTIONS]
-    tables += [(tool, list(tool_settings(tool).values())) for tool in TOOLS]
+    for tool in TOOLS:
+        tables.append((tool, list(tool_settings(tool).values())))
+        if tool in NAMED_TABLES:
+            title = f"{tool}.{NAMED_TABLES[tool][0]}"
+            tables.append((title, list(table_settings(tool).values())))
     for section, keys in tables:
         rows = table("key", "type", "default", "meaning")
         for setting in keys:

@@ -63,8 +63,8 @@ def _settings_of(command: str) -> set[str]:
 def _commands() -> Iterator[tuple[str, str, Any]]:
     """(name, one line, click command), subcommands after their group."""
     for name, (module, sentence) in main.COMMANDS.items():
-        for written, place in _RUNS.get(name, {}).items():
-            command = load(*place)
+        for written, run in _RUNS.get(name, {}).items():
+            command = load(*run)
             line = command.get_short_help_str(200) if written else sentence
             yield f"{name}{written}", line, command
         subcommands = _GROUPS.get(name)

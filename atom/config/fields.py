@@ -2,7 +2,8 @@
 
 Recipe keys, flags and environment variables are all spellings of these names, so a name is unique
 over all sections of the server's tree. A tool (`atom bench`) has one section and a table of its
-own: its names may be the server's too, and its variables are ATOM_<TOOL>_<NAME>.
+own: its names may be the server's too, and its variables are ATOM_<TOOL>_<NAME>. A tool may have
+tables below its section that the user names ([eval.gsm8k]); they are a recipe's alone.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from functools import lru_cache
 from typing import Any, Union
 
 from atom.config.bench import BenchConfig
+from atom.config.eval import EvalConfig, EvalTask
 from atom.config.schema import Config
 
 # Section of a recipe -> the tree of its tool: dataclasses in groups, whose keys all stand in it.
-TOOLS: dict[str, type] = {"bench": BenchConfig}
+TOOLS: dict[str, type] = {"bench": BenchConfig, "eval": EvalConfig}
+
+# Section -> what the user's names below it stand for, and the keys of such a table.
+NAMED_TABLES: dict[str, tuple[str, type]] = {"eval": ("TASK", EvalTask)}
 
 # Resets an optional setting to its default where a language has no null.
 AUTO = "auto"
@@ -31,7 +36,8 @@ class Setting:
     """One key of the tree. `kind` is the type of a value, or of an element if `many`.
 
     `group` is the field of the tree that holds it: the section, but for a tool's settings. `title`
-    says in a line what the group is about. `tool` is "" for the server's settings.
+    says in a line what the group is about. `tool` is "" for the server's settings. Those of a named
+    table have the section "eval.TASK".
     """
 
     section: str
@@ -142,8 +148,24 @@ def tool_settings(tool: str) -> dict[str, Setting]:
     return _table(TOOLS[tool], tool)
 
 
+@lru_cache(maxsize=8)
+def table_settings(tool: str) -> dict[str, Setting]:
+    """Name -> setting of the tool's named tables; empty where it has none."""
+    if tool not in NAMED_TABLES:
+        return {}
+    word, owner = NAMED_TABLES[tool]
+    hints = typing.get_type_hints(owner)
+    section = f"{tool}.{word}"
+    return {
+        f.name: dataclasses.replace(
+            _setting(f, hints[f.name], section, owner, tool), section=section
+        )
+        for f in dataclasses.fields(owner)
+    }
+
+
 def every_setting() -> list[Setting]:
-    """The server's and all tools'."""
+    """The server's and all tools', without those of named tables."""
     return [*settings().values(), *(s for tool in TOOLS for s in tool_settings(tool).values())]
 
 

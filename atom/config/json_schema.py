@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from atom.config.fields import AUTO, TOOLS, Setting, sections, settings, tool_settings
+from atom.config.fields import (
+    AUTO,
+    NAMED_TABLES,
+    TOOLS,
+    Setting,
+    sections,
+    settings,
+    table_settings,
+    tool_settings,
+)
 from atom.config.support import LATER_SECTIONS
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -26,7 +35,7 @@ def json_schema() -> dict[str, Any]:
             "type": "object",
             "description": (root.__doc__ or "").strip(),
             "properties": {s.name: _property(s) for s in tool_settings(tool).values()},
-            "additionalProperties": False,
+            "additionalProperties": _named_table(tool),
         }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -34,6 +43,18 @@ def json_schema() -> dict[str, Any]:
         "description": "Reserved for later versions: " + ", ".join(LATER_SECTIONS),
         "type": "object",
         "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _named_table(tool: str) -> Any:
+    """The schema of tables that the user names; False where there are none."""
+    if tool not in NAMED_TABLES:
+        return False
+    return {
+        "type": "object",
+        "description": (NAMED_TABLES[tool][1].__doc__ or "").strip(),
+        "properties": {s.name: _property(s) for s in table_settings(tool).values()},
         "additionalProperties": False,
     }
 

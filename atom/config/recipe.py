@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atom.config.fields import (
+    NAMED_TABLES,
     TOOLS,
     Setting,
     every_setting,
     nearest,
     sections,
     settings,
+    table_settings,
     tool_settings,
 )
 from atom.config.support import LATER_SECTIONS
@@ -29,11 +31,12 @@ MAX_RECIPE_BYTES = 2**20
 
 
 class RecipeValue(NamedTuple):
-    """One key of a recipe. `where` is path:line."""
+    """One key of a recipe. `where` is path:line; `table` the user's name of [eval.NAME], or ""."""
 
     setting: Setting
     value: Any
     where: str
+    table: str = ""
 
 
 def read_recipe(path: Path) -> Iterator[RecipeValue]:
@@ -56,9 +59,41 @@ def read_recipe(path: Path) -> Iterator[RecipeValue]:
         for key, value in table.items():
             place = _place(path, text, section, key)
             setting = (tool_settings(section) if section in TOOLS else settings()).get(key)
+            if section in NAMED_TABLES and setting is None and isinstance(value, dict):
+                yield from _named_table(path, text, section, key, value)
+                continue
             if setting is None or setting.section != section:
                 raise ConfigError(f"{place}: {_unknown_key(section, key)}")
             yield RecipeValue(setting, value, place)
+
+
+def _named_table(
+    path: Path, text: str, section: str, name: str, table: dict[str, Any]
+) -> Iterator[RecipeValue]:
+    """The keys of [eval.gsm8k]; a table without keys is one, too: it names the task."""
+    known = table_settings(section)
+    for key, value in table.items():
+        place = _place(path, text, f"{section}.{name}", key)
+        if key not in known:
+            hint = nearest(key, known)
+            if not hint and key in tool_settings(section):
+                hint = f"; it belongs in [{section}]"
+            raise ConfigError(
+                f"{place}: unknown key {key} in [{section}.{name}]{hint}; there are "
+                + ", ".join(known)
+            )
+        yield RecipeValue(known[key], value, place, name)
+
+
+def named_tables(path: Path, section: str) -> dict[str, str]:
+    """The names of a section's tables in the recipe's order, and where each stands."""
+    text = _read(path)
+    table = tomllib.loads(text).get(section, {})
+    return {
+        name: _place(path, text, f"{section}.{name}", None)
+        for name, value in table.items()
+        if isinstance(value, dict) and name not in tool_settings(section)
+    }
 
 
 def _read(path: Path) -> str:
@@ -81,6 +116,9 @@ def _unknown_section(section: str) -> str:
 
 
 def _unknown_key(section: str, key: str) -> str:
+    if key in table_settings(section) and key not in tool_settings(section):
+        word, _ = NAMED_TABLES[section]
+        return f"{key} belongs in a table of its {word.lower()}: [{section}.{word}]"
     owners = [f"[{s.section}]" for s in every_setting() if s.name == key]
     if owners:
         return f"{key} belongs in {' or '.join(owners)}, not in [{section}]"
@@ -101,7 +139,9 @@ def _line_of(text: str, section: str, key: str | None) -> int:
     """1-based line of `[section]` / `key =` / `section.key =`, or 0. Only for messages."""
 
     def quoted(name: str) -> str:
-        return rf"[\"']?{re.escape(name)}[\"']?"
+        """A dotted name, too: [ eval . "gsm8k" ]."""
+        parts = (rf"[\"']?{re.escape(part)}[\"']?" for part in name.split("."))
+        return r"\s*\.\s*".join(parts)
 
     header = re.compile(rf"\s*\[\s*{quoted(section)}\s*\]")
     if key is None:

@@ -7,9 +7,18 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from atom.config import familiar
+from atom.config import familiar, familiar_eval
 from atom.config.environment import OTHER_VARIABLES, PROCESS_VARIABLES, Variable
-from atom.config.fields import TOOLS, Setting, every_setting, sections, settings, tool_settings
+from atom.config.fields import (
+    NAMED_TABLES,
+    TOOLS,
+    Setting,
+    every_setting,
+    sections,
+    settings,
+    table_settings,
+    tool_settings,
+)
 from atom.config.support import (
     LATER_SECTIONS,
     REFUSALS,
@@ -71,7 +80,8 @@ def _flags() -> str:
         "`atom serve` and `atom recipe show` take all of these; `atom run` and `atom doctor` all "
         "but `[server]`. Kebab-case and snake_case mean the same. A flag wins over the "
         "environment, which wins over the recipe. Lists are given by repeating the flag or "
-        "separated by commas. Those of `atom bench` are under [bench] below.\n",
+        "separated by commas. Those of `atom bench` and `atom eval` are under [bench] and [eval] "
+        "below.\n",
     ]
     for section in sections():
         parts.append(f"## [{section}] {_title(section)}\n")
@@ -82,7 +92,7 @@ def _flags() -> str:
     for tool in TOOLS:
         parts.append(f"## [{tool}] {_tool_title(tool)}\n")
         parts += _tool_groups(tool, "flag")
-    parts += _familiar()
+        parts += _FAMILIAR[tool]()
     parts.append("## Refused, with the reason\n")
     parts.append(
         "What cannot work is an error, never ignored. Flags that other "
@@ -123,6 +133,21 @@ def _familiar() -> list[str]:
     ]
 
 
+def _familiar_eval() -> list[str]:
+    """lm-eval's flags, for the section of ours."""
+    meant = {f"--{name}": ours for name, ours in familiar_eval.MEANINGS.items()}
+    refused = familiar_eval.REFUSED.items()
+    return [
+        "Flags of `lm-eval` that mean one of these:\n",
+        _table(("flag", "here"), ((_code(flag), ours) for flag, ours in meant.items())),
+        "And those that are refused:\n",
+        _table(("flag", "why"), ((_code("--" + n), why) for n, why in refused)),
+    ]
+
+
+_FAMILIAR = {"bench": _familiar, "eval": _familiar_eval}
+
+
 def _tool_title(tool: str) -> str:
     return (TOOLS[tool].__doc__ or "").splitlines()[0].rstrip(".")
 
@@ -141,6 +166,19 @@ def _tool_groups(tool: str, column: str) -> Iterable[str]:
             for s in group
         )
         yield _table((column, "type", "default", "meaning"), rows)
+
+
+def _named_tables(tool: str) -> Iterable[str]:
+    """The keys of tables that the user names: [eval.TASK]."""
+    if tool not in NAMED_TABLES:
+        return
+    word, owner = NAMED_TABLES[tool]
+    yield f"## [{tool}.{word}]\n\n{(owner.__doc__ or '').strip()}\n"
+    rows = (
+        (_code(s.name), _type(s), _code(s.show(s.default)), s.doc)
+        for s in table_settings(tool).values()
+    )
+    yield _table(("key", "type", "default", "meaning"), rows)
 
 
 def _spelling(setting: Setting) -> str:
@@ -206,6 +244,7 @@ def _recipes() -> str:
     for tool in TOOLS:
         parts.append(f"## [{tool}]\n\n{_tool_title(tool)}\n")
         parts += _tool_groups(tool, "key")
+        parts += _named_tables(tool)
     parts.append("## Reserved sections\n")
     parts.append("Refused in this version:\n")
     parts.append(

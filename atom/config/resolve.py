@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from atom.config.checks import cross_check
 from atom.config.coerce import coerce, coerce_text
 from atom.config.environment import read_environment
 from atom.config.fields import (
+    NAMED_TABLES,
     TOOLS,
     Setting,
     flag_name,
@@ -20,7 +21,7 @@ from atom.config.fields import (
     settings,
     tool_settings,
 )
-from atom.config.recipe import read_recipe
+from atom.config.recipe import named_tables, read_recipe
 from atom.config.schema import Config
 from atom.config.support import refuse_unsupported
 from atom.errors import ConfigError
@@ -54,16 +55,21 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTool:
-    """The tree of one of `TOOLS` and, by setting name, where each value came from."""
+    """The tree of one of `TOOLS` and, by setting name, where each value came from.
+
+    `tables`: the recipe's named tables in its order ([eval.gsm8k] -> "gsm8k" -> `EvalTask`), whose
+    values' sources are under "gsm8k.threshold", and the table's own under "gsm8k.".
+    """
 
     config: Any
     sources: Mapping[str, Source]
     tool: str
+    tables: Mapping[str, Any] = field(default_factory=dict)
 
     def where(self, name: str) -> str:
         """What the user wrote (or the key, for a default), to open an error message with."""
         if name in self.sources:
-            return self.sources[name].subject(name)
+            return self.sources[name].subject(name.rpartition(".")[2])
         return tool_settings(self.tool)[name].flag
 
 
@@ -124,7 +130,24 @@ def resolve_tool(
         group: owner(**{n: value for n, value in values.items() if known[n].group == group})
         for group, owner in typing.get_type_hints(TOOLS[tool]).items()
     }
-    return ResolvedTool(TOOLS[tool](**parts), sources, tool)
+    return ResolvedTool(TOOLS[tool](**parts), sources, tool, _take_tables(recipe, sources, tool))
+
+
+def _take_tables(recipe: Path | None, sources: dict[str, Source], tool: str) -> dict[str, Any]:
+    """The tool's named tables, as dataclasses; their values' sources are added."""
+    if recipe is None or tool not in NAMED_TABLES:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, place in named_tables(recipe, tool).items():
+        found[name] = {}
+        sources[f"{name}."] = Source("recipe", place)
+    for setting, raw, where, table in read_recipe(recipe):
+        if table and setting.tool == tool:
+            source = Source("recipe", where)
+            found[table][setting.name] = coerce(setting, raw, source.subject(setting.name))
+            sources[f"{table}.{setting.name}"] = source
+    _, owner = NAMED_TABLES[tool]
+    return {name: owner(**values) for name, values in found.items()}
 
 
 def _take_recipe(
@@ -132,10 +155,10 @@ def _take_recipe(
 ) -> None:
     if recipe is None:
         return
-    for setting, raw, where in read_recipe(recipe):
+    for setting, raw, where, table in read_recipe(recipe):
         source = Source("recipe", where)
         value = coerce(setting, raw, source.subject(setting.name))
-        if setting.tool == tool:
+        if setting.tool == tool and not table:
             values[setting.name] = value
             sources[setting.name] = source
 

@@ -101,7 +101,6 @@ WITHOUT_EFFECT: tuple[Refusal, ...] = (
 LATER_SECTIONS: dict[str, str] = {
     "quantization": "quantised GGUF files are read as they are; other formats come later",
     "speculative": "speculative decoding comes later",
-    "eval": "the evaluator comes later",
 }
 
 # Flags of ROCm/ATOM, vLLM and SGLang that people will type. Kebab-case, without the dashes.

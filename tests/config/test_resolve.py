@@ -133,7 +133,7 @@ def test_booleans_are_four_words(setting: Setting) -> None:
         ('[model]\nmodel = ""\n', r"must be not empty"),
         ("[server]\ncors_origins = [1]\n", r"text, or a list of them"),
         ("[model]\nmodel = [[[\n", r"not valid TOML"),
-        ("[eval]\nrate = 1\n", r"r\.toml:1: \[eval\] is not in this version"),
+        ("[eval]\nrate = 1\n", r"r\.toml:2: unknown key rate in \[eval\]"),
         ("[quantization]\n", r"\[quantization\] is not in this version"),
     ],
 )
