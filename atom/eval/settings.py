@@ -19,7 +19,6 @@ from atom.eval.errors import EvalError
 if TYPE_CHECKING:
     from atom.config import ResolvedTool
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 SEEDS = 4  # Python, numpy, torch, few-shot choice
 
 Limit = int | float | None  # documents, or a share of them below 1
