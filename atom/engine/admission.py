@@ -33,6 +33,12 @@ def check_fits(num_prompt_tokens: int, sampling: SamplingParams, info: Capacity)
     """
     if num_prompt_tokens < 1:
         raise RequestError("the prompt is empty: give at least one token", param="prompt")
+    if sampling.logprobs_start > num_prompt_tokens:
+        raise RequestError(
+            f"logprobs_start is {sampling.logprobs_start}, beyond the prompt's"
+            f" {num_prompt_tokens} tokens: it must be in [0, {num_prompt_tokens}]",
+            param="logprobs_start",
+        )
     context, kv_tokens = info.max_model_len, info.num_blocks * info.block_size
     if num_prompt_tokens > context:
         raise NeverFitError(
@@ -87,6 +93,7 @@ def fan_out(
             n=1,
             seed=seed,
             prompt_logprobs=sampling.prompt_logprobs if index == 0 else None,
+            logprobs_start=sampling.logprobs_start if index == 0 else 0,
         )
         requests.append(
             GenerateRequest(f"{request_id}-{index}", prompt_token_ids, choice, cache_salt)

@@ -71,18 +71,18 @@ class BlockManager:
         return -(-num_tokens // self.block_size)
 
     def match(self, seq: Sequence) -> list[CachedBlock]:
-        """Published blocks that hold the head of `seq`, leaving at least one token to compute.
+        """Published blocks that hold the head of `seq`, as far as it may read them.
 
         The sequence must have been hashed (`hash_tokens`).
         """
-        if not self.enable_prefix_caching or not seq.reads_prefix_cache:
+        if not self.enable_prefix_caching:
             return []
+        usable = seq.num_cacheable_tokens // self.block_size
         hits: list[CachedBlock] = []
         get = self._by_hash.get
         size = 4 * self.block_size
         parent: CachedBlock | str = seq.cache_salt
-        data = seq.tokens.tobytes()
-        usable = (len(seq.tokens) - 1) // self.block_size
+        data = seq.tokens[: usable * self.block_size].tobytes()
         for i, hash_ in enumerate(seq.block_hashes[:usable]):
             entry = get(hash_)
             if entry is None or entry.token_bytes != data[i * size : (i + 1) * size]:
@@ -104,7 +104,7 @@ class BlockManager:
 
         `also` holds the hashes that the plan in the making will have computed.
         """
-        usable = (len(seq.tokens) - 1) // self.block_size
+        usable = seq.num_cacheable_tokens // self.block_size
         last: int | None = None
         count = 0
         for hash_ in seq.block_hashes[start:usable]:

@@ -279,11 +279,10 @@ def _admit(
         if seq.held_on is not None and blocks.is_pending(seq.held_on):
             continue
         hits = blocks.match(seq)
-        if seq.reads_prefix_cache:
-            run, last = blocks.pending_run(seq, len(hits), computing)
-            if last is not None and run * blocks.block_size >= state.limits.min_shared_tokens:
-                held.append((seq, last))
-                continue
+        run, last = blocks.pending_run(seq, len(hits), computing)
+        if last is not None and run * blocks.block_size >= state.limits.min_shared_tokens:
+            held.append((seq, last))
+            continue
         revived = [e.block_id for e in hits if blocks.is_idle(e.block_id)]
         revived = [block_id for block_id in revived if block_id not in taken]
         cost = blocks.blocks_for(len(seq.tokens)) - len(hits) + len(revived)

@@ -36,6 +36,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     n: int = 1
     logprobs: int | None = None  # number of alternatives beside the sampled token; 0: only it
     prompt_logprobs: int | None = None
+    logprobs_start: int = 0  # of prompt_logprobs: those before this token of the prompt are None
 
     @property
     def greedy(self) -> bool:
@@ -96,6 +97,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise RequestError(
                     f"{name} must be in [0, {MAX_LOGPROBS}], got {value}", param=name
                 )
+        if self.logprobs_start < 0:
+            raise RequestError(
+                f"logprobs_start must be at least 0, got {self.logprobs_start}",
+                param="logprobs_start",
+            )
         if self.seed is not None and not -MAX_SEED - 1 <= self.seed <= MAX_SEED:
             raise RequestError(f"seed must fit in 64 bits, got {self.seed}", param="seed")
         if any(not s for s in self.stop):

@@ -145,15 +145,14 @@ class Scheduler:
         if not seq.preemptions:
             seq.first_scheduled_t = now
             seq.num_cached_tokens = num_cached
-            if blocks.enable_prefix_caching and seq.reads_prefix_cache:
-                self.stats.prefix_cache_queries += len(seq.tokens)
-                self.stats.prefix_cache_hits += num_cached
+            if blocks.enable_prefix_caching:
+                self._count_lookup(seq)
         sampling = seq.sampling
         if sampling.prompt_logprobs is not None:
             if seq.num_output_tokens:  # preempted after they were delivered
                 sampling = msgspec.structs.replace(sampling, prompt_logprobs=None)
             else:
-                seq.prompt_logprobs = [None]
+                seq.prompt_logprobs = [None] * max(1, sampling.logprobs_start)
         return NewRow(
             row,
             seq.request_id,
@@ -163,6 +162,13 @@ class Scheduler:
             () if sampling.ignore_eos else self._eos,
             seq.seed,
         )
+
+    def _count_lookup(self, seq: Sequence) -> None:
+        """Tokens that were looked up: all, unless log-probabilities of the prompt are wanted."""
+        cacheable = seq.num_cacheable_tokens
+        all_but_one = cacheable == len(seq.tokens) - 1
+        self.stats.prefix_cache_queries += len(seq.tokens) if all_but_one else cacheable
+        self.stats.prefix_cache_hits += seq.num_cached_tokens
 
     def _admitted(self, admissions: list[Admission]) -> None:
         """Move them from waiting to running. They are near the head: only held ones precede."""

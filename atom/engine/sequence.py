@@ -92,9 +92,14 @@ class Sequence:
         return len(self.tokens) - self.num_prompt_tokens
 
     @property
-    def reads_prefix_cache(self) -> bool:
-        """Log-probabilities of the prompt need every position computed, once."""
-        return self.sampling.prompt_logprobs is None or self.num_output_tokens > 0
+    def num_cacheable_tokens(self) -> int:
+        """Tokens at the head that the prefix cache may serve. One is always left to compute; and
+        the first log-probability wanted of the prompt comes from the logits of the token before it,
+        which the cache does not hold."""
+        most = len(self.tokens) - 1
+        if self.sampling.prompt_logprobs is None or self.num_output_tokens > 0:
+            return most
+        return max(0, min(most, self.sampling.logprobs_start - 1))
 
     def timings(self) -> Timings:
         """Durations so far; phases that were never reached are zero."""

@@ -124,10 +124,28 @@ class ModelList(_Shape):
 
 
 class Tokens(_Shape):
-    count: int
+    """Of a list of texts, everything but `max_model_len` is a list with one entry for each."""
+
+    count: int | list[int]
     max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None
+    tokens: list[int] | list[list[int]]
+    token_strs: list[str] | list[list[str]] | None
+
+
+class TokenizerInfo(_Shape):
+    """vLLM's names; `bos_token_id` and `eos_token_id` are ours. Null: there is none."""
+
+    tokenizer_class: str | None
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token: str | None
+    bos_token_id: int | None
+    eos_token_id: int | None
+    add_bos_token: bool
+    add_eos_token: bool
+    model_max_length: int
+    chat_template: str | None
 
 
 class Text(_Shape):
@@ -156,6 +174,7 @@ ANSWERS: dict[str, type[BaseModel]] = {
     "chat": ChatCompletion,
     "tokenize": Tokens,
     "detokenize": Text,
+    "tokenizer_info": TokenizerInfo,
     "models": ModelList,
     "model": ModelCard,
     "health": Status,

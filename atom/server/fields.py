@@ -107,6 +107,10 @@ COMPLETIONS: dict[str, Field] = {
     "logprobs": _yes("Number of alternatives beside each sampled token"),
     "echo": _yes("The text starts with the prompt; with logprobs, so do they"),
     "best_of": _yes("Only equal to n: there is no reranking"),
+    "logprobs_start": _yes(
+        "With echo and logprobs, or prompt_logprobs: tokens of the prompt before this one get null"
+        " and may come from the prefix cache; one number, or one for each prompt"
+    ),
     "suffix": _no("filling in the middle is not implemented", ""),
     "response_format": _no(_GRAMMAR, {"type": "text"}),
 }
@@ -143,6 +147,7 @@ CHAT: dict[str, Field] = {
     "web_search_options": _no(_HOSTED),
     "best_of": _no("it belongs to /v1/completions", 1),
     "echo": _no("it belongs to /v1/completions", False),
+    "logprobs_start": _no("it belongs to /v1/completions", 0),
     "prompt": _no("it belongs to /v1/completions; send messages"),
     "chat_template": _no("templates from requests are never run; the operator sets one"),
     "documents": _no("put them into the messages", []),
@@ -199,8 +204,8 @@ CONTENT_TYPES: dict[str, Field] = {
 
 TOKENIZE: dict[str, Field] = {
     "model": _yes("A served name; absent: the served model"),
-    "prompt": _yes("Text; either prompt or messages"),
-    "messages": _yes("A conversation, put through the chat template"),
+    "prompt": _yes("Text, or a list of texts: then `tokens` and `count` are lists, too"),
+    "messages": _yes("A conversation, put through the chat template; instead of prompt"),
     "add_special_tokens": _yes("Default: true for prompt, false for messages"),
     "add_generation_prompt": _yes("With messages"),
     "continue_final_message": _yes("With messages"),

@@ -32,6 +32,13 @@ class _Shown(NamedTuple):
     logprobs: int | None
     prompt_logprobs: int | None
 
+    @property
+    def of_prompt(self) -> int | None:
+        """Alternatives to compute at each position of the prompt."""
+        echoed = self.logprobs if self.echo else None
+        asked = [k for k in (self.prompt_logprobs, echoed) if k is not None]
+        return max(asked, default=None)
+
 
 class _MaxTokens(NamedTuple):
     given: int | None
@@ -51,10 +58,35 @@ async def completion_job(
     add_special = True if body.add_special_tokens is None else body.add_special_tokens
     ready = [await tokenize(state.tokenizer, prompt, add_special) for prompt in prompts]
     shown = _Shown(bool(body.echo), body.logprobs, body.prompt_logprobs)
+    starts = _starts(body.logprobs_start, ready, shown)
     model = state.resolve_model(body.model)
     encoder = CompletionEncoder(model, body.logprobs, _wants_usage(body))
     tokens = _MaxTokens(body.max_tokens, DEFAULT_COMPLETION_TOKENS)
-    return _job(state, body, ready, tokens, shown, encoder, arrival)
+    return _job(state, body, ready, starts, tokens, shown, encoder, arrival)
+
+
+def _starts(given: int | list[int] | None, prompts: list[Prompt], shown: _Shown) -> list[int]:
+    """The first token of each prompt whose log-probability is wanted."""
+    if given is None:
+        return [0] * len(prompts)
+    name = "logprobs_start"
+    if shown.of_prompt is None:
+        raise bad_request(f"{name} needs echo with logprobs, or prompt_logprobs.", name)
+    starts = [given] * len(prompts) if isinstance(given, int) else given
+    if len(starts) != len(prompts):
+        raise bad_request(
+            f"{name} holds {len(starts)} numbers for {len(prompts)} prompts: give one, or as many.",
+            name,
+        )
+    for number, (start, prompt) in enumerate(zip(starts, prompts, strict=True)):
+        if start > len(prompt.token_ids):
+            place = f"{name}[{number}]" if isinstance(given, list) else name
+            raise bad_request(
+                f"{place} must be at most {len(prompt.token_ids)}, the tokens of prompt {number},"
+                f" got {start}.",
+                name,
+            )
+    return starts
 
 
 async def chat_job(state: ServerState, body: ChatBody, arrival: float) -> Job:
@@ -76,7 +108,7 @@ async def chat_job(state: ServerState, body: ChatBody, arrival: float) -> Job:
     shown = _Shown(False, num_logprobs, body.prompt_logprobs)
     encoder = ChatEncoder(state.resolve_model(body.model), num_logprobs, _wants_usage(body))
     tokens = _MaxTokens(wanted, state.config.server.default_max_tokens)
-    return _job(state, body, [prompt], tokens, shown, encoder, arrival)
+    return _job(state, body, [prompt], [0], tokens, shown, encoder, arrival)
 
 
 def _check_stream_fields(body: GenerationBody) -> None:
@@ -95,24 +127,24 @@ def _job(
     state: ServerState,
     body: GenerationBody,
     prompts: list[Prompt],
+    starts: list[int],
     tokens: _MaxTokens,
     shown: _Shown,
     encoder: Encoder,
     arrival: float,
 ) -> Job:
-    echo_logprobs = shown.logprobs if shown.echo else None
-    asked = [k for k in (shown.prompt_logprobs, echo_logprobs) if k is not None]
     sampling = build(
         body,
         state.defaults,
         state.info.vocab_size,
         max_tokens=tokens.given,
         logprobs=shown.logprobs,
-        prompt_logprobs=max(asked, default=None),
+        prompt_logprobs=shown.of_prompt,
     )
     choices: list[Choice] = []
-    for prompt in prompts:
+    for prompt, start in zip(prompts, starts, strict=True):
         limited = _limit_tokens(state, prompt, sampling, tokens.default)
+        limited = replace(limited, logprobs_start=start) if start else limited
         requests = fan_out(uuid.uuid4().hex, prompt.token_ids, limited, body.cache_salt or "")
         choices += _choices(state, prompt, requests, shown, len(choices), arrival)
     options = body.stream_options
@@ -145,7 +177,11 @@ def _choices(
     choices: list[Choice] = []
     for number, request in enumerate(requests):
         if shown.echo and shown.logprobs is not None:  # each choice shows them in its own time
-            request.sampling = replace(request.sampling, prompt_logprobs=sampling.prompt_logprobs)
+            request.sampling = replace(
+                request.sampling,
+                prompt_logprobs=sampling.prompt_logprobs,
+                logprobs_start=sampling.logprobs_start,
+            )
         look = Presentation(
             choice=index + number,
             stop=sampling.stop,

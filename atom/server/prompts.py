@@ -78,6 +78,15 @@ async def tokenize(
     return Prompt(ids, prompt)
 
 
+async def tokenize_texts(
+    tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool
+) -> list[list[int]]:
+    """Token ids of each text; a text may be empty."""
+    if sum(map(len, texts)) > _OFF_LOOP:
+        return await asyncio.to_thread(tokenizer.encode_batch, texts, add_special_tokens)
+    return tokenizer.encode_batch(texts, add_special_tokens)
+
+
 def check_messages(value: Any) -> list[dict[str, Any]]:
     """The field `messages` as the chat template wants it: contents are plain texts."""
     if not isinstance(value, list) or not value:

@@ -74,8 +74,10 @@ Bias = Annotated[
     Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,10}$"}}),
 ]
 Stop = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
+Counts = Annotated[list[Count], Field(min_length=1)]
 Prompt = Annotated[Any, WithJsonSchema(PROMPT_SCHEMA)]
 Messages = Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)]
+Texts = Annotated[list[str], Field(min_length=1)]
 Salt = Annotated[str, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(max_length=512)]
 
@@ -126,6 +128,7 @@ class CompletionBody(GenerationBody):
     logprobs: Count | None = None
     echo: bool | None = None
     best_of: Count | None = None
+    logprobs_start: Count | Counts | None = None
 
 
 class TemplateBody(_Body):
@@ -148,7 +151,7 @@ class ChatBody(GenerationBody, TemplateBody):
 class TokenizeBody(_Body):
     """Either `prompt` or `messages`."""
 
-    prompt: Annotated[str, Field(min_length=1)] | None = None
+    prompt: str | Texts | None = None
     messages: Messages | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

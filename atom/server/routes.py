@@ -16,7 +16,7 @@ from atom.server.body import read_object
 from atom.server.errors import bad_request
 from atom.server.middleware import request_id
 from atom.server.prepare import chat_job, completion_job
-from atom.server.prompts import check_prompts, render_chat, tokenize
+from atom.server.prompts import check_prompts
 from atom.server.protocol import (
     ChatBody,
     CompletionBody,
@@ -28,6 +28,7 @@ from atom.server.protocol import (
 from atom.server.respond import GenerationResponse, Job
 from atom.server.sampling import check_caps
 from atom.server.state import Phase, ServerState, Ticket
+from atom.server.tokens import tokenizer_facts, tokens_of
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -99,30 +100,9 @@ def _add_generation(router: APIRouter, state: ServerState) -> None:
 def _add_tokens(router: APIRouter, state: ServerState) -> None:
     @router.post("/tokenize", **openapi.plain("tokenize", TokenizeBody))
     async def tokenize_text(request: Request) -> Response:
-        """The token ids of a text or of a conversation."""
+        """The token ids of a text, of several texts, or of a conversation."""
         body = await _read(request, TokenizeBody, state)
-        if (body.prompt is None) == (body.messages is None):
-            raise bad_request("Give either prompt or messages.", "prompt")
-        if body.messages is None:
-            _refuse_template_fields(body)
-            text, add_special = body.prompt or "", body.add_special_tokens is not False
-        else:
-            text, add_special = (
-                await render_chat(state.tokenizer, body),
-                bool(body.add_special_tokens),
-            )
-        prompt = await tokenize(state.tokenizer, text, add_special)
-        strings = None
-        if body.return_token_strs:
-            strings = [state.tokenizer.token_str(token_id) for token_id in prompt.token_ids]
-        return _json(
-            {
-                "count": len(prompt.token_ids),
-                "max_model_len": state.info.max_model_len,
-                "tokens": prompt.token_ids,
-                "token_strs": strings,
-            }
-        )
+        return _json(await tokens_of(state, body))
 
     @router.post("/detokenize", **openapi.plain("detokenize", DetokenizeBody))
     async def detokenize(request: Request) -> Response:
@@ -135,11 +115,11 @@ def _add_tokens(router: APIRouter, state: ServerState) -> None:
         text = state.tokenizer.decode(body.tokens, bool(body.skip_special_tokens))
         return _json({"prompt": text})
 
-
-def _refuse_template_fields(body: TokenizeBody) -> None:
-    for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
-        if getattr(body, name) is not None:
-            raise bad_request(f"{name} goes with messages, not with prompt.", name)
+    @router.get("/tokenizer_info", **openapi.plain("tokenizer_info"))
+    async def tokenizer_info() -> Response:
+        """The special tokens and the chat template of the model."""
+        state.require_started()
+        return _json(tokenizer_facts(state))
 
 
 def _add_models(router: APIRouter, state: ServerState) -> None:

@@ -147,7 +147,8 @@ class FakeClient:
         first.num_cached_tokens = len(request.prompt_token_ids) // 16 * 16
         if sampling.prompt_logprobs is not None:
             values = self._logprobs(request.prompt_token_ids, sampling.prompt_logprobs) or []
-            first.prompt_logprobs = [None, *values[1:]]
+            start = max(1, sampling.logprobs_start)
+            first.prompt_logprobs = [*[None] * start, *values[start:]]
         last.finish_reason = "length" if stop is None else "stop"
         last.stop_token_id = stop
         last.timings = Timings(0.01, 0.02, 0.03)

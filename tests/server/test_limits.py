@@ -308,7 +308,7 @@ def test_every_route_needs_a_key_unless_listed(locked: Served) -> None:
         for path, item in locked.app.openapi()["paths"].items()
         for method in item
     ]
-    assert len(routes) == 12
+    assert len(routes) == 13
     assert {"/health", "/ready"} == OPEN_PATHS
     with locked.http() as http:
         for method, path in [*routes, ("get", "/openapi.json"), ("get", "/nowhere")]:

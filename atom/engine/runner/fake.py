@@ -303,7 +303,7 @@ class FakeRunner:
     def _prompt_logprobs(self, row: _Row, start: int, count: int) -> list[TokenLogprobs]:
         last = min(start + count, row.new.num_prompt_tokens - 1)
         entries = []
-        for position in range(start + 1, last + 1):
+        for position in range(max(start + 1, row.new.sampling.logprobs_start), last + 1):
             entry = self._logprobs(row, int(row.pool[position]), row.new.sampling.prompt_logprobs)
             assert entry is not None
             entries.append(entry)

@@ -1,7 +1,7 @@
 """prompt_logprobs of a step: which prompt positions it computes, and what is said of them.
 
 A chunk that computes positions `[a, b)` yields the tokens `a + 1 .. b`, those that are the
-prompt's: the logits of a position speak of the token after it.
+prompt's and not before `logprobs_start`: the logits of a position speak of the token after it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from atom.engine.messages import TokenLogprobs
 from atom.engine.plan import StepPlan
 from atom.engine.runner.inputs import InputBatch, StagedStep
 from atom.engine.runner.logprobs import LogprobTensors, raw_logprobs, to_host
-from atom.engine.runner.sampling_rows import PROMPT_LOGPROBS, SamplingRows
+from atom.engine.runner.sampling_rows import PROMPT_LOGPROBS, Ints, SamplingRows
 from atom.engine.runner.upload import Upload
 
+ALL = slice(None)
 _MAX_LOGITS_BYTES = 64 << 20  # logits are made in chunks of at most this
 
 
@@ -36,8 +37,19 @@ class PromptStep(NamedTuple):
 
 def due(plan: StepPlan, sampling: SamplingRows) -> bool:
     """Whether `stage` would give something."""
+    first, last = _range(plan, sampling, plan.rows.astype(np.int64))
     asked = (sampling.flags[plan.rows] & PROMPT_LOGPROBS) != 0
-    return bool((asked & (plan.num_computed < sampling.num_prompt[plan.rows] - 1)).any())
+    return bool((asked & (first < last)).any())
+
+
+def _range(
+    plan: StepPlan, sampling: SamplingRows, rows: Ints, which: Ints | slice = ALL
+) -> tuple[Ints, Ints]:
+    """[first, last) positions of the step, of its entries `which`, whose next token is scored."""
+    computed = plan.num_computed[which].astype(np.int64)
+    first = np.maximum(computed, sampling.logprobs_start[rows] - 1)
+    last = np.minimum(computed + plan.num_scheduled[which], sampling.num_prompt[rows] - 1)
+    return first, last
 
 
 def stage(
@@ -48,14 +60,14 @@ def stage(
     if not len(asked):
         return None
     rows = plan.rows[asked].astype(np.int64)
-    first = plan.num_computed[asked].astype(np.int64)
-    last = np.minimum(first + plan.num_scheduled[asked], sampling.num_prompt[rows] - 1)
+    first, last = _range(plan, sampling, rows, asked)
     counts = np.maximum(last - first, 0)
     total = int(counts.sum())
     if not total:
         return None
     within = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-    hidden_rows = within + np.repeat(staged.cu_seqlens_host[asked], counts)
+    begins = staged.cu_seqlens_host[asked] + first - plan.num_computed[asked]
+    hidden_rows = within + np.repeat(begins, counts)
     target_slots = within + np.repeat(rows * batch.width + first + 1, counts)
     return PromptStep(
         plan_indices=asked.tolist(),

@@ -60,6 +60,7 @@ class SamplingRows:
         self.min_tokens = np.zeros(n, np.int64)
         self.num_logprobs = np.zeros(n, np.int64)
         self.num_prompt_logprobs = np.zeros(n, np.int64)
+        self.logprobs_start = np.zeros(n, np.int64)  # first token of the prompt that is scored
         self._draws = np.zeros(n, ROW)
         self._repetition = np.zeros(n, np.float32)
         self._frequency = np.zeros(n, np.float32)
@@ -73,6 +74,7 @@ class SamplingRows:
         self.min_tokens[row] = s.min_tokens
         self.num_logprobs[row] = s.logprobs or 0
         self.num_prompt_logprobs[row] = s.prompt_logprobs or 0
+        self.logprobs_start[row] = max(1, s.logprobs_start)  # nothing foretells token 0
         top_k = s.top_k if 0 < s.top_k < self.vocab_size else 0
         self._draws[row] = (
             max(s.temperature, _MIN_TEMPERATURE),

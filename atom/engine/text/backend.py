@@ -27,6 +27,7 @@ class TokenizerParts:
     eos_token_id: int | None
     special_tokens: dict[str, str] = field(default_factory=dict)  # "bos_token" -> "<s>"
     templates: dict[str, str] = field(default_factory=dict)
+    class_name: str | None = None  # that transformers would use, where the files say it
 
 
 def literal_token(text: str, special: bool) -> tokenizers.AddedToken:

@@ -63,6 +63,7 @@ def tokenizer_from_directory(path: Path) -> TokenizerParts | None:
         eos_token_id=backend.token_to_id(eos) if eos else None,
         special_tokens=special_tokens,
         templates=_templates(path, config),
+        class_name=_text(config.get("tokenizer_class")),
     )
 
 

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from atom.engine.text.backend import TokenizerParts
 from atom.engine.text.chat_template import ChatTemplate
 from atom.engine.text.gguf_tokenizer import tokenizer_from_gguf
@@ -44,6 +46,9 @@ class Tokenizer:
         own = parts.eos_token_id if parts else None
         self.eos_token_ids = tuple(eos_token_ids) or (() if own is None else (own,))
         self.strips_first_space = bool(parts and parts.strips_first_space)
+        self.eos_token_id = own
+        self.class_name = parts.class_name if parts else None
+        self.special_tokens: Mapping[str, str] = parts.special_tokens if parts else {}
         self.special_token_ids: frozenset[int] = parts.special if parts else frozenset()
         self._all, self._visible = _piece_tables(parts)
         self._templates: dict[str, ChatTemplate] = {}
@@ -55,6 +60,20 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._templates)
 
+    @property
+    def chat_template(self) -> str | None:
+        """The default template's source."""
+        found = self._templates.get("default")
+        return found.source if found else None
+
+    def adds(self) -> tuple[bool, bool]:
+        """Whether `encode` puts BOS before a text, and EOS behind it."""
+        if self._parts is None:
+            return False, False
+        ids = self._parts.backend.encode("a", add_special_tokens=True).ids
+        bos, eos = self.bos_token_id, self.eos_token_id
+        return bos is not None and ids[0] == bos, eos is not None and ids[-1] == eos
+
     def encode(
         self, text: str, add_special_tokens: bool = True, *, param: str = "prompt"
     ) -> list[int]:
@@ -63,6 +82,20 @@ class Tokenizer:
         `add_special_tokens` puts BOS (or EOS) where the model wants it; a rendered chat template
         already holds them. Raises `RequestError(param)` for text that is not Unicode.
         """
+        backend = self._checked(text, param)
+        ids: list[int] = backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_batch(
+        self, texts: Sequence[str], add_special_tokens: bool = True, *, param: str = "prompt"
+    ) -> list[list[int]]:
+        """`encode` of each of at least one text, on several cores."""
+        for number, text in enumerate(texts):
+            backend = self._checked(text, f"{param}[{number}]")
+        encoded = backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [one.ids for one in encoded]
+
+    def _checked(self, text: str, param: str) -> tokenizers.Tokenizer:
         if self._parts is None:
             raise RequestError(
                 "this model has no tokenizer: give the prompt as token ids", param=param
@@ -76,8 +109,7 @@ class Tokenizer:
                     f" {error.start}), which is not text",
                     param=param,
                 ) from None
-        ids: list[int] = self._parts.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return self._parts.backend
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids` (without the spaces that some libraries clean up). Bytes that are not
