@@ -8,7 +8,7 @@ could have given (the interval of 95 %). Below is below: the exit code does not 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,30 +142,32 @@ class Judged:
         return found
 
 
-FindRun = Callable[[str, str, str], Baseline]  # (text, task, metric)
+FindRun = Callable[[str, str, str], Baseline]  # (text, task, metric); raises `EvalError`
 
 
 def judge(
     results: Sequence[TaskResult], expectations: Sequence[Expectation], find_run: FindRun
-) -> list[Judged]:
+) -> tuple[list[Judged], list[str]]:
     """Every main metric and every one that something is expected of, in the results' order.
 
-    `find_run` looks a baseline up that is a run. Raises `EvalError` for a metric that the task has
-    not.
+    `find_run` looks a baseline up that is a run. The second list: expectations that could not be
+    held against anything (a metric that the task has not), each in a sentence; after an hour of
+    asking they are no reason to lose the results.
     """
-    wanted = _by_metric(results, expectations)
+    problems: list[str] = []
+    wanted = _by_metric(results, expectations, problems)
     judged = []
     for result in results:
         for metric, score in result.metrics.items():
             held = wanted.get((result.task, metric))
             if held is None and metric != result.main_metric:
                 continue
-            judged.append(_judged(result.task, metric, score, held, find_run))
-    return judged
+            judged.append(_judged(result.task, metric, score, held, find_run, problems))
+    return judged, problems
 
 
 def _by_metric(
-    results: Sequence[TaskResult], expectations: Sequence[Expectation]
+    results: Sequence[TaskResult], expectations: Sequence[Expectation], problems: list[str]
 ) -> dict[tuple[str, str], Expectation]:
     known = {result.task: result for result in results}
     found = {}
@@ -173,14 +175,17 @@ def _by_metric(
         result = known.get(one.task)
         if result is None:
             if one.asked:
-                raise EvalError(f"{one.where} {one.task}: it was not evaluated")
+                problems.append(f"{one.where} {one.task}: it was not evaluated")
             continue
-        found[one.task, metric_of(result, one)] = one
+        try:
+            found[one.task, metric_of(result, one)] = one
+        except EvalError as error:
+            problems.append(str(error))
     return found
 
 
 def metric_of(result: TaskResult, one: Expectation) -> str:
-    """`exact_match` means its first filter; nothing, the main metric."""
+    """`exact_match` means its first filter; nothing, the main metric. Raises `EvalError`."""
     if one.metric is None:
         return result.main_metric
     if one.metric in result.metrics:
@@ -195,13 +200,21 @@ def metric_of(result: TaskResult, one: Expectation) -> str:
 
 
 def _judged(
-    task: str, metric: str, score: Score, held: Expectation | None, find_run: FindRun
+    task: str,
+    metric: str,
+    score: Score,
+    held: Expectation | None,
+    find_run: FindRun,
+    problems: list[str],
 ) -> Judged:
     if held is None:
         return Judged(task=task, metric=metric, score=score)
     baseline = None
     if isinstance(held.baseline, str):
-        baseline = find_run(held.baseline, task, metric)
+        try:
+            baseline = find_run(held.baseline, task, metric)
+        except EvalError as error:
+            problems.append(str(error))
     elif held.baseline is not None:
         baseline = Baseline(value=held.baseline)
     return Judged(
@@ -220,18 +233,3 @@ def truncated_tasks(results: Sequence[TaskResult]) -> list[str]:
                 "the token limit, so the score is a lower bound; raise --max-gen-tokens"
             )
     return told
-
-
-def acceptance_problem(least: float | None, server: Mapping[str, float]) -> str:
-    """Why the share of accepted draft tokens is not good enough; "" if it is, or was not asked."""
-    if least is None:
-        return ""
-    found = server.get("acceptance_rate")
-    if found is None:
-        return (
-            f"--min-acceptance {least:g}: the server's metrics page tells nothing about draft "
-            "tokens, so it is not met"
-        )
-    if found >= least:
-        return ""
-    return f"accepted draft tokens: {found:.1%}, at least {least:.1%} are asked for"
