@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from eval_ours import served_model
 from eval_stock import BLIMP, DATA, Answer, Answers, read_answers
 
 HERE = Path(__file__).resolve().parent
@@ -158,16 +159,10 @@ def explain_all(
     return found
 
 
-def run_stock(
-    args: argparse.Namespace, tasks: Sequence[str], limit: int | None, *model: str
-) -> Side:
-    """`eval_stock.py` in a process of its own."""
+def run_script(script: str, tasks: Sequence[str], flags: Sequence[str]) -> Side:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "answers.json"
-        command = [sys.executable, str(HERE / "eval_stock.py"), "--path", str(args.path)]
-        command += ["--data", str(args.data), "--tasks", *tasks, "--out", str(out), *model]
-        command += ["--threads", str(args.threads)] if args.threads else []
-        command += ["--limit", str(limit)] if limit else []
+        command = [sys.executable, str(HERE / script), "--tasks", *tasks, "--out", str(out), *flags]
         done = subprocess.run(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
@@ -175,44 +170,20 @@ def run_stock(
     return Side(answers, metrics_of(facts["results"]))
 
 
+def run_stock(
+    args: argparse.Namespace, tasks: Sequence[str], limit: int | None, *model: str
+) -> Side:
+    """`eval_stock.py` in a process of its own."""
+    flags = ["--path", str(args.path), "--data", str(args.data), *model]
+    flags += ["--threads", str(args.threads)] if args.threads else []
+    flags += ["--limit", str(limit)] if limit else []
+    return run_script("eval_stock.py", tasks, flags)
+
+
 def run_ours(url: str, tasks: Sequence[str], limit: int | None) -> Side:
-    """As `atom eval` does it, in this process."""
-    from atom.eval.harness import Options, evaluate
-
-    from atom.eval.client import connect
-    from atom.eval.tasks import find_tasks
-    from atom.eval.types import Endpoint, Sample
-
-    def answer(sample: Sample) -> Answer:
-        said = sample.answers
-        if "logprob" not in said[0]:
-            return Answer(sample.prompt, sample.metrics, [], [], [], said[0]["text"])
-        return Answer(
-            sample.prompt,
-            sample.metrics,
-            [each["text"] for each in said],
-            [each["logprob"] for each in said],
-            [each["is_greedy"] for each in said],
-        )
-
-    endpoint = Endpoint(base_url=url, model=served_model(url))
-    quiet = lambda _: None  # noqa: E731
-    with connect(
-        endpoint, journal=None, tokenizer=None, on_progress=quiet, stop=lambda: False
-    ) as client:
-        outcome = evaluate(find_tasks(tasks, hub=False), client, Options(limit=limit), quiet)
-    samples = sorted(outcome.samples, key=lambda s: (s.task, s.doc_id))
-    return Side(
-        {task: [answer(s) for s in samples if s.task == task] for task in tasks},
-        {t.task: {k: score.value for k, score in t.metrics.items()} for t in outcome.tasks},
-    )
-
-
-def served_model(url: str) -> str:
-    import requests
-
-    models = requests.get(f"{url}/v1/models", timeout=30).json()["data"]
-    return str(models[0]["id"])
+    """`eval_ours.py` in a process of its own."""
+    flags = ["--url", url, *(["--limit", str(limit)] if limit else [])]
+    return run_script("eval_ours.py", tasks, flags)
 
 
 @contextmanager
