@@ -1,9 +1,9 @@
 """The names of lm-eval's tasks, read from its YAML files without lm-eval's own index.
 
-That index parses each of 14 000 files with all it includes and takes ten seconds; here only the few
-keys that tell what a file defines are read, and the result is kept per version and place of lm-eval.
-The rules are those of lm-eval: files in the order of their paths, the first of two equal names wins,
-`group` before `task`, tags name the tasks that carry them.
+That index parses each of 14 000 files with all it includes and takes ten seconds; here only the
+few keys that tell what a file defines are read, and the result is kept per version and place of
+lm-eval. The rules are lm-eval's: files in the order of their paths, the first of two equal names
+wins, `group` before `task`, tags name the tasks that carry them.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def leaves(catalog: Mapping[str, Entry], name: str) -> list[Entry]:
 
 
 def _yaml_files(root: Path) -> Iterable[Path]:
-    found = []
+    found: list[Path] = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in _IGNORED]
         found.extend(Path(folder, name) for name in files if name.endswith(".yaml"))
@@ -160,7 +160,7 @@ def _keys(text: str) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         pass
@@ -170,7 +170,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
     Loader.add_constructor("!function", as_text)
     try:
-        tree = yaml.load(text, Loader=Loader)  # noqa: S506: a safe loader
+        tree = yaml.load(text, Loader=Loader)  # noqa: S506 (a safe loader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
     if not isinstance(tree, dict):
@@ -196,7 +196,9 @@ def _entry(config: Mapping[str, Any], path: Path) -> Entry | None:
         name,
         "task",
         str(path),
-        *(str(config.get(key) or "") for key in ("output_type", "dataset_path", "dataset_name")),
+        output_type=str(config.get("output_type") or ""),
+        dataset_path=str(config.get("dataset_path") or ""),
+        dataset_name=str(config.get("dataset_name") or ""),
         is_class=is_class,
     )
 
@@ -229,9 +231,9 @@ def _read_cache(path: Path | None) -> Catalog | None:
         return None
     try:
         rows = json.loads(path.read_bytes())
-        entries = [Entry(*row[:6], tuple(row[6]), row[7]) for row in rows]
+        entries = [Entry(*row)._replace(members=tuple(row[6])) for row in rows]
     except (OSError, ValueError, TypeError, IndexError):
-        return None
+        return None  # none yet, or damaged: it is written anew
     return {entry.name: entry for entry in entries}
 
 

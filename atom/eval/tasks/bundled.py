@@ -52,7 +52,7 @@ class Bundled:
 
 def read_rows(name: str) -> Iterator[Row]:
     """The rows of a bundled file, as they came."""
-    path = resources.files("atom.eval").joinpath("data", f"{name}.jsonl.gz")
+    path = resources.files("atom.eval") / "data" / f"{name}.jsonl.gz"
     with path.open("rb") as raw, gzip.open(raw, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)

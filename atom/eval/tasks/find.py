@@ -141,7 +141,7 @@ def _user_catalog(include_path: Path | None) -> catalog.Catalog:
     found = catalog.read_folder(include_path.resolve())
     if not found:
         raise EvalError(
-            f"--include-path {include_path}: no YAML file below it defines a task (keys task, group)"
+            f"--include-path {include_path}: no YAML file below it has a key task or group"
         )
     return found
 
@@ -162,8 +162,8 @@ class _Places:
         if name in bundled.GROUPS:
             if self._hub:
                 raise EvalError(
-                    f"{name} is a group of atom's bundled tasks, which lm-eval does not have: leave "
-                    f"--hub out, or name its members: {' '.join(bundled.GROUPS[name].members)}"
+                    f"{name} is a group of bundled tasks, which lm-eval does not have: leave --hub "
+                    f"out, or name its members: {' '.join(bundled.GROUPS[name].members)}"
                 )
             return TaskSpec(name, "group", "bundled")
         if name in bundled.TASKS and not self._hub:

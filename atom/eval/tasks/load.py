@@ -210,8 +210,8 @@ def _missing_data(spec: TaskSpec, entries: Mapping[str, catalog.Entry], error: E
     return (
         f"{spec.name}: its data set {what} is neither in the cache nor to be had "
         f'({_one_line(error)}). With a network: python -c "from datasets import load_dataset; '
-        f'load_dataset({arguments})"{several} which puts it below {_datasets_cache()}: copy that folder '
-        "to the same place here. Or put rows into a file of your own and a task YAML with "
+        f'load_dataset({arguments})"{several} which puts it below {_datasets_cache()}: copy that '
+        "folder to the same place here. Or put rows into a file of your own and a task YAML with "
         "dataset_path: json beside it, and give that folder as --include-path"
     )
 
@@ -220,7 +220,7 @@ def _failed_dataset(error: Exception) -> tuple[str, str] | None:
     """The data set whose loading failed: of a group's many tasks, the one at hand."""
     trace = error.__traceback__
     while trace is not None:
-        task = trace.tb_frame.f_locals.get("self")
+        task: Any = trace.tb_frame.f_locals.get("self")
         if trace.tb_frame.f_code.co_name == "download" and hasattr(task, "DATASET_PATH"):
             return task.DATASET_PATH or "", task.DATASET_NAME or ""
         trace = trace.tb_next
