@@ -64,7 +64,7 @@ class EvalQuestions:
     """What is asked. Every one of these may change a score."""
 
     tasks: tuple[str, ...] = setting(
-        (), "Tasks, where the command names none (default: the recipe's [eval.TASK] tables)"
+        (), "Tasks, where the command names none (default: those of the recipe's tables)"
     )
     num_fewshot: int | None = setting(
         None, "Examples before each question (default: the task's own)", ge=0, le=1000
@@ -80,13 +80,16 @@ class EvalQuestions:
         "Which API; chat can generate but gives no log-probabilities of answers",
         choices=("completions", "chat"),
     )
-    apply_chat_template: bool = setting(
-        False, "Put the prompt into the model's chat template (always so with chat)"
+    apply_chat_template: bool | None = setting(
+        None, "Put the prompt into the model's chat template (default: off, on with chat)"
     )
-    fewshot_as_multiturn: bool = setting(
-        False, "Examples as turns of a conversation; needs the chat template"
+    fewshot_as_multiturn: bool | None = setting(
+        None, "Examples as turns of a conversation; needs the chat template (default: off)"
     )
     system_instruction: str | None = setting(None, "A system message, or text before the prompt")
+    think_end_token: str | None = setting(
+        None, "An answer begins after the last of these, e.g. </think>"
+    )
     gen_kwargs: str | None = setting(
         None, "Generation settings over the task's: temperature=0.6,top_p=0.95, or a JSON object"
     )
@@ -96,10 +99,8 @@ class EvalQuestions:
         ge=1,
         aliases=("--max-gen-toks",),
     )
-    seed: tuple[int, ...] = setting(
-        (0, 1234, 1234, 1234),
-        "One for all, or lm-eval's four: Python, numpy, torch, few-shot choice",
-        ge=0,
+    seed: int | None = setting(
+        None, "Of the choice of examples and of sampling (default: lm-eval's, 1234)", ge=0
     )
     hub: bool = setting(False, "lm-eval's own data, which it may download, for bundled tasks, too")
     include_path: str | None = setting(None, "Folder of further lm-eval task files (YAML)")
@@ -171,3 +172,10 @@ class EvalTask:
     max_gen_tokens: int | None = setting(
         None, "Tokens of an answer, at most (default: the task's, else 256)", ge=1
     )
+    apply_chat_template: bool | None = setting(
+        None, "Put the prompt into the model's chat template"
+    )
+    fewshot_as_multiturn: bool | None = setting(
+        None, "Examples as turns of a conversation; needs the chat template"
+    )
+    system_instruction: str | None = setting(None, "A system message, or text before the prompt")

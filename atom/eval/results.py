@@ -73,6 +73,7 @@ def describe(outcome: EvalOutcome) -> dict[str, Any]:
         facts = {
             "kind": result.kind,
             "version": result.version,
+            "main_metric": result.main_metric,
             "num_fewshot": result.num_fewshot,
             "samples": result.num_samples,
             "documents": result.num_documents,
@@ -82,7 +83,8 @@ def describe(outcome: EvalOutcome) -> dict[str, Any]:
             "generation": result.generation,
         }
         tasks[result.task] = {k: v for k, v in facts.items() if v not in (None, "", [], {})}
-    return {"dataset": ", ".join(tasks), "tasks": tasks, "config": dict(outcome.config)}
+    assert not {"dataset", "tasks"} & outcome.config.keys()
+    return {"dataset": ", ".join(tasks), "tasks": tasks, **outcome.config}
 
 
 def _metrics(results: Sequence[TaskResult]) -> list[tuple[str, Interval]]:
@@ -109,7 +111,6 @@ def _told(outcome: EvalOutcome, judged: Sequence[Judged]) -> dict[str, Any]:
         if one.baseline is not None
     }
     return {
-        "main_metrics": {r.task: r.main_metric for r in outcome.tasks},
         "stderr": {
             f"{r.task}/{metric}": score.stderr
             for r in outcome.tasks

@@ -6,6 +6,7 @@ that names what the user wrote.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,6 @@ from atom.eval.errors import EvalError
 
 if TYPE_CHECKING:
     from atom.config import ResolvedTool
-
-SEEDS = 4  # Python, numpy, torch, few-shot choice
 
 Limit = int | float | None  # documents, or a share of them below 1
 
@@ -44,6 +43,9 @@ class TaskSettings:
     limit: Limit = None
     gen_kwargs: Mapping[str, Any] | None = None
     max_gen_tokens: int | None = None
+    apply_chat_template: bool | None = None
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,6 @@ class Settings:
     headers: Mapping[str, str]
     limit: Limit
     gen_kwargs: Mapping[str, Any]
-    seeds: tuple[int, int, int, int]
     per_task: Mapping[str, TaskSettings]
     expectations: tuple[Expectation, ...]
     metadata: Mapping[str, str]
@@ -91,7 +92,6 @@ def read(resolved: ResolvedTool, tasks: Sequence[str] = ()) -> Settings:
         headers=_headers(config.server.header, resolved.where("header")),
         limit=read_limit(config.questions.limit, resolved.where("limit")),
         gen_kwargs=read_gen_kwargs(config.questions.gen_kwargs, resolved.where("gen_kwargs")),
-        seeds=_seeds(config.questions.seed, resolved.where("seed")),
         per_task=_per_task(resolved),
         expectations=tuple(_expectations(resolved, chosen)),
         metadata=dict(_pairs(config.output.metadata, resolved.where("metadata"))),
@@ -190,17 +190,6 @@ def _pairs(texts: Sequence[str], where: str) -> Iterator[tuple[str, str]]:
         yield name.strip(), value.strip()
 
 
-def _seeds(given: Sequence[int], where: str) -> tuple[int, int, int, int]:
-    if len(given) == 1:
-        return (given[0],) * 4
-    if len(given) != SEEDS:
-        raise EvalError(
-            f"{where}: one seed for all, or four (Python, numpy, torch, few-shot), not {len(given)}"
-        )
-    first, second, third, fourth = given
-    return (first, second, third, fourth)
-
-
 def _folder(text: str | None, where: str) -> Path | None:
     if text is None:
         return None
@@ -216,7 +205,7 @@ def _per_task(resolved: ResolvedTool) -> dict[str, TaskSettings]:
     for task, table in resolved.tables.items():
         kept = {
             name: None if _stronger(resolved, name) else getattr(table, name)
-            for name in ("num_fewshot", "limit", "gen_kwargs", "max_gen_tokens")
+            for name in _OF_QUESTIONS
         }
         found[task] = TaskSettings(
             num_fewshot=kept["num_fewshot"],
@@ -227,8 +216,14 @@ def _per_task(resolved: ResolvedTool) -> dict[str, TaskSettings]:
                 else read_gen_kwargs(kept["gen_kwargs"], _of(resolved, task, "gen_kwargs"))
             ),
             max_gen_tokens=kept["max_gen_tokens"],
+            apply_chat_template=kept["apply_chat_template"],
+            fewshot_as_multiturn=kept["fewshot_as_multiturn"],
+            system_instruction=kept["system_instruction"],
         )
     return found
+
+
+_OF_QUESTIONS = tuple(f.name for f in dataclasses.fields(TaskSettings))
 
 
 def _stronger(resolved: ResolvedTool, name: str) -> bool:
