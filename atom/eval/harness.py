@@ -18,7 +18,7 @@ from typing import Any
 from atom.eval.catalog import lm_eval_version
 from atom.eval.errors import EvalError
 from atom.eval.options import DEFAULT_SEED, Options, TaskOptions
-from atom.eval.quiet import offline, quiet
+from atom.eval.quiet import compiled_once, offline, quiet
 from atom.eval.samples import make_sample, prompts_hash
 from atom.eval.scores import group_scores, task_scores
 from atom.eval.tasks import Loaded, TaskSpec, load_tasks
@@ -52,11 +52,11 @@ def evaluate(
     begin = time.monotonic()
     loaded = tasks if isinstance(tasks, Loaded) else load_tasks(tasks, seed=options.seed)
     run = _Run(loaded, client, options, on_progress)
-    with offline(loaded.bundled == set(loaded.tasks)), quiet(run.notes):
+    with run.among_lm_eval():
         plans = [run.plan(name) for name in loaded.tasks]
         run.build(plans)
     run.ask(plans)
-    with offline(loaded.bundled == set(loaded.tasks)), quiet(run.notes):
+    with run.among_lm_eval():
         results, samples = run.measure(plans)
     counts = client.counts
     return EvalOutcome(
@@ -98,6 +98,12 @@ class _Run:
         self._on_progress = on_progress
         self.notes: list[str] = []
         self.lm = ServerLM(client, options)
+
+    @contextmanager
+    def among_lm_eval(self) -> Iterator[None]:
+        all_bundled = self._loaded.bundled == set(self._loaded.tasks)
+        with offline(all_bundled), quiet(self.notes), compiled_once():
+            yield
 
     # What will be asked
 

@@ -2,7 +2,7 @@
 
 lm-eval asks for log-likelihoods, rolling log-likelihoods and generations; the client sends them.
 Special tokens, the split of context and continuation and what empty contexts become follow
-lm-eval's `hf` backend, so that scores are equal on the same weights. Importing this imports lm-eval.
+lm-eval's `hf` backend, so that scores are equal on the same weights. This imports lm-eval.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Keeps lm-eval and the libraries below it off the terminal and, where told so, off the network."""
+"""lm-eval at our service: off the terminal, off the network where told so, and in less time."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -71,6 +72,18 @@ def _no_bars() -> Iterator[None]:
     finally:
         if not were_off:
             enable_progress_bars()
+
+
+@contextmanager
+def compiled_once() -> Iterator[None]:
+    """lm-eval compiles a prompt's template anew for each document, which is most of its time."""
+    from lm_eval.utils import env
+
+    env.from_string = functools.lru_cache(1024)(env.from_string)
+    try:
+        yield
+    finally:
+        del env.from_string  # the class has it
 
 
 @contextmanager
