@@ -60,6 +60,11 @@ PLAIN: dict[str, Plain] = {
     "accept_length": Plain("Tokens per forward pass", "tok", "higher"),
 }
 
+# Scores of evaluations, by lm-eval's names of their metrics, of which less is better.
+LOWER_SCORES = frozenset(
+    {"bits_per_byte", "brier_score", "byte_perplexity", "perplexity", "ter", "word_perplexity"}
+)
+
 _LATENCY = re.compile(r"(mean|median|std|p\d{1,2}(?:\.\d+)?)_([a-z0-9_]+)_ms")
 
 
@@ -81,10 +86,11 @@ def percentile_name(percent: float) -> str:
 
 
 def better(name: str) -> Direction:
-    """Which way is an improvement. Names that are not ours (accuracy scores): higher."""
+    """Which way is an improvement. Names that are not ours (accuracy scores): mostly higher."""
     if name in PLAIN:
         return PLAIN[name].better
-    return "lower" if _LATENCY.fullmatch(name) else "higher"
+    score = name.rpartition("/")[2].partition(",")[0]
+    return "lower" if _LATENCY.fullmatch(name) or score in LOWER_SCORES else "higher"
 
 
 def unit(name: str) -> str:

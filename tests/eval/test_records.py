@@ -145,7 +145,9 @@ def test_a_run_and_its_samples_are_stored_both_or_neither(
 
     def full(name: str, *, uri: bool = False) -> sqlite3.Connection:
         connection = connect(name, uri=uri)
-        connection.execute("PRAGMA max_page_count = 14")  # room for a run, but for few samples
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        # Room for a run, but for few samples.
+        connection.execute(f"PRAGMA max_page_count = {pages + 4}")
         return connection
 
     monkeypatch.setattr(schema, "_connect", full)

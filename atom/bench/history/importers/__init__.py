@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from atom.bench.errors import BenchError
 from atom.bench.history.documents import Loaded, from_document, is_document
-from atom.bench.history.importers import github_action, lm_eval, serving
+from atom.bench.history.importers import github_action, lm_eval, lm_eval_samples, serving
 from atom.bench.history.importers.build import Origin
 from atom.bench.history.importers.reading import Tree, read_trees
 
@@ -50,12 +50,22 @@ def read_results(path: Path, *, model: str | None = None) -> list[Loaded]:
 
     `model` names the model of results that do not say theirs.
     """
+    if lm_eval_samples.is_samples(path):
+        return _read_samples(path, model)
     found: list[Loaded] = []
     for tree in read_trees(path):
         found.extend(_read(tree, Origin(path=path, line=tree.line, model=model)))
     if not found:
         raise BenchError(f"{path}: holds no result")
     return found
+
+
+def _read_samples(path: Path, model: str | None) -> list[Loaded]:
+    """Samples of lm-eval belong to the results beside them, if those are there."""
+    results = lm_eval_samples.results_of(path)
+    if results is not None:
+        return read_results(results, model=model)
+    return [lm_eval_samples.alone(path, Origin(path=path, model=model))]
 
 
 def _read(tree: Tree, origin: Origin) -> Iterator[Loaded]:
@@ -83,5 +93,5 @@ def _what_it_is(value: Any) -> str:
 def _known() -> str:
     return (
         "known are results of atom, of benchmark_serving (ATOM, vLLM, SGLang), lm-eval's "
-        "results_*.json, and data.js of github-action-benchmark"
+        "results_*.json and samples_*.jsonl, and data.js of github-action-benchmark"
     )

@@ -1,7 +1,7 @@
 """lm-eval's `results_*.json`: one run of kind "eval", with metrics named task/metric,filter.
 
 Its standard errors become intervals of 95 % (normal approximation, kept within 0 and 1 where the
-score is a share).
+score is a share). The samples beside it (`--log_samples`) come with it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from atom.bench.history.documents import Loaded
+from atom.bench.history.importers import lm_eval_samples
 from atom.bench.history.importers.build import Origin, make_run, without_nothing
 from atom.bench.history.importers.reading import number
 from atom.bench.types import Interval
@@ -54,7 +55,7 @@ def read(tree: Mapping[str, Any], origin: Origin) -> Iterator[Loaded]:
         intervals={k: v for k, v in intervals.items() if v.low < v.high},
         duration_s=seconds or 0.0,
     )
-    yield Loaded(run)
+    yield Loaded(run, (), lm_eval_samples.beside(origin.path))
 
 
 def _scores(tree: Mapping[str, Any]) -> Iterator[tuple[str, Interval]]:
@@ -120,9 +121,13 @@ def _workload(tree: Mapping[str, Any]) -> dict[str, Any]:
         )
         for task in tree["results"]
     }
+    for group, members in (tree.get("group_subtasks") or {}).items():
+        if members:
+            tasks.setdefault(str(group), {})["members"] = [str(member) for member in members]
     config = tree.get("config")
     limit = config.get("limit") if isinstance(config, Mapping) else None
-    return without_nothing(dataset=", ".join(tasks), tasks=tasks, limit=limit)
+    names = ", ".join(map(str, tree["results"]))
+    return without_nothing(dataset=names, tasks=tasks, limit=limit)
 
 
 def _provenance(tree: Mapping[str, Any], arguments: Mapping[str, str]) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""What a sample asked, what was said and what was right, in few words for lists."""
+
+from __future__ import annotations
+
+from atom.eval.types import Sample
+
+
+def question(sample: Sample) -> str:
+    """The prompt without its examples: what follows the last empty line that has a text after it.
+
+    Where choices differ before the answer (a prompt that is empty), the first choice's text.
+    """
+    prompt = sample.prompt.rstrip()
+    if not prompt.strip() and sample.answers:
+        return str(sample.answers[0].get("text", "")).strip()
+    return prompt.rpartition("\n\n")[2]
+
+
+def target(sample: Sample) -> str:
+    """What would have been right; of a worked answer its last line, without gsm8k's ####."""
+    return sample.target.strip().rpartition("\n")[2].removeprefix("####").strip()
+
+
+def said(sample: Sample) -> str:
+    """What the model answered: what the filters made of it, or the choice that it found likeliest.
+
+    Of several filters the first that found something.
+    """
+    if sample.chosen is not None and sample.chosen < len(sample.answers):
+        return str(sample.answers[sample.chosen].get("text", "")).strip()
+    for text in sample.filtered.values():
+        if text and text != "[invalid]":
+            return text
+    if sample.filtered:
+        return next(iter(sample.filtered.values()))
+    return str(sample.answers[0].get("text", "")).strip() if sample.answers else ""
+
+
+def one_line(text: str, room: int) -> str:
+    """White space as single spaces, cut to `room` columns with a sign that it is."""
+    plain = " ".join(text.split())
+    return plain if len(plain) <= room else plain[: max(0, room - 1)] + "…"
