@@ -173,8 +173,10 @@ def _footer(console: Console, report: Report) -> None:
         f"{outcome.prompt_tokens:,} prompt and {outcome.output_tokens:,} output tokens",
     ]
     console.print(_text(" · ".join(said), "dim"))
-    for path in report.files:
-        console.print(_text(f"written {path}", "dim"))
+    if report.files:
+        samples = len(report.files) - 1
+        also = f" and {samples} files of samples" if samples > 1 else " and its samples"
+        console.print(_text(f"written {report.files[0]}{also if samples else ''}", "dim"))
     if not report.stored:
         return
     console.print(_text(f"next: atom eval show {run.run_id} --wrong", "dim"))

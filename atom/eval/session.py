@@ -6,7 +6,6 @@ goes when the run is in the history.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from atom.eval.types import Endpoint, EvalOutcome, Progress
 from atom.eval.verdict import Judged
 
 if TYPE_CHECKING:
-    from atom.eval.tasks import TaskSpec
+    from atom.eval.tasks import Loaded, TaskSpec
 
 STORE_FAILED = 2
 
@@ -104,6 +103,46 @@ class Report:
         return document
 
 
+class Loading:
+    """The tasks with their data. lm-eval takes seconds to load, which a starting server takes, too.
+
+    They are loaded in a thread of their own once the server's process is there: what is told to
+    Hugging Face's libraries through our environment must not reach it.
+    """
+
+    def __init__(self, specs: Sequence[TaskSpec], seed: int | None) -> None:
+        self.specs = specs
+        self._seed = seed
+        self._thread: threading.Thread | None = None
+        self._loaded: Loaded | None = None
+        self._error: BaseException | None = None
+
+    def begun_and_failed(self) -> bool:
+        """Begins, where it has not; whether it has come to a bad end already."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._load, name="tasks", daemon=True)
+            self._thread.start()
+        return self._error is not None
+
+    def result(self) -> Loaded:
+        """Waits for it; raises what went wrong."""
+        self.begun_and_failed()
+        assert self._thread is not None
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._loaded is not None
+        return self._loaded
+
+    def _load(self) -> None:
+        try:
+            from atom.eval.tasks import load_tasks
+
+            self._loaded = load_tasks(self.specs, seed=self._seed)
+        except BaseException as error:
+            self._error = error
+
+
 class Evaluation:
     """One `atom eval`. `stop` set: nothing more is asked, what was answered is kept."""
 
@@ -128,33 +167,40 @@ class Evaluation:
             store.check_writable()
             lm_eval_files.check_folder(self.settings.output)
             baselines = Baselines(store, self.settings.expectations)
-            watcher = Watcher(self.display.say, self.display.waiting, self.stop.is_set)
-            # lm-eval takes seconds to load, which a starting server takes, too.
-            loading = threading.Thread(target=_load_lm_eval, daemon=True)
-            loading.start()
-            with served(self.request.place(), store.path.parent / "logs", watcher) as server:
-                self.display.say(
-                    f"{describe_server(server.info)} at {server.base_url}: {server.info.model}"
-                )
-                loading.join()
-                return self._evaluate(specs, server, store, baselines)
+            loading = Loading(specs, questions.seed)
+            watcher = Watcher(
+                self.display.say,
+                self.display.waiting,
+                lambda: self.stop.is_set() or loading.begun_and_failed(),
+            )
+            try:
+                with served(self.request.place(), store.path.parent / "logs", watcher) as server:
+                    self.display.say(
+                        f"{describe_server(server.info)} at {server.base_url}: {server.info.model}"
+                    )
+                    return self._evaluate(loading, server, store, baselines)
+            except EvalStopped:
+                if not self.stop.is_set():
+                    loading.result()  # raises what ended the wait
+                raise
 
     # Asking
 
     def _evaluate(
         self,
-        specs: Sequence[TaskSpec],
+        loading: Loading,
         server: Served,
         store: History,
         baselines: Baselines,
     ) -> Report:
         began = datetime.now(timezone.utc)
-        journal = self._journal([spec.name for spec in specs], server)
+        loaded = loading.result()
+        journal = self._journal([spec.name for spec in loading.specs], server)
         endpoint = self._endpoint(server)
         with journal:
             try:
                 before = acceptance.scrape(endpoint)
-                outcome = self._ask(specs, endpoint, server, journal)
+                outcome = self._ask(loaded, endpoint, server, journal)
                 figures = acceptance.figures(before, acceptance.scrape(endpoint))
             except ServerGone as error:
                 raise _explained(error, server) from None
@@ -208,7 +254,7 @@ class Evaluation:
         return Journal.create(folder, header)
 
     def _ask(
-        self, specs: Sequence[TaskSpec], endpoint: Endpoint, server: Served, journal: Journal
+        self, loaded: Loaded, endpoint: Endpoint, server: Served, journal: Journal
     ) -> EvalOutcome:
         from atom.eval.client import connect
         from atom.eval.harness import evaluate
@@ -223,7 +269,7 @@ class Evaluation:
             info=server.info,
         ) as client:
             outcome: EvalOutcome = evaluate(
-                specs, client, asked.options_of(self.settings), self.display.progress
+                loaded, client, asked.options_of(self.settings), self.display.progress
             )
         if self.stop.is_set():
             raise EvalStopped("stopped: what was answered is kept (atom eval --resume)")
@@ -254,7 +300,7 @@ class Evaluation:
             name=self._name(header.model),
             model=header.model,
             started_at=began.isoformat(),
-            seed=self.settings.config.questions.seed or 0,
+            seed=int(outcome.config.get("seed") or 0),
             load=self._load(),
             provenance=self._provenance(server),
             server=figures,
@@ -327,12 +373,6 @@ class Evaluation:
     def _problem(self, report: Report, text: str) -> None:
         report.problems.append(text)
         self.display.say(f"problem: {text}", important=True)
-
-
-def _load_lm_eval() -> None:
-    """Only to have it loaded; what is wrong with it is said where it is used."""
-    with contextlib.suppress(Exception):
-        import lm_eval.api.task  # noqa: F401
 
 
 def _explained(error: ServerGone, server: Served) -> ServerGone:
