@@ -240,6 +240,11 @@ TASKS: Mapping[str, Bundled] = {
 }
 
 
+def has_rows_of(path: str, name: str) -> bool:
+    """Whether a data set of the hub is bundled to the letter."""
+    return any(task.exact_rows and task.hub == (path, name) for task in TASKS.values())
+
+
 @dataclass(frozen=True, slots=True)
 class BundledGroup:
     """Bundled tasks whose accuracies are averaged, each with the same weight."""

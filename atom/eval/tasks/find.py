@@ -46,6 +46,7 @@ class TaskInfo(NamedTuple):
     aliases: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     licence: str = ""
+    bundled_rows: bool = False  # of lm-eval's: its data set came with atom
 
 
 def find_tasks(
@@ -122,8 +123,17 @@ def _bundled_info(name: str) -> TaskInfo:
 
 def _info(entry: catalog.Entry, source: Source) -> TaskInfo:
     dataset = _dataset(entry.dataset_path, entry.dataset_name)
+    ours = source == "lm-eval" and bundled.has_rows_of(entry.dataset_path, entry.dataset_name)
     return TaskInfo(
-        entry.name, entry.kind, source, entry.output_type, dataset, None, None, (), entry.members
+        name=entry.name,
+        kind=entry.kind,
+        source=source,
+        output_type=entry.output_type,
+        dataset=dataset,
+        num_documents=None,
+        num_fewshot=None,
+        members=entry.members,
+        bundled_rows=ours,
     )
 
 
