@@ -107,6 +107,9 @@ class Journal:
             header = msgspec.structs.replace(header, created=now)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EvalError(f"cannot make the folder {folder}: {error.strerror}") from None
+        try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             handle = os.open(path, flags, 0o600)
         except FileExistsError:

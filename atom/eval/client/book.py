@@ -103,12 +103,17 @@ class Book:
         """Prompts that were longer than the context; one note for all."""
         if not prompts:
             return
-        before, self._cut = self._cut, self._cut + prompts
-        text = f"{self._cut} prompts did not fit the context of {limit} tokens and were cut"
-        text = f"{text} from the left, as lm-eval does"
-        if before:
-            self.notes[:] = [n for n in self.notes if not n.startswith(f"{before} prompts did")]
-        self.notes.append(text)
+        if self._cut:
+            self.notes.remove(self._cut_note(limit))
+        self._cut += prompts
+        self.notes.append(self._cut_note(limit))
+
+    def _cut_note(self, limit: int | None) -> str:
+        prompts = "1 prompt was" if self._cut == 1 else f"{self._cut} prompts were"
+        return (
+            f"{prompts} longer than the context of {limit} tokens: cut from the left, "
+            "as lm-eval does"
+        )
 
     def note(self, text: str) -> None:
         if text not in self.notes:

@@ -108,8 +108,7 @@ class Link:
                 self._counts.requests += 1
                 return outcome
             # "Later" is no failure as long as others get their answers.
-            if not (outcome.busy and self._counts.requests > before):
-                attempt += 1
+            attempt = 1 if outcome.busy and self._counts.requests > before else attempt + 1
             if attempt > self._endpoint.max_retries:
                 times = "once" if attempt == 1 else f"{attempt} times"
                 raise ServerGone(f"{self.url}{path} failed {times}, last with: {outcome.why}")

@@ -125,7 +125,7 @@ class Remote:
         template = info.get("chat_template")
         return (
             SpecialTokens(
-                ids.get("bos_token"),
+                ids["bos_token"] if "bos_token" in ids else await self._seen_bos(),
                 ids.get("eos_token"),
                 template if isinstance(template, str) and template else None,
             ),
