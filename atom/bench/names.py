@@ -60,9 +60,12 @@ PLAIN: dict[str, Plain] = {
     "accept_length": Plain("Tokens per forward pass", "tok", "higher"),
 }
 
-# Scores of evaluations, by lm-eval's names of their metrics, of which less is better.
+# Scores of evaluations of which less is better: by lm-eval's names, and those of `--agree`.
 LOWER_SCORES = frozenset(
-    {"bits_per_byte", "brier_score", "byte_perplexity", "perplexity", "ter", "word_perplexity"}
+    {
+        *("bits_per_byte", "brier_score", "byte_perplexity", "perplexity", "ter"),
+        *("word_perplexity", "ppl_ratio"),
+    }
 )
 
 _LATENCY = re.compile(r"(mean|median|std|p\d{1,2}(?:\.\d+)?)_([a-z0-9_]+)_ms")
@@ -90,7 +93,8 @@ def better(name: str) -> Direction:
     if name in PLAIN:
         return PLAIN[name].better
     score = name.rpartition("/")[2].partition(",")[0]
-    return "lower" if _LATENCY.fullmatch(name) or score in LOWER_SCORES else "higher"
+    lower = _LATENCY.fullmatch(name) or score in LOWER_SCORES or score.endswith("_kl")
+    return "lower" if lower else "higher"
 
 
 def unit(name: str) -> str:

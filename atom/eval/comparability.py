@@ -14,7 +14,9 @@ from atom.bench.types import RunResult
 from atom.eval.pairs import Pairs
 
 # Facts of a task that come from what was asked, which the pairs themselves show, or from the data.
-_SHOWN_BY_PAIRS = frozenset({"prompt_hash", "task_hash", "samples", "main_metric", "members"})
+_SHOWN_BY_PAIRS = frozenset(
+    {"prompt_hash", "task_hash", "samples", "main_metric", "members", "kind"}
+)
 _NOT_SETTINGS = frozenset({"dataset", "tasks", "seeds", "bundled"})
 NEAR_LENGTH = 0.01  # share of answers cut at the token limit that is no reason to doubt
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from atom.bench import names
 from atom.bench.compare.facts import Difference, RunFacts, run_facts
 from atom.bench.compare.stats import adjusted
+from atom.bench.history.runs import better
 from atom.bench.types import Interval, RunResult
 from atom.eval import mcnemar
 from atom.eval.comparability import differences, notes_on, untested
@@ -31,7 +31,15 @@ MARGIN = 0.01  # "same" means within a point
 CONFIDENCE = 0.95
 TOST = 0.90  # the interval of two one-sided tests at 5 %
 # The first of these that a task has stands for it, unless the run says which.
-MAIN = ("exact_match,flexible-extract", "acc,none", "exact_match,strict-match")
+MAIN = ("exact_match,flexible-extract", "acc,none", "exact_match,strict-match", "top1,none")
+
+
+class Rules(NamedTuple):
+    """By what a metric is judged."""
+
+    margin: float
+    lower: frozenset[str]  # metrics ("task/metric,filter") of which less is better
+
 
 Samples = Mapping[str, Sequence[Sample]]  # by task
 
@@ -109,10 +117,12 @@ def compare(
     """B judged against A; `only` names the tasks to look at."""
     tasks = [task for task in a_samples if task in b_samples and (not only or task in only)]
     parts = {task: pair(a_samples[task], b_samples[task]) for task in tasks}
-    measured = [_task(task, parts[task], main_metric(a, b, task), margin) for task in tasks]
+    lower = {name for run in (a, b) for name in run.metrics if better(run, name) == "lower"}
+    rules = Rules(margin, frozenset(lower))
+    measured = [_task(task, parts[task], main_metric(a, b, task), rules) for task in tasks]
     judged = _judged([found for found in measured if found is not None])
     groups = [
-        _group(name, members, judged, parts, margin)
+        _group(name, members, judged, parts, rules)
         for name, members in _groups(a, b).items()
         if (not only or name in only) and len([m for m in members if m in parts]) > 1
     ]
@@ -148,7 +158,7 @@ def first_metric(metrics: Sequence[str], wanted: str | None) -> str:
 
 
 def _task(
-    task: str, pairs: Pairs, wanted: str | None, margin: float, *, group: bool = False
+    task: str, pairs: Pairs, wanted: str | None, rules: Rules, *, group: bool = False
 ) -> TaskComparison | None:
     """Without verdicts on the whole family yet; None where no metric is in both runs."""
     metrics = [
@@ -166,26 +176,26 @@ def _task(
         n=len(pairs.pairs),
         only_a=len(pairs.only_a),
         only_b=len(pairs.only_b),
-        metrics=[_metric(task, name, pairs, name == main, margin) for name in metrics],
+        metrics=[_metric(task, name, pairs, name == main, rules) for name in metrics],
         lost=_changes(pairs, main, -1),
         won=_changes(pairs, main, 1),
         notes=pairs.notes,
     )
 
 
-def _metric(task: str, name: str, pairs: Pairs, main: bool, margin: float) -> MetricComparison:
+def _metric(task: str, name: str, pairs: Pairs, main: bool, rules: Rules) -> MetricComparison:
     values = [
         (p.a.metrics[name], p.b.metrics[name])
         for p in pairs.pairs
         if name in p.a.metrics and name in p.b.metrics
     ]
     if all(value in (0.0, 1.0) for both in values for value in both):
-        return _binary(f"{task}/{name}", name, values, main, margin)
-    return _continuous(f"{task}/{name}", name, values, main, margin)
+        return _binary(name, values, main, rules.margin, lower=f"{task}/{name}" in rules.lower)
+    return _continuous(name, values, main, rules.margin, lower=f"{task}/{name}" in rules.lower)
 
 
 def _binary(
-    full: str, name: str, values: Sequence[tuple[float, float]], main: bool, margin: float
+    name: str, values: Sequence[tuple[float, float]], main: bool, margin: float, *, lower: bool
 ) -> MetricComparison:
     counts = mcnemar.Counts(
         both=values.count((1.0, 1.0)),
@@ -209,13 +219,16 @@ def _binary(
         won=counts.won,
         smallest=mcnemar.smallest_difference(counts.n, discordant),
         verdict=_verdict(
-            full, p, counts.difference, mcnemar.difference_interval(counts, TOST), margin
+            p,
+            -counts.difference if lower else counts.difference,
+            mcnemar.difference_interval(counts, TOST),
+            margin,
         ),
     )
 
 
 def _continuous(
-    full: str, name: str, values: Sequence[tuple[float, float]], main: bool, margin: float
+    name: str, values: Sequence[tuple[float, float]], main: bool, margin: float, *, lower: bool
 ) -> MetricComparison:
     """Means; of perplexities, whose samples are log-likelihoods, the ratio B / A."""
     a, b = (math.fsum(side) / len(values) for side in zip(*values, strict=True))
@@ -232,9 +245,8 @@ def _continuous(
             change = Interval(math.exp(-found.value), math.exp(-high), math.exp(-low))
             smallest = math.expm1(smallest)
         # Log-likelihoods are better when higher, whatever their perplexity is.
-        better = found.value if ratio or names.better(full) == "higher" else -found.value
-        within = found.interval(TOST)
-        verdict = _verdict("", p, better, within, margin)
+        gain = found.value if ratio or not lower else -found.value
+        verdict = _verdict(p, gain, found.interval(TOST), margin)
     return MetricComparison(
         metric=name,
         main=main,
@@ -259,12 +271,10 @@ def _perplexity(mean: float) -> float:
         return math.inf
 
 
-def _verdict(
-    full: str, p: float, change: float, within: tuple[float, float], margin: float
-) -> Verdict:
+def _verdict(p: float, gain: float, within: tuple[float, float], margin: float) -> Verdict:
+    """`gain`: the change as an improvement; `within`: the interval of the two one-sided tests."""
     if p < mcnemar.ALPHA:
-        good = change > 0 if not full or names.better(full) == "higher" else change < 0
-        return "better" if good else "worse"
+        return "better" if gain > 0 else "worse"
     return "same" if -margin <= within[0] and within[1] <= margin else "undecided"
 
 
@@ -309,7 +319,7 @@ def _group(
     members: Sequence[str],
     tasks: Sequence[TaskComparison],
     parts: Mapping[str, Pairs],
-    margin: float,
+    rules: Rules,
 ) -> TaskComparison | None:
     """All samples of the members together, as a group's score weighs them; not in the family."""
     mains = {task.main.metric for task in tasks if task.task in members}
@@ -321,7 +331,7 @@ def _group(
         only_b=[s for member in members for s in parts[member].only_b],
         notes=[],
     )
-    return _task(name, whole, mains.pop(), margin, group=True)
+    return _task(name, whole, mains.pop(), rules, group=True)
 
 
 def _changes(pairs: Pairs, metric: str, sign: int) -> list[Change]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from atom.eval.types import Sample
-from atom.eval.wording import question
+from atom.eval.wording import choice, question
 
 
 class Pair(NamedTuple):
@@ -54,7 +54,7 @@ def _hash(sample: Sample) -> Hashable:
 
 
 def _question(sample: Sample) -> Hashable:
-    choices = tuple(str(a.get("text", "")).strip() for a in sample.answers if "logprob" in a)
+    choices = tuple(choice(answer) for answer in sample.answers if "logprob" in answer)
     return question(sample), choices, sample.target.strip()
 
 

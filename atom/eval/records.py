@@ -13,7 +13,7 @@ import msgspec
 from atom.bench.history import History
 from atom.bench.types import RunResult
 from atom.eval.errors import EvalError
-from atom.eval.types import EvalOutcome, Sample, TaskResult
+from atom.eval.types import Sample
 
 
 def add_run(history: History, run: RunResult, samples: Iterable[Sample]) -> bool:
@@ -40,32 +40,6 @@ def read_samples(history: History, run_id: str, task: str | None = None) -> list
         for name in (tasks if task is None else [task])
         for sample in samples_of(history.evaluations(run_id, name), run_id)
     ]
-
-
-def workload(outcome: EvalOutcome) -> dict[str, Any]:
-    """`RunResult.workload` of an evaluation, in the shape that imported ones have, too.
-
-    All that makes two scores comparable, and which metric stands for each task.
-    """
-    return {
-        **outcome.config,
-        "dataset": ", ".join(result.task for result in outcome.tasks),
-        "tasks": {result.task: _task(result) for result in outcome.tasks},
-    }
-
-
-def _task(result: TaskResult) -> dict[str, Any]:
-    known = {
-        "version": result.version,
-        "num_fewshot": result.num_fewshot,
-        "samples": result.num_samples,
-        "main_metric": result.main_metric,
-        "prompt_hash": result.prompt_hash,
-        "bundled": result.bundled,
-        "generation": result.generation,
-        "members": result.members,
-    }
-    return {key: value for key, value in known.items() if value not in ("", [], {}, None)}
 
 
 def by_task(samples: Iterable[Sample]) -> dict[str, list[Sample]]:

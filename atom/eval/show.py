@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from atom.bench import names
-from atom.bench.history.runs import commit_of, recipe_of, started_at
+from atom.bench.history.runs import better, commit_of, recipe_of, started_at
 from atom.bench.history.show import shortest_ids
 from atom.bench.types import Interval, RunResult
 from atom.eval.compare import first_metric, main_metric
 from atom.eval.select import Chosen, is_right
-from atom.eval.wording import question
+from atom.eval.wording import choice, question
 
 if TYPE_CHECKING:
     from atom.eval.stored import Stored
@@ -58,11 +58,14 @@ def half_text(interval: Interval) -> str:
 
 
 def state_of(run: RunResult, name: str) -> str:
-    """Against its threshold: ok, below; "" without one."""
+    """Against its threshold: ok, or below (above, where less is better); "" without one."""
     limit = run.slo.get(name)
     if limit is None:
         return ""
-    return "ok" if names.meets(name, run.metrics[name].value, limit) else "below"
+    value = run.metrics[name].value
+    if better(run, name) == "lower":
+        return "ok" if value <= limit else "above"
+    return "ok" if value >= limit else "below"
 
 
 def print_list(out: Console, runs: Sequence[RunResult], all_ids: Sequence[str]) -> None:
@@ -104,7 +107,7 @@ def _limit(run: RunResult, name: str) -> str:
 
 
 def _state_cell(text: str) -> Text:
-    return Text(text, style="red" if text.endswith("below") else "")
+    return Text(text, style="" if text.endswith("ok") else "red")
 
 
 def _count(value: Any) -> str:
@@ -246,7 +249,6 @@ def _choices(sample: Sample, scored: Iterable[Mapping[str, Any]]) -> Table:
     """Log-probabilities of the choices, and per character, as acc_norm chooses."""
     table = _table("  ", "logprob", "per char", "choice", right=("logprob", "per char"))
     for number, answer in enumerate(scored):
-        text = str(answer.get("text", ""))
         logprob = float(answer["logprob"])
         marks = [
             word
@@ -254,12 +256,12 @@ def _choices(sample: Sample, scored: Iterable[Mapping[str, Any]]) -> Table:
             if place == number
         ]
         style = "green" if number == sample.gold else "red" if number == sample.chosen else ""
-        length = len(text.strip())
+        length = len(str(answer.get("text", "")).strip())
         table.add_row(
             Text(f"  {', '.join(marks)}", style=style),
             Text(f"{logprob:.3f}"),
             Text(f"{logprob / length:.3f}" if length else ""),
-            Text(text.strip()),
+            Text(choice(answer)),
         )
     return table
 

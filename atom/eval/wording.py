@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from atom.eval.types import Sample
+
+
+def choice(answer: Mapping[str, Any]) -> str:
+    """A choice's text; where choices differ before it, with the end of what they follow."""
+    text = str(answer.get("text", "")).strip()
+    context = str(answer.get("context") or "").strip().rpartition("\n")[2]
+    return f"{context} {text}".strip()
 
 
 def question(sample: Sample) -> str:
@@ -12,7 +22,7 @@ def question(sample: Sample) -> str:
     """
     prompt = sample.prompt.rstrip()
     if not prompt.strip() and sample.answers:
-        return str(sample.answers[0].get("text", "")).strip()
+        return choice(sample.answers[0]) or sample.target.strip()
     return prompt.rpartition("\n\n")[2]
 
 
@@ -27,13 +37,13 @@ def said(sample: Sample) -> str:
     Of several filters the first that found something.
     """
     if sample.chosen is not None and sample.chosen < len(sample.answers):
-        return str(sample.answers[sample.chosen].get("text", "")).strip()
+        return choice(sample.answers[sample.chosen])
     for text in sample.filtered.values():
         if text and text != "[invalid]":
             return text
     if sample.filtered:
         return next(iter(sample.filtered.values()))
-    return str(sample.answers[0].get("text", "")).strip() if sample.answers else ""
+    return choice(sample.answers[0]) if sample.answers else ""
 
 
 def one_line(text: str, room: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+from atom.bench import names
 from atom.bench.types import RunResult
 
 # <UTC date>-<UTC time>-<6 hex digits, more where two would be equal>
@@ -68,6 +69,13 @@ def recipe_of(run: RunResult) -> str:
     """The recipe's name (its file without folder and ending); "" without one."""
     recipe = run.provenance.get("recipe")
     return str(recipe.get("name") or "") if isinstance(recipe, Mapping) else ""
+
+
+def better(run: RunResult, name: str) -> names.Direction:
+    """Which way a metric is better: as an evaluation's task says it, else by its name."""
+    told = run.provenance.get("eval")
+    lower = told.get("lower_is_better") if isinstance(told, Mapping) else None
+    return "lower" if isinstance(lower, list) and name in lower else names.better(name)
 
 
 def load_text(load: Mapping[str, Any]) -> str:

@@ -99,11 +99,13 @@ def _sample(task: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     if "acc_mutual_info" in tree["metrics"]:  # the second half are the choices without context
         calls, scored = calls[: len(calls) // 2], scored[: len(scored) // 2]
     apart = len({context for context, _ in calls}) > 1
-    texts = [f"{context}{text}" if apart else text for context, text in calls]
+    texts = [text for _, text in calls]
     made["answers"] = [
         {"text": text, "logprob": logprob, "is_greedy": greedy}
         for text, (logprob, greedy) in zip(texts, scored, strict=True)
     ]
+    for answer, (context, _) in zip(made["answers"], calls, strict=True) if apart else ():
+        answer["context"] = context
     if len(scored) > 1:
         made["chosen"] = max(range(len(scored)), key=lambda i: scored[i][0])
         made |= _gold(made["target"], texts)
