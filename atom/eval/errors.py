@@ -12,7 +12,7 @@ class EvalError(AtomError):
 
 
 class ServerGone(EvalError):
-    """The server stopped answering in the middle. What was answered is kept for `--resume`."""
+    """No server answers, or it stopped in the middle; what was answered is kept for `--resume`."""
 
     exit_code = 1
 

@@ -6,15 +6,15 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from atom.bench.errors import ServerUnreachable
+from atom.bench.errors import BenchError, ServerUnreachable
 from atom.bench.server_process import RecipeServer, Stopped
-from atom.eval.errors import EvalError, EvalStopped
+from atom.eval.errors import EvalError, EvalStopped, ServerGone
 
 if TYPE_CHECKING:
     from atom.bench.client import ServerInfo
@@ -74,21 +74,30 @@ class Watcher(NamedTuple):
 def served(place: Place, log_folder: Path, watcher: Watcher) -> Iterator[Served]:
     """The server, for as long as the block runs.
 
-    Raises `BenchError` (nobody answers, it does not start, wrong key, no such model) and
-    `EvalStopped` when the user gives up meanwhile.
+    Raises `ServerGone` (nobody answers, it does not start, wrong key, no such model), `EvalError`
+    for what cannot be a server, and `EvalStopped` when the user gives up meanwhile.
     """
+    with ExitStack() as stack:
+        with _failures():
+            server: RecipeServer | None = None
+            base_url, wait_s = place.base_url or DEFAULT_URL, place.ready_timeout_s or 0.0
+            if place.own_server:
+                server = stack.enter_context(_start(place, log_folder, watcher))
+                base_url, wait_s = server.url, 0.0
+            info = _probe(place, base_url, wait_s, watcher)
+        died = server.died if server is not None else lambda: None
+        yield Served(base_url, info, place.key(), died, None if server is None else server.log)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """The benchmark's errors in the evaluator's classes, which decide the exit code."""
     try:
-        if not place.own_server:
-            base_url = place.base_url or DEFAULT_URL
-            wait_s = place.ready_timeout_s or 0.0
-            yield Served(base_url, _probe(place, base_url, wait_s, watcher), place.key(),
-                         lambda: None, None)  # fmt: skip
-            return
-        with _start(place, log_folder, watcher) as server:
-            info = _probe(place, server.url, 0.0, watcher)
-            yield Served(server.url, info, place.key(), server.died, server.log)
+        yield
     except Stopped:
         raise EvalStopped("stopped before anything was asked") from None
+    except BenchError as error:
+        raise ServerGone(str(error)) from None
 
 
 def _start(place: Place, log_folder: Path, watcher: Watcher) -> RecipeServer:
