@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ from atom.eval.errors import EvalError
 from atom.eval.types import Message, SpecialTokens
 
 if TYPE_CHECKING:
+    from atom.engine.text.chat_template import ChatTemplate
     from atom.engine.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -175,9 +177,8 @@ def render(
 ) -> str:
     """As transformers does it. `opens`: with the start of the assistant's answer; else up to the
     end of the last message, which is to be continued."""
-    from atom.engine.text.chat_template import ChatTemplate
-
-    text = _said(lambda: ChatTemplate(template, spellings).render(messages, opens))
+    compiled = _compiled(template, tuple(spellings.items()))
+    text = _said(lambda: compiled.render(messages, opens))
     if opens:
         return text
     content = str(messages[-1].get("content") or "")
@@ -186,6 +187,13 @@ def render(
         if place >= 0:
             return text[: place + len(ending)]
     raise EvalError("the chat template changes the last message, so that it cannot be continued")
+
+
+@lru_cache(maxsize=8)  # a task renders it for each of its documents
+def _compiled(template: str, spellings: tuple[tuple[str, str], ...]) -> ChatTemplate:
+    from atom.engine.text.chat_template import ChatTemplate
+
+    return _said(lambda: ChatTemplate(template, dict(spellings)))
 
 
 def _read(path: Path) -> Any:
