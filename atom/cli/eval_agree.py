@@ -71,7 +71,7 @@ def agree(
         Path | None,
         typer.Option(
             help="Texts to compare on: a line each, or .jsonl with prompt or text. "
-            "(default: bundled questions, tasks, verses and long texts)"
+            "(default: bundled questions, solutions, prose and long texts)"
         ),
     ] = None,
     num_prompts: Annotated[

@@ -11,7 +11,7 @@ import numpy as np
 
 from atom.eval.agree.findings import Decode, Split
 from atom.eval.agree.kl import margin
-from atom.eval.agree.pairing import in_texts, tells_ids, written
+from atom.eval.agree.pairing import readable, tells_ids, written
 from atom.eval.agree.places import Places
 from atom.eval.agree.types import Answers, Continuation, Position
 
@@ -56,9 +56,9 @@ def _steps(
 ) -> tuple[list[list[Position]], list[list[Position]]]:
     p = [answer.positions for answer in reference.continued]
     q = [answer.positions for answer in tested.continued]
-    if tells_ids(p) != tells_ids(q):
-        p, q = in_texts(p, reference.texts), in_texts(q, tested.texts)
-    return p, q
+    if tells_ids(p) and tells_ids(q):
+        return p, q
+    return readable(p, reference, tested), readable(q, tested, reference)
 
 
 def _same(p: list[Position], q: list[Position]) -> int:

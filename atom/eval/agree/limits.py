@@ -69,16 +69,12 @@ def choose(
     reference: Side, tested: Side, min_agreement: float | None, max_kl: float | None
 ) -> Limits:
     """What was asked for, else the default for these two."""
-    default = _default(reference.precision, tested.precision)
+    default = default_for(reference.precision, tested.precision)
     asked = [
         name
         for name, value in (("--min-agreement", min_agreement), ("--max-kl", max_kl))
         if value is not None
     ]
-    if min_agreement is not None and not 0 <= min_agreement <= 1:
-        raise EvalError(f"--min-agreement {min_agreement:g}: it is a share, from 0 to 1")
-    if max_kl is not None and not max_kl >= 0:
-        raise EvalError(f"--max-kl {max_kl:g}: it is in nats and not below 0")
     why = default.why if len(asked) < 2 else ""
     return Limits(
         default.min_agreement if min_agreement is None else min_agreement,
@@ -87,7 +83,15 @@ def choose(
     )
 
 
-def _default(ours: str, theirs: str) -> Limits:
+def check(min_agreement: float | None, max_kl: float | None) -> None:
+    """Raise for limits that can be none."""
+    if min_agreement is not None and not 0 <= min_agreement <= 1:
+        raise EvalError(f"--min-agreement {min_agreement:g}: it is a share, from 0 to 1")
+    if max_kl is not None and not max_kl >= 0:
+        raise EvalError(f"--max-kl {max_kl:g}: it is in nats and not below 0")
+
+
+def default_for(ours: str, theirs: str) -> Limits:
     if ours == theirs == "float32":
         return Limits(0.999, 1e-6, "default for float32 against float32")
     if ours and ours == theirs:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from atom.eval.agree.kl import UNREADABLE
 from atom.eval.agree.types import Answers, Position, Token
 from atom.eval.errors import EvalError
 
+OURS = ("atom", "transformers")  # these write parts of characters alike and apart: bytes:\\xe2
+PART = "bytes:"
 SAME_TEXT = 0.99  # of the tokens must be written alike, where only texts can be paired
 
 Scored = Sequence[Sequence[Position]]
@@ -18,9 +21,9 @@ def paired(reference: Answers, tested: Answers) -> tuple[Scored, Scored, str]:
     Raises `EvalError` where the two write tokens differently and one of them tells no ids.
     """
     p, q = reference.scored, tested.scored
-    if tells_ids(p) == tells_ids(q):
-        return p, q, "ids" if tells_ids(p) else "texts"
-    p, q = in_texts(p, reference.texts), in_texts(q, tested.texts)
+    if tells_ids(p) and tells_ids(q):
+        return p, q, "ids"
+    p, q = readable(p, reference, tested), readable(q, tested, reference)
     own = [
         a.tokens[0] == b.tokens[0]
         for ours, theirs in zip(p, q, strict=True)
@@ -33,6 +36,22 @@ def paired(reference: Answers, tested: Answers) -> tuple[Scored, Scored, str]:
             "their answers cannot be paired"
         )
     return p, q, "texts"
+
+
+def readable(scored: Scored, side: Answers, other: Answers) -> list[list[Position]]:
+    """In texts; parts of characters stay apart only where both sides write them as atom does."""
+    rows = in_texts(scored, side.texts)
+    if side.side.kind in OURS and other.side.kind in OURS:
+        return rows
+    return [[_without_parts(position) for position in row] for row in rows]
+
+
+def _without_parts(position: Position) -> Position:
+    told: dict[Token, float] = {}
+    for token, logprob in zip(position.tokens, position.logprobs, strict=True):
+        part = isinstance(token, str) and token.startswith(PART)
+        told.setdefault(UNREADABLE if part else token, logprob)
+    return Position(list(told), list(told.values()))
 
 
 def tells_ids(scored: Scored) -> bool:

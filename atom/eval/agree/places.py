@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from atom.bench.quantiles import wilson
 from atom.bench.types import Interval
 from atom.eval.agree import kl
 from atom.eval.agree.findings import Figures
@@ -71,12 +72,5 @@ class Places:
     def share(self, values: Any) -> Interval:
         """As `interval`, for a share: never tighter than Wilson's of independent places."""
         found, n = self.interval(values.astype(np.float64)), len(values)
-        low, high = wilson(found.value, n)
+        low, high = wilson(found.value, n, 0.95)
         return Interval(found.value, min(found.low, low), max(found.high, high))
-
-
-def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a share of `n` independent samples."""
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from atom.eval.errors import EvalError
+from atom.eval.tasks.bundled import read_rows
 
 DEFAULT_COUNT = 32
 MOST = 4096
@@ -30,7 +31,7 @@ class Text(NamedTuple):
 
 def bundled(count: int) -> list[Text]:
     """The first `count` of the fixed order: kinds take turns, every eighth text is a long one."""
-    sources = [_questions(), _instructions(), _sonnets()]
+    sources = [_questions(), _solutions(), _prose(), _instructions()]
     longs = _long()
     made: list[Text] = []
     while len(made) < count:
@@ -131,13 +132,20 @@ def _solved() -> list[str]:
     ]
 
 
-def _sonnets() -> Iterator[Text]:
-    """Verses, fourteen lines each."""
-    raw = (files("atom.bench.workloads") / "data" / "sonnet.txt").read_text(encoding="utf-8")
-    lines = [line for line in raw.splitlines() if line.strip()]
+def _solutions() -> Iterator[Text]:
+    """gsm8k's questions, each begun with two others and their answers, as a task asks them."""
     while True:
-        for start in range(0, len(lines), 14):
-            yield Text("verse", "\n".join(lines[start : start + 14]))
+        rows = [f"Question: {r['question']}\nAnswer:" for r in read_rows("gsm8k_test")]
+        solved = [f"{q} {r['answer']}" for q, r in zip(rows, read_rows("gsm8k_test"), strict=True)]
+        for i in range(0, len(rows) - 2, 3):
+            yield Text("gsm8k", "\n\n".join([solved[i], solved[i + 1], rows[i + 2]]))
+
+
+def _prose() -> Iterator[Text]:
+    """Passages of novels: lambada's contexts."""
+    while True:
+        for row in read_rows("lambada_openai"):
+            yield Text("prose", row["context"])
 
 
 def _long() -> Iterator[Text]:

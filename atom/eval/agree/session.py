@@ -15,11 +15,11 @@ from typing import Any
 from atom.bench.errors import BenchError
 from atom.bench.history import History
 from atom.config import resolve
-from atom.eval.agree import prompts, saved
+from atom.eval.agree import limits, prompts, saved
 from atom.eval.agree.ask import Asker
 from atom.eval.agree.compare import compare
 from atom.eval.agree.findings import Report
-from atom.eval.agree.limits import Verdict, choose, judge
+from atom.eval.agree.limits import Verdict
 from atom.eval.agree.precision import of_recipe
 from atom.eval.agree.record import Kept, keep, provenance
 from atom.eval.agree.server_side import ServerSide
@@ -87,8 +87,8 @@ def run(request: Request, say: Say, on_count: OnCount) -> Outcome:
         outcome.reference, outcome.tested = kept_reference, tested
         outcome.notes += tested.notes
         outcome.report = compare(kept_reference, tested)
-        limits = choose(reference.side, tested.side, request.min_agreement, request.max_kl)
-        outcome.verdict = judge(outcome.report, limits)
+        chosen = limits.choose(reference.side, tested.side, request.min_agreement, request.max_kl)
+        outcome.verdict = limits.judge(outcome.report, chosen)
         facts = Kept(kept_reference, tested, outcome.report, outcome.verdict, outcome.notes)
         outcome.run_id = keep(store, facts, origin, began, time.time() - began)
     return outcome
@@ -96,6 +96,7 @@ def run(request: Request, say: Say, on_count: OnCount) -> Outcome:
 
 def check(request: Request) -> None:
     """What is wrong with the request before anything is started."""
+    limits.check(request.min_agreement, request.max_kl)
     if request.save is not None:
         saved.check_place(request.save)
     if saved.is_saved(request.reference):
