@@ -15,7 +15,7 @@ from atom.bench.history.show import shortest_ids
 from atom.bench.types import Interval, RunResult
 from atom.eval.compare import first_metric, main_metric
 from atom.eval.select import Chosen, is_right
-from atom.eval.wording import choice, question
+from atom.eval.wording import choice, harmless, question
 
 if TYPE_CHECKING:
     from atom.eval.stored import Stored
@@ -233,7 +233,7 @@ def _print_answer(
 
 def _print_text(out: Console, label: str, text: str, full: bool) -> None:
     """Label and text side by side, the text folded to the terminal's width."""
-    text = text.strip("\n")
+    text = harmless(text.strip("\n"))
     if not full and len(text) > LONG:
         text = f"{text[:LONG]}… ({len(text) - LONG:,} more characters; --full shows all)"
     lead = Text(f"  {label}".ljust(LABEL), style="cyan")
@@ -261,7 +261,7 @@ def _choices(sample: Sample, scored: Iterable[Mapping[str, Any]]) -> Table:
             Text(f"  {', '.join(marks)}", style=style),
             Text(f"{logprob:.3f}"),
             Text(f"{logprob / length:.3f}" if length else ""),
-            Text(choice(answer)),
+            Text(harmless(choice(answer))),
         )
     return table
 

@@ -7,6 +7,14 @@ from typing import Any
 
 from atom.eval.types import Sample
 
+# What a model says must not steer the terminal: control characters are shown by their pictures.
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_CONTROLS |= {0x7F: 0x2421, **dict.fromkeys(range(128, 160), 65533)}
+
+
+def harmless(text: str) -> str:
+    return text.translate(_CONTROLS)
+
 
 def choice(answer: Mapping[str, Any]) -> str:
     """A choice's text; where choices differ before it, with the end of what they follow."""
@@ -48,5 +56,5 @@ def said(sample: Sample) -> str:
 
 def one_line(text: str, room: int) -> str:
     """White space as single spaces, cut to `room` columns with a sign that it is."""
-    plain = " ".join(text.split())
+    plain = harmless(" ".join(text.split()))
     return plain if len(plain) <= room else plain[: max(0, room - 1)] + "…"

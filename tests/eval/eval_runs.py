@@ -103,6 +103,8 @@ def eval_run(samples: list[Sample], number: int = 0, **changed: Any) -> RunResul
 
 def _share(values: list[float]) -> Interval:
     share = sum(values) / len(values)
+    if not set(values) <= {0.0, 1.0}:
+        return Interval(share, share, share)
     return Interval(share, *wilson(share, len(values), 0.95))
 
 
