@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval_stock import Answer, Phases, write_answers
+from eval_stock import Answer, Answers, Phases, write_answers
 
 if TYPE_CHECKING:
-    from atom.eval.types import Sample
+    from atom.eval.types import EvalOutcome, Sample
 
 ASKING = ("score", "score_rolling", "generate", "tokenize", "special_tokens")
 
@@ -35,6 +35,18 @@ def answer_of(sample: Sample) -> Answer:
         [each["logprob"] for each in said],
         [each["is_greedy"] for each in said],
     )
+
+
+def side_of(outcome: EvalOutcome) -> tuple[Answers, dict[str, dict[str, float]]]:
+    """Answers by task and document, and the scores."""
+    answers: Answers = {}
+    for sample in sorted(outcome.samples, key=lambda sample: (sample.task, sample.doc_id)):
+        answers.setdefault(sample.task, []).append(answer_of(sample))
+    scores = {
+        task.task: {name: score.value for name, score in task.metrics.items()}
+        for task in outcome.tasks
+    }
+    return answers, scores
 
 
 class Span:
@@ -69,9 +81,9 @@ def served_model(url: str) -> str:
 def run(args: argparse.Namespace) -> None:
     phases = Phases()
     import lm_eval
-    from atom.eval.harness import Options, evaluate
 
     from atom.eval.client import connect
+    from atom.eval.harness import Options, evaluate
     from atom.eval.tasks import find_tasks
     from atom.eval.types import Endpoint
 
@@ -96,14 +108,11 @@ def run(args: argparse.Namespace) -> None:
         outcome = evaluate(tasks, client, Options(limit=args.limit), quiet)
         phases.end("evaluate")
         phases.times_s["asked"] = span.seconds
-    samples = sorted(outcome.samples, key=lambda sample: (sample.task, sample.doc_id))
+    answers, scores = side_of(outcome)
     write_answers(
         args.out,
-        {task: [answer_of(s) for s in samples if s.task == task] for task in args.tasks},
-        results={
-            task.task: {name: score.value for name, score in task.metrics.items()}
-            for task in outcome.tasks
-        },
+        answers,
+        results=scores,
         times_s=phases.times_s,
         versions={"lm_eval": lm_eval.__version__},
         batch_size=endpoint.batch_size,

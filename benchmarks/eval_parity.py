@@ -68,7 +68,7 @@ def compare_task(ours: Sequence[Answer], theirs: Sequence[Answer], limit: float)
         "loglikelihoods": len(deltas),
         "delta_max": float(deltas.max()),
         "delta_p99": float(np.quantile(deltas, 0.99)),
-        "over": int((deltas > limit).sum()),
+        "over": int((~(deltas <= limit)).sum()),
         "greedy_differ": sum(flips),
         "worst": worst(pairs),
     }

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 DATA = Path(__file__).resolve().parent.parent / "atom" / "eval" / "data"
-COPA_WORDS = {" because": "cause", " therefore": "effect"}
+COPA_KINDS = {"because": "cause", "therefore": "effect"}
 
 
 class Source(NamedTuple):
@@ -45,17 +45,14 @@ def _arc(row: Row) -> Row:
 
 
 def _copa(row: Row) -> Row:
-    word = next(w for w in COPA_WORDS if row["query"].endswith(w))
-    premise = row["query"].removesuffix(word) + "."
+    premise, _, word = row["query"].rpartition(", ")
     first, second = row["choices"]
-    kind = COPA_WORDS[word]
-    label = row["gold"]
     return {
-        "premise": premise,
+        "premise": f"{premise}.",
         "choice1": first,
         "choice2": second,
-        "question": kind,
-        "label": label,
+        "question": COPA_KINDS[word],
+        "label": row["gold"],
     }
 
 
