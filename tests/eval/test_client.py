@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -351,6 +352,17 @@ def test_a_request_that_takes_too_long_ends_it() -> None:
         pytest.raises(ServerGone, match=r"no answer within 0\.1 s: .*--concurrency"),
     ):
         client.score(some_items(2))
+
+
+def test_our_own_limit_of_files_is_not_blamed_on_the_server() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ScoringServer() as server, client_of(server, batch_size=1) as client:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            with pytest.raises(EvalError, match="32 requests at once need more open files"):
+                client.score(some_items(40))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_nobody_there() -> None:

@@ -7,6 +7,7 @@ server that does not answer them is gone, any other gets the request again.
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from atom._version import __version__
 from atom.bench.client.address import headers_of, parse_url
 from atom.bench.client.errand import Answer
 from atom.bench.client.http1 import reason
-from atom.eval.errors import ServerGone
+from atom.eval.errors import EvalError, ServerGone
 from atom.eval.types import Counts, Endpoint
 
 if TYPE_CHECKING:
@@ -154,6 +155,11 @@ class Link:
             raise
         except (aiohttp.ClientError, OSError) as error:
             inner = getattr(error, "certificate_error", None) or getattr(error, "os_error", None)
+            if getattr(inner or error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                raise EvalError(
+                    f"{self._endpoint.concurrency} requests at once need more open files than "
+                    "this process may have: fewer (--concurrency), or a higher ulimit -n"
+                ) from None
             raise _Broken(reason(inner or error)) from None
 
     async def _alive(self) -> bool:
