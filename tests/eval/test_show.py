@@ -45,7 +45,7 @@ def test_the_list_has_evaluations_only(stored: Path, capsys: pytest.CaptureFixtu
     out = atom(capsys, "eval", "list", "--history", str(stored)).out
     assert out.count("20261121-12") == 1
     rows = [line.split() for line in out.splitlines()]
-    assert rows[1][2:] == ["gsm8k", FLEXIBLE, "0.6667", "±0.1567", "30", "0.7", "below", "5"]
+    assert rows[1][2:] == ["gsm8k", FLEXIBLE, "0.6667", "±0.1599", "30", "0.7", "below", "5"]
     assert rows[2] == ["arc_easy", "acc,none", "0.5000", "±0.1685", "30", "5"]
     told = json.loads(atom(capsys, "eval", "list", "--json", "--history", str(stored)).out)
     assert [run["kind"] for run in told] == ["eval"]
@@ -246,7 +246,7 @@ def lm_eval(tmp_path: Path) -> Path:
     folder.mkdir()
     results = {
         "results": {
-            "gsm8k": {"exact_match,flexible-extract": 0.5, "exact_match_stderr,flexible-extract": 0.1},
+            "gsm8k": {FLEXIBLE: 0.5, "exact_match_stderr,flexible-extract": 0.1},
             "arc_easy": {"acc,none": 0.5, "acc_stderr,none": 0.1},
         },
         "group_subtasks": {"both": ["gsm8k", "arc_easy"], "gsm8k": []},
