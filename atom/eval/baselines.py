@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from atom.bench.history import History
 from atom.bench.types import RunResult
 from atom.eval.errors import EvalError
 from atom.eval.settings import Expectation
-from atom.eval.verdict import Z_95, Baseline
+from atom.eval.types import Sample
+from atom.eval.verdict import Z_95, Baseline, Judged
+
+if TYPE_CHECKING:
+    from atom.eval.compare import MetricComparison
 
 
 class Baselines:
     """The runs that expectations name. Raises `EvalError` for one that is not there."""
 
     def __init__(self, store: History, expectations: Sequence[Expectation]) -> None:
+        self._store = store
         self._runs: dict[str, RunResult] = {}
         for one in expectations:
             if isinstance(one.baseline, str) and one.baseline not in self._runs:
@@ -31,6 +37,28 @@ class Baselines:
         if stderr is None and interval.low < interval.high:
             stderr = (interval.high - interval.low) / 2 / Z_95
         return Baseline(value=interval.value, stderr=stderr, run_id=run.run_id)
+
+    def paired(
+        self, run: RunResult, samples: Sequence[Sample], judged: Sequence[Judged]
+    ) -> dict[str, MetricComparison]:
+        """The run against its baselines, document by document, by metric; `Judged.name` -> result.
+
+        Absent where the baseline's samples are not in the history or share no document.
+        """
+        from atom.eval.compare import compare
+        from atom.eval.records import by_task, read_samples
+
+        wanted = {one.name: one.baseline.run_id for one in judged if one.baseline is not None}
+        now = by_task(samples)
+        found: dict[str, MetricComparison] = {}
+        for earlier in {r.run_id: r for r in self._runs.values()}.values():
+            before = by_task(read_samples(self._store, earlier.run_id))
+            for task in compare(earlier, run, before, now).tasks if before else ():
+                for metric in task.metrics:
+                    name = f"{task.task}/{metric.metric}"
+                    if wanted.get(name) == earlier.run_id:
+                        found[name] = metric
+        return found
 
 
 def _run(store: History, one: Expectation) -> RunResult:

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from atom.eval.compare import MetricComparison
     from atom.eval.session import Report
 
 WIDE = 118  # columns that the one table needs
 _STYLES = {"below": "red", "ok": "green", "none": ""}
+_PAIRED = {"better": "green", "worse": "red", "same": "", "undecided": "", "trade-off": ""}
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -33,7 +35,7 @@ def print_report(console: Console, report: Report) -> None:
         for result in report.outcome.tasks:
             _task_table(console, result, judged)
     for one in report.judged:
-        for text, style in _sentences(one):
+        for text, style in _sentences(one, report.paired.get(one.name)):
             console.print(_text(text, style))
     told = acceptance.told(report.server)
     if told:
@@ -55,23 +57,31 @@ def _heading(console: Console, report: Report) -> None:
 
 
 def _one_table(console: Console, report: Report, judged: dict[str, Judged]) -> None:
-    table = _table()
-    table.add_column("Task", overflow="fold")
-    for title in ("N", "Shots"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("Metric", overflow="fold")
-    table.add_column("Filter", overflow="fold")
-    for title in ("Value", "± stderr", "95% interval", "Threshold", "Baseline"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
+    rows = []
     for result in report.outcome.tasks:
         first = [result.task, _count(result), _shots(result)]
         for metric, score in result.metrics.items():
             one = judged.get(f"{result.task}/{metric}")
             cells = [*first, *_metric(metric), *_figures(score), _threshold(one), _baseline(one)]
-            table.add_row(*(_text(c) for c in cells), _verdict(one))
+            rows.append([*(_text(cell) for cell in cells), _verdict(one)])
             first = ["", "", ""]
+    used = [any(row[i].plain for row in rows) for i in range(len(_COLUMNS))]
+    table = _table()
+    for title, there in zip(_COLUMNS, used, strict=True):
+        if there and title in _TEXTS:
+            table.add_column(title, overflow="fold")
+        elif there:
+            table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(cell for cell, there in zip(row, used, strict=True) if there))
     console.print(table)
+
+
+_COLUMNS = (
+    "Task", "N", "Shots", "Metric", "Filter", "Value", "± stderr", "95% interval", "Threshold",
+    "Baseline", "",
+)  # fmt: skip
+_TEXTS = ("Task", "Metric", "Filter", "")
 
 
 def _task_table(console: Console, result: TaskResult, judged: dict[str, Judged]) -> None:
@@ -146,7 +156,7 @@ def _verdict(one: Judged | None) -> Text:
     return _text("") if one is None else _text(one.word(), _STYLES[one.state])
 
 
-def _sentences(one: Judged) -> Iterator[tuple[str, str]]:
+def _sentences(one: Judged, paired: MetricComparison | None) -> Iterator[tuple[str, str]]:
     if one.state != "none":
         yield one.sentence(), _STYLES[one.state]
     difference, noise = one.difference, one.difference_noise()
@@ -157,10 +167,24 @@ def _sentences(one: Judged) -> Iterator[tuple[str, str]]:
     said = f"{one.name} is {abs(difference):.4f} {side} its baseline {one.baseline.value:g}{of}"
     if not difference:
         said = f"{one.name} equals its baseline {one.baseline.value:g}{of}"
+    if paired is not None:
+        yield f"{said}; {_pairs(paired)}", _PAIRED[paired.verdict]
+        return
     if noise is not None:
         where = "within" if abs(difference) <= noise else "more than"
-        said += f", {where} the noise of two samples (±{noise:.4f}); atom eval compare pairs them"
+        said += f", {where} the noise of two independent samples (±{noise:.4f})"
     yield said, ""
+
+
+def _pairs(found: MetricComparison) -> str:
+    """What the documents that both runs have say of it."""
+    parts = []
+    if found.lost is not None and found.won is not None:
+        parts.append(f"of the same documents {found.won:,} won, {found.lost:,} lost")
+    if found.p_value is not None:
+        test = "McNemar's exact test" if found.lost is not None else "paired t test"
+        parts.append(f"{test} p = {found.p_value:.2g}")
+    return ", ".join([*parts, found.verdict])
 
 
 def _footer(console: Console, report: Report) -> None:

@@ -31,6 +31,7 @@ from atom.eval.types import Endpoint, EvalOutcome, Progress
 from atom.eval.verdict import Judged
 
 if TYPE_CHECKING:
+    from atom.eval.compare import MetricComparison
     from atom.eval.tasks import Loaded, TaskSpec
 
 STORE_FAILED = 2
@@ -84,6 +85,8 @@ class Report:
     problems: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     stored: bool = False
+    # Against baselines that are runs, document by document; by `Judged.name`.
+    paired: dict[str, MetricComparison] = field(default_factory=dict)
 
     def exit_code(self) -> int:
         if self.acceptance_problem or any(one.state == "below" for one in self.judged):
@@ -92,10 +95,16 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """lm-eval's document; ours is under "atom", as a run of the history, with the verdicts."""
+        from msgspec import to_builtins
+
         from atom.bench.metrics import result_json
 
         document = result_json(self.run)
-        document["atom"]["verdicts"] = [one.as_json() for one in self.judged]
+        document["atom"]["verdicts"] = [
+            one.as_json()
+            | ({"paired": to_builtins(self.paired[one.name])} if one.name in self.paired else {})
+            for one in self.judged
+        ]
         document["atom"]["problems"] = [
             *self.problems,
             *([self.acceptance_problem] if self.acceptance_problem else []),
@@ -313,6 +322,7 @@ class Evaluation:
         least = self.settings.config.verdict.min_acceptance
         report = Report(run, outcome, judged, figures, acceptance.problem(least, figures))
         report.problems += problems
+        report.paired = baselines.paired(run, outcome.samples, judged)
         if report.acceptance_problem:
             run.status = "slo_missed"
             run.notes.append(report.acceptance_problem)

@@ -124,14 +124,18 @@ def test_a_baseline_that_is_a_run_leads_to_the_paired_test(
     (first,) = stored(tmp_path)
     ran = evaluate("lambada", "--limit", "2", "--baseline", f"lambada={first.run_id}")
     assert ran.code == 0, ran.err
-    value = first.metrics["lambada_openai/perplexity,none"].value
-    assert f"of {first.run_id}" in ran.out
-    last = max(stored(tmp_path), key=lambda run: run.run_id)
+    value = first.metrics["lambada_openai/acc,none"].value
+    assert (
+        f"equals its baseline {value:g} of {first.run_id}; of the same documents 0 won, 0 lost, "
+        in ran.out
+    )
+    assert "McNemar's exact test p = 1" in ran.out
+    (last,) = (run for run in stored(tmp_path) if run.run_id != first.run_id)
     assert f"atom eval compare {first.run_id} {last.run_id}" in ran.out
     (told,) = last.provenance["eval"]["baselines"].values()
     assert told["run_id"] == first.run_id
     assert first.metrics.keys() == last.metrics.keys()
-    assert value == last.metrics["lambada_openai/perplexity,none"].value
+    assert value == last.metrics["lambada_openai/acc,none"].value
 
 
 @pytest.mark.parametrize(
