@@ -6,10 +6,13 @@ import functools
 import logging
 import os
 import re
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE")
 # lm-eval's warnings about what was asked for anyway, or about what atom does in its own way.
@@ -23,6 +26,8 @@ _UNINTERESTING = re.compile(
     r"|Both target_delimiter"
 )
 _LONGEST = 300
+_HUB_TIMEOUT_S = 5.0
+_TRUE = {"1", "ON", "YES", "TRUE"}
 
 
 class _Notes(logging.Handler):
@@ -44,14 +49,27 @@ class _Notes(logging.Handler):
 @contextmanager
 def quiet(notes: list[str]) -> Iterator[None]:
     """What lm-eval logs goes to `notes` from warnings on; what tasks print goes to stderr."""
-    logger = logging.getLogger("lm_eval")
+    with (
+        _logged("lm_eval", [_Notes(notes)]),
+        _logged("huggingface_hub", []),  # its retries
+        _logged("datasets", []),
+        warnings.catch_warnings(),
+        redirect_stdout(sys.stderr),
+        _no_bars(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _logged(name: str, handlers: list[logging.Handler]) -> Iterator[None]:
+    """What `name` logs goes to `handlers` alone."""
+    logger = logging.getLogger(name)
     kept = logger.handlers[:], logger.propagate, logger.level
-    logger.handlers, logger.propagate = [_Notes(notes)], False
+    logger.handlers, logger.propagate = handlers or [logging.NullHandler()], False
     logger.setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr), _no_bars():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logger.handlers, logger.propagate = kept[0], kept[1]
         logger.setLevel(kept[2])
@@ -84,6 +102,23 @@ def compiled_once() -> Iterator[None]:
         yield
     finally:
         del env.from_string  # the class has it
+
+
+def hub_is_away() -> bool:
+    """Whether no connection to the Hugging Face hub can be made; nothing is asked of it.
+
+    Its own client would find out after half a minute of retries, for each data set.
+    """
+    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    told = any(os.environ.get(name, "").upper() in _TRUE for name in OFFLINE[:2])
+    if told or hub.hostname is None or hub.scheme in getproxies():
+        return False  # its client knows what to do
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((hub.hostname, port), _HUB_TIMEOUT_S).close()
+    except OSError:
+        return True
+    return False
 
 
 @contextmanager

@@ -15,13 +15,14 @@ from typing import Any
 
 from atom.eval import catalog
 from atom.eval.errors import EvalError
-from atom.eval.quiet import offline, quiet
+from atom.eval.quiet import hub_is_away, offline, quiet
 from atom.eval.tasks import bundled
 from atom.eval.tasks.find import TaskSpec
 
 # lm-eval's own defaults: of Python's generator, and of numpy's and the few-shot examples.
 RANDOM_SEED = 0
 OTHER_SEED = 1234
+_FILE_FORMATS = ("json", "csv", "parquet", "arrow", "text", "xml")  # of the user's own files
 
 
 @dataclass(slots=True)
@@ -43,7 +44,9 @@ def load_tasks(specs: Sequence[TaskSpec], *, seed: int | None = None) -> Loaded:
     """
     catalog.lm_eval_version()
     loaded = Loaded()
-    with offline(all(spec.bundled for spec in specs)), quiet(loaded.notes), _seeded(seed):
+    away = any(_wants_hub(spec) for spec in specs) and hub_is_away()
+    stay_off = away or all(spec.bundled for spec in specs)
+    with offline(stay_off), quiet(loaded.notes), _seeded(seed):
         for spec in specs:
             parts = _build(spec)
             _refuse_twice(loaded, parts, spec)
@@ -54,6 +57,17 @@ def load_tasks(specs: Sequence[TaskSpec], *, seed: int | None = None) -> Loaded:
     for name, task in loaded.tasks.items():
         _refuse_unfit(name, task)
     return loaded
+
+
+def _wants_hub(spec: TaskSpec) -> bool:
+    """Whether data may have to be fetched."""
+    return any(
+        entry.dataset_path
+        and entry.dataset_path not in _FILE_FORMATS
+        and not Path(entry.dataset_path).exists()
+        and not bundled.has_rows_of(entry.dataset_path, entry.dataset_name)
+        for entry in spec.entries
+    )
 
 
 def _build(spec: TaskSpec) -> Loaded:
@@ -203,13 +217,16 @@ def _missing_data(spec: TaskSpec, entries: Mapping[str, catalog.Entry], error: E
         ((e.dataset_path, e.dataset_name) for e in entries.values() if e.dataset_path), ("", "")
     )
     path, name = where
+    reason = _one_line(error)
+    if "Offline" in reason:
+        reason = "the Hugging Face hub cannot be reached from here, or was told not to be"
     what = f"{path!r}" + (f" (configuration {name!r})" if name else "")
     arguments = ", ".join(repr(part) for part in (path, name) if part)
     count = len({(e.dataset_path, e.dataset_name) for e in entries.values() if e.dataset_path})
     several = f", and likewise the others of the {count} that it needs," if count > 1 else ","
     return (
         f"{spec.name}: its data set {what} is neither in the cache nor to be had "
-        f'({_one_line(error)}). With a network: python -c "from datasets import load_dataset; '
+        f'({reason}). With a network: python -c "from datasets import load_dataset; '
         f'load_dataset({arguments})"{several} which puts it below {_datasets_cache()}: copy that '
         "folder to the same place here. Or put rows into a file of your own and a task YAML with "
         "dataset_path: json beside it, and give that folder as --include-path"
