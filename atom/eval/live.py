@@ -22,8 +22,28 @@ BAR_WIDTH = 30
 _TEXT_COLUMNS = 62  # beside the bar
 
 
-def counts(progress: Progress) -> str:
-    """`120/2376 (5%), 40 kept, 32/s, about 1 min left`: what is known of it."""
+class Pace:
+    """How fast answers come: counted to the latest one, since they come in batches."""
+
+    def __init__(self) -> None:
+        self._phase = ("", "")
+        self._done = 0
+        self._at_s = 0.0
+
+    def take(self, progress: Progress) -> float:
+        """When, in this phase, the latest answer came (s)."""
+        phase = (progress.phase, progress.detail)
+        if phase != self._phase or progress.done != self._done:
+            self._phase, self._done, self._at_s = phase, progress.done, progress.elapsed_s
+        return self._at_s
+
+
+def counts(progress: Progress, at_s: float | None = None) -> str:
+    """`120/2376 (5%), 40 kept, 32/s, about 1 min left`: what is known of it.
+
+    `at_s`: when the latest answer came; None: now.
+    """
+    at_s = progress.elapsed_s if at_s is None else at_s
     total = progress.total
     said = f"{progress.done:,}"
     if total:
@@ -31,28 +51,29 @@ def counts(progress: Progress) -> str:
     parts = [said]
     if progress.kept:
         parts.append(f"{progress.kept:,} kept")
-    rate = speed(progress)
+    rate = speed(progress, at_s)
     if rate:
         parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
-    if progress.tokens and progress.elapsed_s > 0:
-        parts.append(f"{progress.tokens / progress.elapsed_s:,.0f} tok/s")
+    if progress.tokens and at_s > 0:
+        parts.append(f"{progress.tokens / at_s:,.0f} tok/s")
     if progress.retries:
         parts.append(f"{progress.retries} retries")
-    left = time_left(progress)
+    left = time_left(progress, at_s)
     return ", ".join([*parts, *([left] if left else [])])
 
 
-def speed(progress: Progress) -> float:
+def speed(progress: Progress, at_s: float) -> float:
     """Answers per second that were asked for in this phase; 0 while it is not known."""
     fresh = progress.done - progress.kept
-    return fresh / progress.elapsed_s if fresh > 0 and progress.elapsed_s > 0 else 0.0
+    return fresh / at_s if fresh > 0 and at_s > 0 else 0.0
 
 
-def time_left(progress: Progress) -> str:
-    rate = speed(progress)
+def time_left(progress: Progress, at_s: float) -> str:
+    rate = speed(progress, at_s)
     if not rate or not progress.total or progress.done >= progress.total:
         return ""
-    return f"about {seconds((progress.total - progress.done) / rate)} left"
+    waited_s = progress.elapsed_s - at_s
+    return f"about {seconds((progress.total - progress.done) / rate - waited_s)} left"
 
 
 def seconds(value: float) -> str:
@@ -72,7 +93,8 @@ class PlainDisplay:
         self.console = console
         self._clock = clock
         self._told_s = clock()
-        self._lock = threading.Lock()  # the client tells of its progress from its own thread
+        self._pace = Pace()
+        self._lock = threading.Lock()  # whoever tells of progress may be in another thread
 
     def __enter__(self) -> PlainDisplay:
         return self
@@ -93,8 +115,9 @@ class PlainDisplay:
             self.say(f"{what}: {waited_s:.0f} s")
 
     def progress(self, progress: Progress, /) -> None:
+        at_s = self._pace.take(progress)
         if self._due():
-            self.say(f"{title(progress)}: {counts(progress)}")
+            self.say(f"{title(progress)}: {counts(progress, at_s)}")
 
     def _due(self) -> bool:
         with self._lock:
@@ -141,7 +164,7 @@ class LiveDisplay(PlainDisplay):
             width=min(BAR_WIDTH, max(8, self.console.width - _TEXT_COLUMNS)),
         )
         row = Table.grid(padding=(0, 1))
-        row.add_row(bar, _plain(counts(progress)))
+        row.add_row(bar, _plain(counts(progress, self._pace.take(progress))))
         return Group(_plain(title(progress), "bold"), row)
 
 

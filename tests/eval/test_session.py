@@ -215,6 +215,23 @@ def test_progress_in_words(given: Progress, words: str) -> None:
     assert live.counts(given) == words
 
 
+def test_the_time_left_runs_down_between_batches() -> None:
+    pace = live.Pace()
+    said = []
+    for elapsed_s, done in ((1.0, 0), (2.0, 20), (3.0, 20), (4.0, 20), (8.0, 80)):
+        now = progress(done, elapsed_s=elapsed_s)
+        said.append(live.counts(now, pace.take(now)).partition(", ")[2])
+    assert said == [
+        "",
+        "10/s, about 8 s left",
+        "10/s, about 7 s left",
+        "10/s, about 6 s left",
+        "10/s, about 2 s left",
+    ]
+    other = progress(20, detail="gsm8k", elapsed_s=1.0)
+    assert pace.take(other) == 1.0
+
+
 def test_a_pipe_gets_a_line_every_ten_seconds() -> None:
     out, now = io.StringIO(), [0.0]
     shown = live.PlainDisplay(Console(file=out, width=200), lambda: now[0])
