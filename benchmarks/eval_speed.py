@@ -13,8 +13,9 @@ with another one, so that a slow hour falls on all of them.
     stock     eval_stock.py --model local-completions against such a server
 
 "asked" is the time within a command in which the model is asked, tokenisation included and loading
-left out; "tokens computed" are prompt tokens that the server did not find in its prefix cache.
-"Other CPU" is what the machine did besides the command and its server, in cores.
+left out (of `atom`, prompts and scores are in it, too). "CPU" is what the command and its server
+used, in seconds; "tokens computed" are prompt tokens that the server did not find in its prefix
+cache; "other" is what the machine did besides, in cores.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -86,14 +88,17 @@ def run_script(job: Job, script: str, flags: Sequence[str], folder: Path) -> Rec
     wall_s, _ = run_command([*command, *job.limit_flags, *flags], job.threads)
     answers, facts = read_answers(out)
     counted = sum(max(1, len(answer.logprobs)) for answer in answers[job.task])
-    score = {k: v for k, v in facts["results"][job.task].items() if k.startswith("acc")}
     return {
         "wall_s": wall_s,
         "asked_s": facts["times_s"]["asked"],
         "times_s": facts["times_s"],
         "requests": counted,
-        "score": {k: v for k, v in score.items() if "stderr" not in k},
+        "score": accuracies(facts["results"][job.task]),
     }
+
+
+def accuracies(row: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in row.items() if k.startswith("acc") and "stderr" not in k}
 
 
 def stock_flags(job: Job, *model: str) -> list[str]:
@@ -114,7 +119,13 @@ def run_atom(job: Job, folder: Path) -> Record:
     command += ["--server-args", " ".join(job.server_flags), "--json", "--quiet"]
     command += ["--history", str(folder / "history.db"), *job.limit_flags, *job.client_args]
     wall_s, out = run_command(command, job.threads)
-    return {"wall_s": wall_s, "asked_s": None, "report": json.loads(out)}
+    report = json.loads(out)
+    return {
+        "wall_s": wall_s,
+        "asked_s": float(report["total_evaluation_time_seconds"]),
+        "score": accuracies(report["results"][job.task]),
+        "report": report,
+    }
 
 
 @contextmanager
@@ -153,14 +164,20 @@ def run_against_server(job: Job, way: str, folder: Path) -> Record:
 def run_way(job: Job, way: str) -> Record:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        meter = OtherWork()
+        meter, cpu_s = OtherWork(), children_s()
         if way.startswith("hf-"):
             record = run_hf(job, way.removeprefix("hf-"), folder)
         elif way == "atom":
             record = run_atom(job, folder)
         else:
             record = run_against_server(job, way, folder)
-        return {**record, **meter.cores()}
+        return {**record, "cpu_s": children_s() - cpu_s, **meter.cores()}
+
+
+def children_s() -> float:
+    """CPU time of all processes that were started here and have ended, theirs included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def run_rounds(job: Job, ways: Sequence[str], rounds: int) -> list[Record]:
@@ -170,10 +187,9 @@ def run_rounds(job: Job, ways: Sequence[str], rounds: int) -> list[Record]:
         for way in [*ways[turn:], *ways[:turn]]:
             record = {"round": number, "way": way, **run_way(job, way)}
             records.append(record)
-            asked = "" if record["asked_s"] is None else f", asked {record['asked_s']:.1f} s"
             print(
-                f"round {number}  {way:9} {record['wall_s']:8.1f} s{asked}, other CPU "
-                f"{record['other_cores']:.2f} cores",
+                f"round {number}  {way:9} {record['wall_s']:8.1f} s, asked "
+                f"{record['asked_s']:.1f} s, other CPU {record['other_cores']:.2f} cores",
                 file=sys.stderr,
                 flush=True,
             )
@@ -186,11 +202,13 @@ def summary(records: Sequence[Record], ways: Sequence[str]) -> dict[str, Record]
     for way in ways:
         mine = [record for record in records if record["way"] == way]
         walls = [record["wall_s"] for record in mine]
-        asked = [record["asked_s"] for record in mine if record["asked_s"] is not None]
+        asked = [record["asked_s"] for record in mine]
         found[way] = {
             "wall_s": statistics.median(walls),
             "wall_range_s": [min(walls), max(walls)],
-            "asked_s": statistics.median(asked) if asked else None,
+            "asked_s": statistics.median(asked),
+            "cpu_s": statistics.median(record["cpu_s"] for record in mine),
+            "score": mine[0]["score"],
             "other_cores": max(record["other_cores"] for record in mine),
             "tokens": mine[-1].get("tokens"),
         }
@@ -205,15 +223,16 @@ def print_table(rows: dict[str, Record]) -> None:
     def ratio(row: Record, key: str) -> str:
         return f"{base[key] / row[key]:.2f}x" if base[key] and row[key] else ""
 
-    head = f"{'way':9}{'command s':>11}{'':>8}{'asked s':>10}{'':>8}"
-    print(head + f"{'tokens computed':>17}{'cached':>9}{'other':>7}")
+    head = f"{'way':9}{'command s':>11}{'':>8}{'asked s':>9}{'':>8}{'CPU s':>8}"
+    print(head + f"{'tokens computed':>17}{'cached':>9}{'other':>7}  score")
     for way, row in rows.items():
         tokens = row["tokens"] or {}
         counts = [f"{tokens[k]:.0f}" if k in tokens else "" for k in ("computed", "found")]
-        asked = "" if row["asked_s"] is None else f"{row['asked_s']:.1f}"
+        scores = [f"{k.removesuffix(',none')} {v:.4f}" for k, v in row["score"].items()]
         print(
-            f"{way:9}{row['wall_s']:>11.1f}{ratio(row, 'wall_s'):>8}{asked:>10}"
-            f"{ratio(row, 'asked_s'):>8}{counts[0]:>17}{counts[1]:>9}{row['other_cores']:>7.2f}"
+            f"{way:9}{row['wall_s']:>11.1f}{ratio(row, 'wall_s'):>8}{row['asked_s']:>9.1f}"
+            f"{ratio(row, 'asked_s'):>8}{row['cpu_s']:>8.1f}{counts[0]:>17}{counts[1]:>9}"
+            f"{row['other_cores']:>7.2f}  {', '.join(scores)}"
         )
 
 
