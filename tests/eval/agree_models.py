@@ -127,7 +127,7 @@ def rule_server(model: Rule, manners: Manners | None = None) -> Iterator[tuple[s
     """Its URL, and the bodies of what was asked of /v1/completions."""
     asked: list[Any] = []
     told = {"model": model, "manners": manners or Manners(), "asked": asked}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), told))
+    server = _Quiet(("127.0.0.1", 0), type("Handler", (_Handler,), told))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -136,6 +136,11 @@ def rule_server(model: Rule, manners: Manners | None = None) -> Iterator[tuple[s
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Connections that a client gives up are part of the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -30,7 +30,7 @@ def test_it_is_a_lower_bound(seed: int, apart: float, k: int, other_k: int) -> N
     own = seed % VOCAB
     found = kl.divergence(position(p, own, k), position(q, own, other_k))
     whole = full_kl(p, q)
-    assert 0 <= found.kl <= whole + 1e-6
+    assert 0 <= found.kl <= whole + 1e-5
     assert 0 <= found.covered <= 1
 
 
@@ -53,7 +53,7 @@ def test_more_told_is_never_less(seed: int, apart: float, k: int) -> None:
         return Position(order[:count], [float(logprobs[token]) for token in order[:count]])
 
     fewer = kl.divergence(told(p, k), told(q, k)).kl
-    assert fewer <= kl.divergence(told(p, k + 1), told(q, k + 1)).kl + 1e-6
+    assert fewer <= kl.divergence(told(p, k + 1), told(q, k + 1)).kl + 1e-5
 
 
 @given(seeds, st.integers(1, VOCAB))
@@ -77,7 +77,7 @@ def test_sides_whose_likeliest_tokens_all_differ_are_far_apart(seed: int, k: int
     p, _ = two(seed, 0)
     whole = full_kl(p, p[::-1])
     found = kl.divergence(position(p, 0, k), position(p[::-1], 0, k))
-    assert found.kl <= whole + 1e-6
+    assert found.kl <= whole + 1e-5
     told = np.sort(np.exp(p))[::-1]
     others = {int(token) for token in np.argsort(-p[::-1])[:k]} | {0}
     alone = sum(np.exp(p[token]) for token in np.argsort(-p)[:k] if token not in others)
@@ -85,7 +85,7 @@ def test_sides_whose_likeliest_tokens_all_differ_are_far_apart(seed: int, k: int
     most = min(k * told[k - 1], 1.0)
     if 0 < most < alone < 1:
         split = alone * math.log(alone / most) + (1 - alone) * math.log((1 - alone) / (1 - most))
-        assert found.kl >= split - 1e-6
+        assert found.kl >= split - 1e-5
 
 
 def test_tokens_of_no_probability_stay_finite() -> None:

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from atom.eval.agree.types import Position, Token
 
-# Below this the mass of the other tokens is rounding of the told ones, float32 on both sides.
-REST_NOISE = 1e-6
+# Below this the mass of the other tokens is rounding of the told ones: float32 on both sides, and
+# with the sum of all exponentials one error common to them.
+REST_NOISE = 1e-5
 UNREADABLE = "\ufffd"  # a part of a character: several tokens are written so
 _TINY = 1e-300
 

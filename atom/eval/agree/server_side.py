@@ -15,7 +15,7 @@ from atom.eval.agree.types import FLOOR, Continuation, OnCount, Position, Prompt
 from atom.eval.errors import EvalError
 
 PATH = "/v1/completions"
-# Numbers of alternatives that servers allow: atom's and vLLM's default, then OpenAI's.
+# Numbers of alternatives that servers allow: atom's, vLLM's default, then OpenAI's.
 FEWER = (20, 5, 1)
 # Leaves the model's distribution as it is, whatever its generation config says.
 _PLAIN = {"temperature": 0.0, "top_p": 1.0, "seed": 1}
@@ -119,7 +119,7 @@ class ServerSide:
             self.notes[:] = [n for n in self.notes if not n.startswith("top ")]
             self.notes.append(
                 f"top {fewer} instead of {asked} tokens: {self.side.name} allows no more "
-                "(atom and vLLM: --max-logprobs)"
+                "(vLLM: --max-logprobs)"
             )
 
     def _choice(self, reply: Reply) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from atom.bench.errors import BenchError
 from atom.bench.history import History
 from atom.config import resolve
+from atom.engine.sampling_params import MAX_LOGPROBS
 from atom.eval.agree import limits, prompts, saved
 from atom.eval.agree.ask import Asker
 from atom.eval.agree.compare import compare
@@ -29,7 +30,7 @@ from atom.eval.errors import EvalError
 from atom.eval.serving import DEFAULT_URL, Place, Served, Watcher, served
 from atom.eval.types import Endpoint
 
-MOST_LOGPROBS = 20  # that atom serve allows unless it is told otherwise
+DEFAULT_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +62,6 @@ class Outcome:
     run_id: str = ""
     saved: Path | None = None
     notes: list[str] = field(default_factory=list)
-
-
-DEFAULT_TOKENS = 64
 
 
 def run(request: Request, say: Say, on_count: OnCount) -> Outcome:
@@ -174,16 +172,17 @@ def _open(
 
 
 def _with_logprobs(place: Place, top_k: int) -> Place:
-    """A recipe's server is started with leave to tell so many tokens."""
+    """A recipe's server is started with leave to tell so many tokens, where it has less."""
     import dataclasses
 
     if not place.own_server or place.recipe is None:
         return place
+    wanted = min(top_k, MAX_LOGPROBS)
     if "--max-logprobs" in place.server_args:
         return place
-    if top_k <= resolve(place.recipe, place.env).server.max_logprobs:
+    if wanted <= resolve(place.recipe, place.env).server.max_logprobs:
         return place
-    more = f"{place.server_args} --max-logprobs {top_k}".strip()
+    more = f"{place.server_args} --max-logprobs {wanted}".strip()
     return dataclasses.replace(place, server_args=more)
 
 
