@@ -87,6 +87,7 @@ class Link:
     async def close(self) -> None:
         if self._look is not None:
             self._look.cancel()
+            await asyncio.gather(self._look, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
