@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring_server import BOS, EOS, MODEL, TEMPLATE, Manners, ScoringServer, truth
 from serverkit import serving
@@ -107,6 +107,7 @@ def expected(items: list[ScoreItem]) -> list[Scored]:
 # Forming requests
 
 
+@settings(max_examples=60, deadline=None)
 @given(items, st.integers(1, 9))
 def test_each_item_is_in_one_batch_beside_its_context(items: list[ScoreItem], size: int) -> None:
     made = batches(items, size)
@@ -119,6 +120,7 @@ def test_each_item_is_in_one_batch_beside_its_context(items: list[ScoreItem], si
         assert spread == -(-order.count(context) // size), "torn apart though it fits a batch"
 
 
+@settings(max_examples=60, deadline=None)
 @given(ids, ids, st.integers(1, 14) | st.none())
 def test_what_does_not_fit_is_cut_from_the_left(
     context: list[int], continuation: list[int], limit: int | None
@@ -144,6 +146,7 @@ def test_prompts_leave_room_for_their_answers() -> None:
         fit_prompt(item, 6)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 12))
 def test_rolling_windows_are_lm_evals(tokens: list[int], size: int) -> None:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
