@@ -193,7 +193,7 @@ def _footer(console: Console, report: Report) -> None:
     said = [
         f"run {run.run_id}",
         f"{number(outcome.duration_s)} s",
-        f"{outcome.requests:,} requests{kept}",
+        f"{outcome.requests:,} request{'s' * (outcome.requests != 1)}{kept}",
         f"{outcome.prompt_tokens:,} prompt and {outcome.output_tokens:,} output tokens",
     ]
     console.print(_text(" · ".join(said), "dim"))

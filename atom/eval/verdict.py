@@ -223,13 +223,16 @@ def _judged(
 
 
 def truncated_tasks(results: Sequence[TaskResult]) -> list[str]:
-    """Sentences for tasks with more cut answers than can be overlooked."""
+    """A sentence for each task with answers that were cut; from 1 % on, with what follows."""
     told = []
     for result in results:
-        share = result.truncated / result.num_samples if result.num_samples else 0.0
-        if result.truncated and share > TRUNCATED:
-            told.append(
-                f"{result.task}: {result.truncated} of {result.num_samples} answers were cut at "
-                "the token limit, so the score is a lower bound; raise --max-gen-tokens"
-            )
+        if not result.truncated:
+            continue
+        said = (
+            f"{result.task}: {result.truncated:,} of {result.num_samples:,} answers were cut at "
+            "the token limit"
+        )
+        if result.truncated > TRUNCATED * result.num_samples:
+            said += ", so the score may be too low; raise --max-gen-tokens"
+        told.append(said)
     return told
