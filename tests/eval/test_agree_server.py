@@ -118,10 +118,13 @@ def test_a_damaged_file_of_answers_is_refused(
     assert len(ran.err.splitlines()) == 1
 
 
-def test_kept_answers_survive_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [0, 24])
+def test_kept_answers_survive_the_file(tokens: int, tmp_path: Path) -> None:
     from test_agree_compare import answers
 
-    made = answers(Rule())
+    made = answers(Rule(), tokens=tokens)
+    if not tokens:
+        made.continued = []  # as where nothing is to be generated
     path = tmp_path / "kept.jsonl.zst"
     saved.save(path, made)
     assert saved.load(path) == made

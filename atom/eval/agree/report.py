@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from atom.bench.types import Interval
+from atom.eval.agree.compare import TIE
 from atom.eval.agree.decode import lengths
-from atom.eval.agree.findings import Decode, Figures, Report
+from atom.eval.agree.findings import Decode, Figures, Report, Split
 from atom.eval.agree.limits import Verdict
 from atom.eval.agree.record import named
 from atom.eval.agree.session import Outcome
@@ -152,7 +153,7 @@ def _ties(report: Report) -> str:
         return ""
     return (
         f"; at {report.ties} of the {report.disagreements} others the reference's own margin is "
-        "below 0.1 nats"
+        f"below {TIE:g} nats"
     )
 
 
@@ -169,8 +170,11 @@ def _print_decode(out: Console, decode: Decode | None) -> None:
     if decode is None:
         return
     text = f"{decode.equal} of {decode.prompts} greedy answers equal to their end"
+    ties = sum(_near_tie(split) for split in decode.splits)
+    if decode.splits:
+        text += f"; {ties} of the others part at a near tie (both margins below {TIE:g} nats)"
     _line(out, "decode", text)
-    for split in sorted(decode.splits, key=lambda s: -_least(s.margin, s.tested_margin))[
+    for split in sorted(decode.splits, key=lambda s: -_larger(s.margin, s.tested_margin))[
         :SHOWN_SPLITS
     ]:
         margins = (
@@ -188,8 +192,13 @@ def _print_decode(out: Console, decode: Decode | None) -> None:
         out.print(f"  {left} more part at smaller margins (--json has all)", markup=False)
 
 
-def _least(*margins: float | None) -> float:
-    """Of a split: what the nearer side would have had to change its mind by."""
+def _near_tie(split: Split) -> bool:
+    margins = (split.margin, split.tested_margin)
+    return all(margin is not None and margin < TIE for margin in margins)
+
+
+def _larger(*margins: float | None) -> float:
+    """Of a split: the larger margin; where one had ended there is none, and it comes first."""
     return max((margin for margin in margins if margin is not None), default=float("inf"))
 
 

@@ -33,7 +33,7 @@ class _Header(msgspec.Struct):
 class _Line(msgspec.Struct):
     prompt: Prompt
     output: list[int]
-    continued: Continuation
+    continued: Continuation | None  # None: nothing was generated
     scored: list[Position]
 
 
@@ -61,7 +61,8 @@ def save(path: Path, answers: Answers) -> None:
         answers.notes,
         len(answers.prompts),
     )
-    rows = zip(answers.prompts, answers.outputs, answers.continued, answers.scored, strict=True)
+    continued = answers.continued or [None] * len(answers.prompts)
+    rows = zip(answers.prompts, answers.outputs, continued, answers.scored, strict=True)
     lines: list[Any] = [header, *(_Line(*row) for row in rows)]
     raw = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
     part = path.with_name(f".{path.name}.part")
@@ -97,7 +98,7 @@ def load(path: Path) -> Answers:
         side=header.side,
         prompts=[line.prompt for line in lines],
         outputs=[line.output for line in lines],
-        continued=[line.continued for line in lines],
+        continued=[line.continued for line in lines if line.continued is not None],
         scored=[line.scored for line in lines],
         texts=header.texts,
         max_tokens=header.max_tokens,

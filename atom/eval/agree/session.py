@@ -6,13 +6,15 @@ The reference answers first and is gone before the other starts: two recipes nee
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atom.bench.errors import BenchError
+import msgspec
+
 from atom.bench.history import History
 from atom.config import resolve
 from atom.engine.sampling_params import MAX_LOGPROBS
@@ -173,8 +175,6 @@ def _open(
 
 def _with_logprobs(place: Place, top_k: int) -> Place:
     """A recipe's server is started with leave to tell so many tokens, where it has less."""
-    import dataclasses
-
     if not place.own_server or place.recipe is None:
         return place
     wanted = min(top_k, MAX_LOGPROBS)
@@ -323,8 +323,6 @@ def _same_tokens(model: Model, reference: Answers) -> list[str]:
 
 
 def _subset(answers: Answers, kept: Sequence[int]) -> Answers:
-    import msgspec
-
     if len(kept) == len(answers.prompts):
         return answers
     return msgspec.structs.replace(
@@ -334,6 +332,3 @@ def _subset(answers: Answers, kept: Sequence[int]) -> Answers:
         continued=[answers.continued[i] for i in kept] if answers.continued else [],
         scored=[answers.scored[i] for i in kept],
     )
-
-
-__all__ = ["BenchError", "Outcome", "Request", "check", "run"]
