@@ -186,6 +186,33 @@ def test_scores_by_task_and_filter() -> None:
     assert second["scores"] == {"acc,none": [0.5, 0.4, 0.6]}
 
 
+def test_an_evaluation_says_what_its_scores_are_judged_by() -> None:
+    run = eval_run(score=0.95, threshold=None)
+    run.workload["tasks"] = {
+        "gsm8k": {"main_metric": "exact_match,strict-match", "num_fewshot": 3, "samples": 200},
+        "lambada": {"num_fewshot": 0},
+    }
+    run.metrics["lambada/perplexity,none"] = Interval(20.0, 18.0, 22.0)
+    run.metrics["lambada/odd,none"] = Interval(0.5, 0.4, 0.6)
+    run.slo["lambada/perplexity,none"] = 25.0
+    baseline = {"value": 0.96, "run_id": "", "recovery": 0.99}
+    run.provenance["eval"] = {
+        "baselines": {"gsm8k/exact_match,strict-match": baseline},
+        "lower_is_better": ["lambada/odd,none"],
+    }
+    gsm8k, lambada = payload([run])["evals"]
+    assert (gsm8k["main"], gsm8k["fewshot"], gsm8k["samples"]) == (
+        "exact_match,strict-match",
+        3,
+        200,
+    )
+    assert gsm8k["baselines"] == {"exact_match,strict-match": 0.96}
+    assert gsm8k["lower"] == []
+    assert lambada["lower"] == ["perplexity,none", "odd,none"]
+    assert lambada["thresholds"] == {"perplexity,none": 25.0}
+    assert (lambada["main"], lambada["baselines"], lambada["fewshot"]) == ("", {}, 0)
+
+
 def series_of(values: list[float], **more: object) -> list[RunResult]:
     return [
         bench_run(

@@ -22,7 +22,7 @@ from atom.bench.dashboard.marks import find_marks
 from atom.bench.dashboard.serve import make_server
 from atom.bench.dashboard.site import write_site
 from atom.bench.history import History
-from atom.bench.types import RunResult
+from atom.bench.types import Interval, RunResult
 
 sync_api = pytest.importorskip("playwright.sync_api")
 axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -449,6 +449,48 @@ def test_a_single_run_of_a_cpu_machine(browser: Any, tmp_path: Path) -> None:
         assert "whole machine as one device" in note
         assert "has been run twice" in at.go("tab=trends").locator(".empty").inner_text()
         assert "No accuracy results yet" in at.go("tab=accuracy").locator(".empty").inner_text()
+
+
+def test_accuracy_stands_against_thresholds_and_baselines(browser: Any, tmp_path: Path) -> None:
+    """Four models: at its threshold, below it, a perplexity above its limit, one not judged."""
+    runs = [
+        eval_run(model="at", score=0.9, threshold=0.9),
+        eval_run(model="below", score=0.8, threshold=0.9),
+        eval_run(model="lower", score=0.5, threshold=None),
+        eval_run(model="plain", score=0.7, threshold=None),
+    ]
+    metric = "exact_match,flexible-extract"
+    runs[1].provenance["eval"] = {"baselines": {f"gsm8k/{metric}": {"value": 0.85}}}
+    runs[1].metrics["acceptance_rate"] = Interval(0.625, 0.625, 0.625)
+    runs[1].metrics["accept_length"] = Interval(2.88, 2.88, 2.88)
+    runs[2].metrics = {"lambada/perplexity,none": Interval(21.0, 20.5, 21.5)}
+    runs[2].slo = {"lambada/perplexity,none": 20.0}
+    for run in runs:
+        run.fingerprint = run.model
+    read = """() => [...document.querySelectorAll('#panel-accuracy section tbody tr')].map((row) =>
+      Object.fromEntries([...row.children].map((cell, i) => [
+        document.querySelectorAll('#panel-accuracy section thead th')[i].innerText.trim(),
+        cell.innerText.trim(),
+      ])))"""
+    with opened(browser, site(tmp_path, [*runs, bench_run(model="loaded")])) as at:
+        page = at.go("tab=accuracy")
+        rows = {row["Model"]: row for row in page.evaluate(read)}
+        assert (rows["at"]["State"], rows["at"]["Margin"]) == ("◇ at risk", "+0.0000")
+        below = rows["below"]
+        assert (below["State"], below["Margin"], below["Threshold"]) == (
+            "▼ fails", "−0.1000", "0.9000",
+        )  # fmt: skip
+        assert (below["Baseline"], below["Recovery"]) == ("0.8500", "94.1 %")
+        assert (below["MTP accept"], below["tok/fwd"]) == ("62.5 %", "2.88")
+        assert (rows["lower"]["State"], rows["lower"]["Metric"]) == ("▼ fails", "perplexity")
+        assert rows["lower"]["Margin"] == "−1.0000"
+        assert (rows["plain"]["State"], rows["plain"]["Baseline"]) == ("", "–")
+        assert at.script("CHART.chart.getOption().yAxis[0].data.length") == 3
+        choices = page.locator("details.choice > summary .what").all_inner_texts()
+        assert choices == ["Model", "Backend"], "an evaluation has no lengths and no load"
+        page.locator("details[data-key=model] summary").click()
+        models = page.locator("details[data-key=model] label").all_inner_texts()
+        assert sorted(text.split()[0] for text in models) == ["at", "below", "lower", "plain"]
 
 
 def test_two_thousand_runs_stay_bounded(browser: Any, tmp_path: Path) -> None:

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 from atom._version import __version__
 from atom.bench.dashboard.facts import Facts, facts
-from atom.bench.names import LATENCIES, better, is_name, label, unit
+from atom.bench.history.importers.reading import number
+from atom.bench.history.runs import better
+from atom.bench.names import LATENCIES, is_name, label, unit
+from atom.bench.names import better as better_by_name
 from atom.bench.types import ClientHealth, Interval, RunResult
 
 SCHEMA = 1
@@ -190,7 +193,7 @@ def _metric(name: str) -> dict[str, Any]:
     shown = label(name) if is_name(name) else name
     if name == "error_rate":  # beside the count, which has the same label
         shown += ", share"
-    return {"label": shown, "unit": unit(name), "better": better(name)}
+    return {"label": shown, "unit": unit(name), "better": better_by_name(name)}
 
 
 def _scores(index: int, run: RunResult) -> list[dict[str, Any]]:
@@ -208,15 +211,38 @@ def _scores(index: int, run: RunResult) -> list[dict[str, Any]]:
         held["scores"][metric] = score
         if name in run.slo:
             held["thresholds"][metric] = _short(run.slo[name])
+        baseline = _baseline(run, name)
+        if baseline is not None:
+            held["baselines"][metric] = _short(baseline)
+        if better(run, name) == "lower":
+            held["lower"].append(metric)
     return list(tasks.values())
 
 
 def _task(index: int, task: str, run: RunResult) -> dict[str, Any]:
+    """`main`: the metric that stands for the task, "" where the run does not say."""
     known = run.workload.get("tasks")
-    shots = known.get(task, {}).get("num_fewshot") if isinstance(known, Mapping) else None
-    if shots is None:
-        shots = run.workload.get("num_fewshot")
-    return {"run": index, "task": task, "scores": {}, "thresholds": {}, "fewshot": shots}
+    facts = known.get(task) if isinstance(known, Mapping) else None
+    facts = facts if isinstance(facts, Mapping) else {}
+    return {
+        "run": index,
+        "task": task,
+        "main": str(facts.get("main_metric") or ""),
+        "scores": {},
+        "thresholds": {},
+        "baselines": {},
+        "lower": [],
+        "fewshot": facts.get("num_fewshot", run.workload.get("num_fewshot")),
+        "samples": facts.get("samples", run.workload.get("samples")),
+    }
+
+
+def _baseline(run: RunResult, name: str) -> float | None:
+    """What the evaluation was given to be compared with, by a recipe or a flag."""
+    told = run.provenance.get("eval")
+    known = told.get("baselines") if isinstance(told, Mapping) else None
+    held = known.get(name) if isinstance(known, Mapping) else None
+    return number(held.get("value")) if isinstance(held, Mapping) else None
 
 
 def _errors(run: RunResult) -> dict[str, int]:

@@ -9,8 +9,17 @@
     STRICT = "strict-match";
   const pickScore = (scores, filter) =>
     Object.entries(scores).find(([name]) => name.endsWith(filter))?.[1] || null;
+  // The run says which metric stands for its task; imported ones do not.
   const main = (entry) =>
-    Object.keys(entry.scores).find((n) => n.endsWith(FLEXIBLE)) || Object.keys(entry.scores)[0];
+    entry.main in entry.scores
+      ? entry.main
+      : Object.keys(entry.scores).find((n) => n.endsWith(FLEXIBLE)) || Object.keys(entry.scores)[0];
+
+  Atom.mainMetric = main;
+
+  // How far the score is on the good side of its threshold; null without one.
+  const margin = (e) => (e.limit === null ? null : e.lower ? e.limit - e.value : e.value - e.limit);
+  Atom.scoreFails = (e) => e.limit !== null && margin(e) < 0;
 
   // The newest score of each model, server and task, with what came before it.
   Atom.currentScores = (state) => {
@@ -31,7 +40,8 @@
         const value = last.scores[metric][0];
         const middle = past.length >> 1;
         const median = past.length % 2 ? past[middle] : (past[middle - 1] + past[middle]) / 2;
-        const baseline = past.length ? median : null;
+        const given = last.baselines[metric] ?? null;
+        const baseline = given ?? (past.length ? median : null);
         return {
           ...last,
           list,
@@ -39,7 +49,9 @@
           value,
           cell: last.scores[metric],
           limit: last.thresholds[metric] ?? null,
+          lower: last.lower.includes(metric),
           baseline,
+          baselineFrom: given === null ? "Median of the earlier evaluations" : "Given with the evaluation",
         };
       })
       .sort((a, b) => Atom.inOrder(a.run, b.run) || a.task.localeCompare(b.task));
@@ -56,8 +68,9 @@
           )
         : null;
     if (entry.limit === null) return [stale];
-    if (entry.value < entry.limit) return [el("span", { class: "badge regression" }, "▼ fails"), stale];
-    const within = entry.cell.length > 1 && entry.cell[1] < entry.limit;
+    if (Atom.scoreFails(entry)) return [el("span", { class: "badge regression" }, "▼ fails"), stale];
+    const cell = entry.cell;
+    const within = cell.length > 1 && (entry.lower ? cell[2] > entry.limit : cell[1] < entry.limit);
     return [
       within
         ? el(
@@ -114,6 +127,13 @@
             of: (e) => (e.metric.endsWith(FLEXIBLE) ? null : e.value),
             show: (e) => (e.metric.endsWith(FLEXIBLE) ? "–" : el("span", { title: e.metric }, pm(e.cell))),
           },
+          {
+            key: "metric",
+            label: "Metric",
+            class: "minor",
+            title: "The metric that Score, Baseline, Threshold and Trend are of",
+            of: (e) => e.metric.replace(/,none$/, ""),
+          },
         ]
       : [];
     return [
@@ -134,9 +154,10 @@
         key: "baseline",
         label: "Baseline",
         number: true,
-        title: "Median of the earlier evaluations",
+        title: "Given with the evaluation, else the median of the earlier ones",
         of: (e) => e.baseline,
-        show: (e) => (e.baseline === null ? "–" : Atom.score(e.baseline)),
+        show: (e) =>
+          e.baseline === null ? "–" : el("span", { title: e.baselineFrom }, Atom.score(e.baseline)),
       },
       {
         key: "recovery",
@@ -157,12 +178,10 @@
         key: "margin",
         label: "Margin",
         number: true,
-        title: "Score − threshold",
-        of: (e) => (e.limit === null ? null : e.value - e.limit),
+        title: "How far the score is on the good side of its threshold",
+        of: margin,
         show: (e) =>
-          e.limit === null
-            ? "–"
-            : `${e.value < e.limit ? "−" : "+"}${Math.abs(e.value - e.limit).toFixed(4)}`,
+          e.limit === null ? "–" : `${margin(e) < 0 ? "−" : "+"}${Math.abs(margin(e)).toFixed(4)}`,
       },
       {
         key: "trend",
@@ -178,7 +197,7 @@
       {
         key: "state",
         label: "State",
-        of: (e) => (e.limit === null ? "" : e.value < e.limit ? "a fails" : "passes"),
+        of: (e) => (e.limit === null ? "" : Atom.scoreFails(e) ? "a fails" : "passes"),
         show: (e) => el("span", { class: "badges" }, verdict(e, newest)),
       },
       {
@@ -187,6 +206,14 @@
         number: true,
         of: (e) => e.fewshot,
         show: (e) => e.fewshot ?? "–",
+      },
+      {
+        key: "samples",
+        label: "Samples",
+        number: true,
+        title: "How many documents were asked",
+        of: (e) => e.samples ?? null,
+        show: (e) => Atom.number(e.samples ?? null),
       },
       ...extra("acceptance_rate", "MTP accept", (v) => (v === null ? "–" : Atom.plain(v))),
       ...extra("accept_length", "tok/fwd", Atom.number),
@@ -204,18 +231,21 @@
     const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
     const label = (e) =>
       `${Atom.shortModel(e.run.model)}${entries.some((o) => o.task !== e.task) ? ` · ${e.task}` : ""}${entries.some((o) => o.run.backend !== e.run.backend) ? ` · ${e.run.backend}` : ""}`;
-    const rows = [...entries].slice(0, 30).reverse();
+    // One axis for shares; what is none (a perplexity) stands in the table alone.
+    const shares = entries.filter((e) => e.cell.every((v) => v >= 0 && v <= 1));
+    const drawn = shares.length ? shares : entries;
+    const rows = drawn.slice(0, 30).reverse();
     const ends = rows.flatMap((e) => [...e.cell, e.limit]).filter((v) => v !== null && v !== undefined);
     const low = Math.max(0, Math.floor((Math.min(...ends) - 0.01) * 20) / 20),
       high = Math.min(1, Math.ceil((Math.max(...ends) + 0.01) * 20) / 20);
     const unit = high <= 1 && low >= 0 && Math.max(...ends) <= 1;
-    const failing = entries.filter((e) => e.limit !== null && e.value < e.limit).length;
+    const failing = entries.filter(Atom.scoreFails).length;
     return Atom.chart({
       title: "Scores against thresholds",
       height: 70 + 34 * rows.length,
       onOpen: Atom.open,
-      note: `Dot and whisker: score with its 95 % interval. Bar: threshold.${entries.length > 30 ? ` The first 30 of ${entries.length}.` : ""}`,
-      label: `${entries.length} scores, ${failing} below their thresholds. The table has the figures.`,
+      note: `Dot and whisker: score with its 95 % interval. Bar: threshold.${drawn.length > 30 ? ` The first 30 of ${drawn.length}.` : ""}${drawn.length < entries.length ? " Scores that are no shares are in the table only." : ""}`,
+      label: `${entries.length} scores, ${failing} on the wrong side of their thresholds. The table has the figures.`,
       build: (width) => {
         const option = Atom.option({
           x: {
@@ -258,7 +288,7 @@
               data: rows.map((e, i) => ({
                 value: [e.value, i],
                 run: e.run.index,
-                itemStyle: { color: style(e.limit !== null && e.value < e.limit ? "--bad" : "--series-0") },
+                itemStyle: { color: style(Atom.scoreFails(e) ? "--bad" : "--series-0") },
                 tip: [
                   label(e),
                   [e.metric, Atom.score(e.value)],

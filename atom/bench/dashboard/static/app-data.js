@@ -50,6 +50,8 @@
     shape: { label: "ISL/OSL", of: (run) => run.shape || "unknown", show: (v) => v },
     load: { label: "Load", of: (run) => run.load.label || "unknown", show: (v) => v },
   };
+  // Evaluations are not told apart by these, nor put away by a choice of them.
+  Atom.NOT_OF_EVALS = new Set(["shape", "load", "hardware"]);
   Atom.PERIODS = [
     ["", "All time"],
     ["90", "Last 90 days"],
@@ -65,7 +67,7 @@
     if (state.period && run.time < newest - Number(state.period) * 86400000) return false;
     return Object.entries(Atom.FACETS).every(([key, facet]) => {
       if (key === without || !state[key].length) return true;
-      if (run.kind === "eval" && (key === "shape" || key === "load" || key === "hardware")) return true;
+      if (run.kind === "eval" && Atom.NOT_OF_EVALS.has(key)) return true;
       return state[key].includes(facet.of(run));
     });
   };

@@ -24,8 +24,9 @@
   function choice(key, state, change) {
     const facet = Atom.FACETS[key];
     const counts = new Map();
+    const kind = state.tab === "accuracy" ? "eval" : "bench";
     for (const run of Atom.data.runs) {
-      if (run.kind === "bench" && Atom.matches(run, state, key))
+      if (run.kind === kind && Atom.matches(run, state, key))
         counts.set(facet.of(run), (counts.get(facet.of(run)) || 0) + 1);
     }
     for (const value of state[key]) if (!counts.has(value)) counts.set(value, 0);
@@ -100,7 +101,8 @@
     const all = Atom.data.runs.length;
     const count = Atom.data.runs.filter((run) => Atom.matches(run, state)).length;
     const active = LISTS.filter((key) => state[key].length).length + (state.period ? 1 : 0);
-    const choices = LISTS.map((key) => choice(key, state, change));
+    const keys = state.tab === "accuracy" ? LISTS.filter((key) => !Atom.NOT_OF_EVALS.has(key)) : LISTS;
+    const choices = keys.map((key) => choice(key, state, change));
     const period = Atom.select("Period", Atom.PERIODS, state.period, (value) => change({ period: value }));
     const clear = el("button", { type: "button", class: "small", hidden: !active }, "Clear filters");
     clear.addEventListener("click", () => Atom.clearFilters());

@@ -32,7 +32,7 @@
     const bad = current.filter((run) => standing(run)?.kind === "regression");
     const suspicious = current.filter((run) => standing(run)?.kind === "suspicious").length;
     const scored = evals.filter((e) => e.limit !== null);
-    const passing = scored.filter((e) => e.value >= e.limit).length;
+    const passing = scored.filter((e) => !Atom.scoreFails(e)).length;
     return el(
       "div",
       { class: "stats" },
@@ -73,7 +73,7 @@
         scored.length ? `${passing}/${scored.length}` : Atom.number(evals.length),
         scored.length ? "pass" : evals.length === 1 ? "score" : "scores",
         null,
-        scored.length ? "above their thresholds" : evals.length ? "no thresholds set" : "no evaluation yet",
+        scored.length ? "within their thresholds" : evals.length ? "no thresholds set" : "no evaluation yet",
       ),
     );
   }

@@ -138,7 +138,7 @@
   const score = (run) =>
     Atom.data.evals
       .filter((e) => e.run === run.index)
-      .map((e) => `${e.task} ${Atom.score(Object.values(e.scores)[0][0])}`)
+      .map((e) => `${e.task} ${Atom.score(e.scores[Atom.mainMetric(e)][0])}`)
       .join(", ");
 
   Atom.views.data = {

@@ -15,8 +15,8 @@
     if (none && kind === "eval") {
       return Atom.empty(
         "No accuracy results yet",
-        "Scores appear here once an evaluation is in the history. Results of lm-eval can be taken in:",
-        ["atom bench import results_*.json", "atom dashboard build"],
+        "Evaluate a model, or take in results of lm-eval, and build this page again.",
+        ["atom eval gsm8k", "atom bench import results_*.json", "atom dashboard build"],
       );
     }
     if (none) {
