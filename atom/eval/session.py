@@ -174,10 +174,13 @@ class Evaluation:
                 figures = acceptance.figures(before, acceptance.scrape(endpoint))
             except ServerGone as error:
                 raise _explained(error, server) from None
-            finally:
-                # Nothing to go on with: it would only be in the way of a later --resume.
+            except EvalStopped:
+                raise
+            except BaseException:
+                # A mistake found before the first answer: nothing to go on with.
                 if not len(journal):
                     journal.remove()
+                raise
             report = self._report(outcome, figures, server, journal.header, baselines, began)
             self._keep(report, store, journal)
             self._write_files(report, endpoint, began)
