@@ -61,7 +61,8 @@ def save(path: Path, answers: Answers) -> None:
         answers.notes,
         len(answers.prompts),
     )
-    continued = answers.continued or [None] * len(answers.prompts)
+    nothing: list[Continuation | None] = [None] * len(answers.prompts)
+    continued = list(answers.continued) or nothing
     rows = zip(answers.prompts, answers.outputs, continued, answers.scored, strict=True)
     lines: list[Any] = [header, *(_Line(*row) for row in rows)]
     raw = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
