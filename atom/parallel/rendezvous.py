@@ -126,4 +126,4 @@ def rendezvous(
         world_size=world_size,
         timeout=COLLECTIVE_TIMEOUT,
     )
-    return ParallelState(rank, world_size, dist.group.WORLD)
+    return ParallelState(rank, world_size)

@@ -1,12 +1,15 @@
 """Where this rank stands among those that share every layer, and what they do together.
 
 Every method is the identity at size 1, so a layer is written once for any size.
+
+The ranks are those of the default process group. It is not held here: its threads end with the last
+reference, and a thread of gloo that still lets go of a tensor while the interpreter finishes would
+abort the process.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,16 +22,14 @@ from atom.errors import ModelError
 class ParallelState:
     tp_rank: int = 0
     tp_size: int = 1
-    group: Any = None  # torch.distributed.ProcessGroup; None only at size 1
 
     def __post_init__(self) -> None:
         assert 0 <= self.tp_rank < self.tp_size, (self.tp_rank, self.tp_size)
-        assert (self.group is None) == (self.tp_size == 1), "a group is what more than one rank has"
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over ranks, in place."""
         if self.tp_size > 1:
-            dist.all_reduce(x, group=self.group)
+            dist.all_reduce(x)
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ class ParallelState:
         if self.tp_size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(self.tp_size)]
-        dist.all_gather(parts, x.contiguous(), group=self.group)
+        dist.all_gather(parts, x.contiguous())
         return torch.cat(parts, dim=-1)
 
     def shard(self, size: int, what: str) -> slice:

@@ -39,7 +39,7 @@ class Given:
 
 
 def build(rank: int = 0, size: int = 1, **options: Any) -> BuildContext:
-    state = ParallelState(rank, size, None if size == 1 else "not used")
+    state = ParallelState(rank, size)
     return BuildContext(parallel=state, **options)
 
 

@@ -17,8 +17,7 @@ E, K, I = 3, 8, 12  # noqa: E741
 
 
 def make(tp_rank: int = 0, tp_size: int = 1) -> FusedMoE:
-    group = object() if tp_size > 1 else None
-    parallel = ParallelState(tp_rank=tp_rank, tp_size=tp_size, group=group)
+    parallel = ParallelState(tp_rank=tp_rank, tp_size=tp_size)
     return FusedMoE(
         BuildContext(parallel=parallel),
         hidden_size=K,

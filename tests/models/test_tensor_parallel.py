@@ -87,7 +87,7 @@ def test_sizes_that_do_not_divide(
 ) -> None:
     path = make_config(family, tmp_path, **overrides)
     config = Config(model=ModelConfig(model=str(path), load_dummy=True))
-    parallel = ParallelState(0, size, group="never used")
+    parallel = ParallelState(0, size)
     with pytest.raises(ModelError, match=f"tensor_parallel_size {size} .*{message}"):
         load_model(
             resolve_source(config.model),

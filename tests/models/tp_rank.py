@@ -38,7 +38,7 @@ def main() -> None:
         model = load_model(source, config, device, torch.float32, parallel=parallel)
         results[str(number)] = PagedModel(model, block_size=4).logits(random_prompt(40), [17, 1, 9])
     save_file(results, Path(sys.argv[4]) / f"{rank}.safetensors")
-    leave()  # a group that is only forgotten may abort the process at its end
+    leave()
 
 
 if __name__ == "__main__":

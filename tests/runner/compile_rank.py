@@ -44,7 +44,7 @@ def main() -> None:
         sums = [step for step in pieces.plan.steps if isinstance(step, OpCall) and step.layer]
         assert sum(step.op == "atom::all_reduce" for step in sums) > 2 * model_layers(model)
         assert not any(step.copied for step in sums), "sums are made in place"
-    leave()  # a group that is only forgotten may abort the process at its end
+    leave()
 
 
 def model_layers(model: object) -> int:

@@ -58,7 +58,7 @@ def least_over_ranks(value: int, parallel: ParallelState, device: torch.device) 
     if parallel.tp_size == 1:
         return value
     agreed = torch.tensor([value], dtype=torch.int64, device=device)
-    dist.all_reduce(agreed, dist.ReduceOp.MIN, group=parallel.group)
+    dist.all_reduce(agreed, dist.ReduceOp.MIN)
     return int(agreed.item())
 
 
