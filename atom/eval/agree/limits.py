@@ -95,7 +95,7 @@ def default_for(ours: str, theirs: str) -> Limits:
     if ours == theirs == "float32":
         return Limits(0.999, 1e-6, "default for float32 against float32")
     if ours and ours == theirs:
-        return Limits(0.97, 2e-3, f"default for {ours} against {theirs}")
+        return Limits(0.97, 4e-3, f"default for {ours} against {theirs}")
     known = f"{ours or 'unknown'} against {theirs or 'unknown'} precision"
     return Limits(0.93, 2e-2, f"default for {known}")
 
