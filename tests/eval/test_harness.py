@@ -137,7 +137,7 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_bundled_tasks_score_as_in_lm_eval(adds_bos: bool) -> None:
     ours, stock = FakeClient(answer, adds_bos=adds_bos), FakeClient(answer, adds_bos=adds_bos)
-    assert_equal(run(BUNDLED, ours, limit=12), lm_evals(BUNDLED, stock, limit=12))
+    assert_equal(run(BUNDLED, ours, limit=6), lm_evals(BUNDLED, stock, limit=6))
     assert sorted(map(repr, ours.scored)) == sorted(map(repr, stock.scored))
     assert [item.prompt_ids for item in ours.asked] == [item.prompt_ids for item in stock.asked]
     assert (ours.asked[0].prompt_ids or [])[:1] == ([BOS] if adds_bos else [ord("Q")])
@@ -205,13 +205,12 @@ def pair(items):
         "generation_kwargs: {until: ['zzz']}",
         "mutual": "output_type: multiple_choice\ndoc_to_text: '{{text}}'\n"
         "doc_to_target: '{{gold}}'\ndoc_to_choice: '{{options}}'\n"
-        "metric_list: [{metric: acc}, {metric: acc_mutual_info}, {metric: f1}, {metric: mcc}]",
+        "metric_list: [{metric: acc}, {metric: acc_mutual_info}, {metric: brier_score}]",
     }
     for name, text in texts.items():
         (folder / f"{name}.yaml").write_text(f"task: {name}\n{common}{text}\n")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # scikit-learn's, of resamples with one label
 def test_other_kinds_of_tasks_score_as_in_lm_eval(tmp_path: Path) -> None:
     write_tasks(tmp_path)
     names = ["rolling", "inputs", "several", "mutual"]
@@ -226,7 +225,7 @@ def test_other_kinds_of_tasks_score_as_in_lm_eval(tmp_path: Path) -> None:
         alone = EvalOutcome(**{**as_fields(ours), "tasks": [result(ours, name)], "samples": chosen})
         assert_equal(alone, found)
     mutual = result(ours, "mutual").metrics
-    assert list(mutual) == [f"{name},none" for name in ("acc", "f1", "mcc", "acc_mutual_info")]
+    assert list(mutual) == ["acc,none", "brier_score,none", "acc_mutual_info,none"]
     sample = next(s for s in ours.samples if s.task == "inputs")
     assert (sample.gold, sample.target) == (0, "Ctx a0 says")
     assert sample.answers[1]["context"] == "Ctx bb0 says"
@@ -239,14 +238,16 @@ def as_fields(outcome: EvalOutcome) -> dict[str, Any]:
     return {name: getattr(outcome, name) for name in outcome.__struct_fields__}
 
 
-def test_perplexitys_error_is_lm_evals_bootstrap() -> None:
-    from lm_eval.api.metrics import bootstrap_stderr, perplexity
+def test_resampled_errors_are_lm_evals() -> None:
+    from lm_eval.api.metrics import bootstrap_stderr, median, perplexity
 
     from atom.eval.scores import standard_error
 
     values = [-0.1 * n for n in range(37)]
     expected = bootstrap_stderr(perplexity, values, 3000)
     assert standard_error(perplexity, values, 3000) == pytest.approx(expected, rel=1e-12)
+    expected = bootstrap_stderr(median, values, 1000)
+    assert standard_error(median, values, 3000) == pytest.approx(expected, rel=1e-12)
     assert standard_error(perplexity, values, 0) is None
     assert standard_error(perplexity, values[:1], 3000) is None
 

@@ -6,6 +6,7 @@ What goes wrong with data is said in one line: what is missing, how to get it, w
 from __future__ import annotations
 
 import random
+import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from atom.eval.tasks.find import TaskSpec
 # lm-eval's own defaults: of Python's generator, and of numpy's and the few-shot examples.
 RANDOM_SEED = 0
 OTHER_SEED = 1234
+_UNSAFE = re.compile(r"^unsafe_code:\s*true", re.MULTILINE | re.IGNORECASE)
 _FILE_FORMATS = ("json", "csv", "parquet", "arrow", "text", "xml")  # of the user's own files
 
 
@@ -104,6 +106,7 @@ def _bundled_task(name: str) -> Any:
 
 def _lm_evals(spec: TaskSpec) -> Loaded:
     by_name = {entry.name: entry for entry in spec.entries}
+    _check_code(by_name)
     if spec.kind == "task":
         task, ours = _with_our_rows(by_name[spec.name])
         if task is not None:
@@ -114,7 +117,6 @@ def _lm_evals(spec: TaskSpec) -> Loaded:
     except Exception as error:
         raise _explained(spec, by_name, error) from error
     tasks, groups = dict(found["tasks"]), dict(found.get("groups") or {})
-    _check_code(tasks)
     return Loaded(tasks, groups, set(), [*groups, *tasks])
 
 
@@ -157,16 +159,23 @@ def _with_our_rows(entry: catalog.Entry) -> tuple[Any, bool]:
 _SPLITS = ("training", "validation", "test", "fewshot")
 
 
-def _check_code(tasks: Mapping[str, Any]) -> None:
-    for name, task in tasks.items():
-        if getattr(task, "UNSAFE_CODE", False):
-            raise EvalError(
-                f"{name} runs code that the model wrote, which atom eval does not do on this "
-                "machine: use lm-eval with --confirm_run_unsafe_code in a sandbox"
-            )
+def _refuse_code(name: str) -> EvalError:
+    return EvalError(
+        f"{name} runs code that the model wrote, which atom eval does not do on this machine: use "
+        "lm-eval with --confirm_run_unsafe_code in a sandbox"
+    )
+
+
+def _check_code(entries: Mapping[str, catalog.Entry]) -> None:
+    """Before such a task is built: that asks the hub for the code that runs code."""
+    for entry in entries.values():
+        if entry.path and _UNSAFE.search(Path(entry.path).read_text(encoding="utf-8")):
+            raise _refuse_code(entry.name)
 
 
 def _refuse_unfit(name: str, task: Any) -> None:
+    if getattr(task, "UNSAFE_CODE", False):
+        raise _refuse_code(name)
     if getattr(task, "MULTIMODAL", False):
         raise EvalError(f"{name} asks about pictures or sound; atom eval sends text only")
 
