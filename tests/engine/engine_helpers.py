@@ -93,7 +93,9 @@ class JudgedRunner(FakeRunner):
             salt = self.salts.get(new.request_id, "")
             row = JudgedRow(new.request_id, salt, new.token_ids, asks)
             self.judged[new.row] = row
-            expected = self.naive.match(salt, new.token_ids) if self.caching and not asks else []
+            # What is scored of a prompt needs the logits of the token before it.
+            readable = new.token_ids[: new.sampling.logprobs_start] if asks else new.token_ids
+            expected = self.naive.match(salt, readable) if self.caching else []
             assert started[new.row] == len(expected) * self.block_size, "not the longest prefix"
             row.computed = started[new.row]
             row.num_published = len(expected)
@@ -266,7 +268,8 @@ class Engine:
         assert core.scheduler.table.num_free == core.info.max_num_seqs
 
 
-def random_sampling(rng: random.Random, vocab_size: int) -> SamplingParams:
+def random_sampling(rng: random.Random, vocab_size: int, num_prompt_tokens: int) -> SamplingParams:
+    scores = rng.random() < 0.25
     max_tokens = rng.choice([0, 1, 5, *[rng.randrange(1, 40) for _ in range(3)]])
     return SamplingParams(
         temperature=rng.choice([0.0, 1.0]),
@@ -276,5 +279,6 @@ def random_sampling(rng: random.Random, vocab_size: int) -> SamplingParams:
         ignore_eos=rng.random() < 0.3,
         stop_token_ids=tuple(rng.sample(range(vocab_size), 2)) if rng.random() < 0.3 else (),
         logprobs=2 if rng.random() < 0.2 else None,
-        prompt_logprobs=1 if rng.random() < 0.15 else None,
+        prompt_logprobs=1 if scores else None,
+        logprobs_start=rng.randrange(num_prompt_tokens + 1) if scores else 0,
     )

@@ -423,6 +423,71 @@ def test_prompt_logprobs_neither_read_the_cache_nor_wait_for_it() -> None:
     assert len(first.prompt_logprobs) == 20
 
 
+@pytest.mark.parametrize(
+    ("start", "cached"), [(0, 0), (4, 0), (5, 4), (16, 12), (17, 16), (20, 16)]
+)
+def test_the_cache_serves_what_stands_before_the_scored_tokens(start: int, cached: int) -> None:
+    engine = Engine(make_config(block_size=4))
+    engine.add("first", prompt(20), greedy(2))
+    engine.run()
+    engine.add("asks", prompt(20), greedy(0, prompt_logprobs=0, logprobs_start=start))
+    engine.run()
+    (chunk,) = engine.chunks["asks"]
+    assert chunk.num_cached_tokens == cached
+    assert chunk.prompt_logprobs is not None
+    first = max(1, start)
+    assert chunk.prompt_logprobs[:first] == [None] * first
+    scored = [entry.token_ids[0] for entry in chunk.prompt_logprobs[first:] if entry is not None]
+    assert scored == prompt(20)[first:]
+    assert engine.core.stats().prefix_cache_hits == cached
+
+
+@POLICIES
+@BOTH_LOOPS
+def test_the_choices_of_a_question_share_its_blocks(policy: str, overlap: bool) -> None:
+    """Scoring requests of one batch: the context is computed by the first alone."""
+    engine = Engine(make_config(policy=policy, overlap=overlap, num_blocks=200, block_size=4))
+    asked = []
+    for question in range(6):
+        context = prompt(22, 40 * question)
+        for choice in range(4):
+            tokens = [*context, 900 + choice, 901 + choice, 902 + choice]
+            score = greedy(0, prompt_logprobs=1, logprobs_start=len(context))
+            engine.add(f"q{question} c{choice}", tokens, score)
+            asked.append(tokens)
+    engine.run()
+    # 21 tokens of 22 may be read, in blocks of 4: 20; each choice computes 25 - 20.
+    assert engine.runner.prompt_tokens == 6 * (25 + 3 * 5)
+    # One step for the leaders, one for those that waited for them.
+    assert engine.runner.steps == 2
+    for name, tokens in zip(engine.requests, asked, strict=True):
+        entries = engine.chunks[name][0].prompt_logprobs
+        assert entries is not None
+        assert [e.token_ids[0] for e in entries[22:] if e is not None] == tokens[22:]
+
+
+def test_preempted_before_its_first_token_it_is_scored_anew() -> None:
+    """Entries of a first, unfinished pass are not delivered twice."""
+    engine = Engine(
+        make_config(
+            policy="mixed",
+            num_blocks=9,
+            block_size=4,
+            max_num_batched_tokens=12,
+            max_prefill_chunk=1,
+        )
+    )
+    engine.add("stream", prompt(6), greedy(24))
+    engine.step()
+    engine.step()
+    engine.add("asks", prompt(20, 50), greedy(1, prompt_logprobs=0, logprobs_start=7))
+    engine.run()
+    assert engine.core.stats().preemptions > 0
+    entries = engine.chunks["asks"][0].prompt_logprobs
+    assert entries is not None
+    assert [e and e.token_ids[0] for e in entries] == [None] * 7 + prompt(20, 50)[7:]
+
+
 # -- the end of a sequence ------------------------------------------------------------------------
 
 

@@ -116,6 +116,46 @@ def test_logprobs_and_prompt_logprobs(runners: dict[str, ModelRunner]) -> None:
             assert torch.allclose(torch.tensor(record.logprobs).double(), want, atol=2e-4)
 
 
+@pytest.mark.parametrize("schedule", [{}, *SCHEDULES], ids=range(len(SCHEDULES) + 1))
+def test_scores_of_a_prompts_end_are_those_of_the_reference(
+    schedule: dict[str, object], runners: dict[str, ModelRunner]
+) -> None:
+    """With the beginning from the cache, in chunks, beside streams that take its blocks."""
+    path = tiny_checkpoint("llama3")
+    runner = runner_of("llama3", runners)
+    config = make_config(path, **schedule)  # type: ignore[arg-type]
+    core = EngineCore(config, Shared(runner, config.engine.num_kvcache_blocks))
+    context = random_prompt(37, seed=7)
+    prompts = [[*context, *random_prompt(n, seed=n)] for n in (1, 2, 5, 30)]
+    prompts += [random_prompt(40, seed=8), prompts[0], random_prompt(30, seed=9)]
+    starts = [37, 37, 37, 16, 17, 38, 0]
+    params: list[SamplingParams] = [
+        greedy(i % 2, prompt_logprobs=2, logprobs_start=start) for i, start in enumerate(starts)
+    ]
+    prompts += [random_prompt(20, seed=i) for i in range(3)]
+    params += [greedy(30)] * 3
+    for _ in range(2):  # the second time over cached prefixes
+        results = generate(core, prompts, params)
+        for prompt, start, result in zip(prompts, starts, results, strict=False):
+            reference = torch.log_softmax(reference_logits(path, prompt).double(), -1)
+            entries = result.prompt_logprobs
+            assert entries is not None
+            first = max(1, start)
+            assert entries[:first] == [None] * first
+            assert len(entries) == len(prompt)
+            for position, entry in enumerate(entries[first:], first):
+                assert entry is not None
+                row = reference[position - 1]
+                assert entry.token_ids[0] == prompt[position]
+                assert entry.token_ids[1:] == row.topk(2).indices.tolist()
+                want = row[entry.token_ids]
+                assert torch.allclose(torch.tensor(entry.logprobs).double(), want, atol=2e-4)
+    if config.engine.num_kvcache_blocks < 100:
+        assert core.stats().preemptions > 0
+    else:
+        assert [r.num_cached_tokens for r in results[:6]] == [32, 32, 32, 0, 16, 32]
+
+
 @pytest.mark.parametrize("level", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_compiled_levels_give_the_same_tokens(level: int, tmp_path: Path) -> None:
     path, prompts = make_tiny("llama3", tmp_path, num_hidden_layers=1), prompts_of("llama3")

@@ -33,7 +33,7 @@ PARAMS = [
     SamplingParams(seed=3, max_tokens=40, ignore_eos=True, top_p=0.8),
     greedy(40, logprobs=2, prompt_logprobs=1),
     greedy(40, repetition_penalty=1.2),
-    greedy(40),
+    greedy(40, prompt_logprobs=1, logprobs_start=50),
 ]
 SCHEDULE = {"num_blocks": 7, "max_num_batched_tokens": 40, "max_prefill_chunk": 16}
 
@@ -71,6 +71,12 @@ def test_two_ranks_give_the_tokens_of_one(family: str, ended: None) -> None:
             assert [r.token_ids for r in got] == [r.token_ids for r in expected]
         ranked = zip(got[2].logprobs, expected[2].logprobs, strict=True)
         assert all(a.token_ids == b.token_ids and a.rank == b.rank for a, b in ranked)
+        scored = zip(got[4].prompt_logprobs or [], expected[4].prompt_logprobs or [], strict=True)
+        pairs = [(a, b) for a, b in scored if a is not None and b is not None]
+        assert len(pairs) == 64 - 50
+        for a, b in pairs:
+            assert a.token_ids == b.token_ids
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
         assert core.stats().preemptions > 0
     finally:
         runner.shutdown()
