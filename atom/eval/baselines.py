@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from atom.bench.history import History
+from atom.bench.history import History, HistoryError
 from atom.bench.types import RunResult
 from atom.eval.errors import EvalError
 from atom.eval.settings import Expectation
@@ -52,7 +52,10 @@ class Baselines:
         now = by_task(samples)
         found: dict[str, MetricComparison] = {}
         for earlier in {r.run_id: r for r in self._runs.values()}.values():
-            before = by_task(read_samples(self._store, earlier.run_id))
+            try:
+                before = by_task(read_samples(self._store, earlier.run_id))
+            except HistoryError:  # a file's run, which is not in the history
+                continue
             for task in compare(earlier, run, before, now).tasks if before else ():
                 for metric in task.metrics:
                     name = f"{task.task}/{metric.metric}"

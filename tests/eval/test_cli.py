@@ -138,6 +138,19 @@ def test_a_baseline_that_is_a_run_leads_to_the_paired_test(
     assert value == last.metrics["lambada_openai/acc,none"].value
 
 
+def test_a_baseline_may_be_a_file(evaluate: Callable[..., Ran], tmp_path: Path) -> None:
+    made = evaluate(
+        "copa", "--limit", "2", "--json", "--quiet", "--history", str(tmp_path / "o.db")
+    )
+    path = tmp_path / "before.json"
+    path.write_text(made.out)
+    ran = evaluate("copa", "--limit", "2", "--baseline", f"copa={path}")
+    assert ran.code == 0, ran.err
+    run_id = json.loads(made.out)["atom"]["run_id"]
+    assert f"of {run_id}, within the noise of two independent samples" in ran.out
+    assert len(stored(tmp_path)) == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
