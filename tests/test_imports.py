@@ -12,10 +12,19 @@ import atom.bench
 import atom.cli
 import atom.config
 import atom.engine.text
+import atom.eval
 import atom.server
 import atom.trace
 
-PACKAGES = (atom.bench, atom.cli, atom.config, atom.engine.text, atom.server, atom.trace)
+PACKAGES = (
+    atom.bench,
+    atom.cli,
+    atom.config,
+    atom.engine.text,
+    atom.eval,
+    atom.server,
+    atom.trace,
+)
 SINGLE = (
     "atom",
     "atom.engine.client",

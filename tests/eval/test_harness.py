@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_client import BOS, EOS, FakeClient
+from fake_eval_client import BOS, EOS, FakeClient
 
 from atom.eval.errors import EvalError, ServerGone
 from atom.eval.harness import Options, TaskOptions, evaluate, main_metric
@@ -435,7 +435,7 @@ def test_torch_is_not_loaded() -> None:
     import subprocess
 
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from fake_client import FakeClient\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); from fake_eval_client import FakeClient\n"
         "from atom.eval.harness import Options, evaluate; from atom.eval.tasks import find_tasks\n"
         "assert 'lm_eval' not in sys.modules and 'datasets' not in sys.modules\n"
         "evaluate(find_tasks(['copa', 'gsm8k']), FakeClient(), Options(limit=2))\n"
