@@ -74,7 +74,7 @@ def print_outcome(out: Console, outcome: Outcome) -> None:
         out.print()
         _print_figures(out, outcome.report)
         _print_decode(out, outcome.report.decode)
-        _print_worst(out, outcome.report)
+        _print_worst(out, outcome.report, outcome.verdict.limits.max_kl)
         _print_verdict(out, outcome.report, outcome.verdict)
     for note in outcome.notes:
         out.print(f"note: {note}", markup=False)
@@ -202,8 +202,9 @@ def _larger(*margins: float | None) -> float:
     return max((margin for margin in margins if margin is not None), default=float("inf"))
 
 
-def _print_worst(out: Console, report: Report) -> None:
-    shown = [worst for worst in report.worst[:SHOWN_WORST] if worst.kl > 0]
+def _print_worst(out: Console, report: Report, limit: float) -> None:
+    """Places that are beyond what is allowed on the average; noise is not worth a line."""
+    shown = [worst for worst in report.worst[:SHOWN_WORST] if worst.kl > limit]
     if not shown:
         return
     out.print("worst places (text before; the likeliest tokens of the reference | of the tested)")
