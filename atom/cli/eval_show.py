@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from atom.eval.compare import EvalComparison
     from atom.eval.select import Chosen, Wanted
     from atom.eval.stored import Stored
+    from atom.eval.types import Sample
 
 app = typer.Typer(context_settings=CONTEXT, add_completion=False)
 
@@ -191,6 +192,10 @@ def compare(
         str | None,
         typer.Option(metavar="PERCENT", help='"Same" means within this. (default: 1%)'),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="The metric to judge by. (default: each task's main one)"),
+    ] = None,
     every_metric: Annotated[
         bool, typer.Option("--all", help="Show every metric, not the main ones only.")
     ] = False,
@@ -218,8 +223,11 @@ def compare(
         if left.run.run_id == right.run.run_id:
             raise EvalError("A and B are the same run; atom eval list shows others")
         _check_tasks(task or [], left, right)
+        samples = left.samples(), right.samples()
+        if metric is not None:
+            _check_metric(metric, samples[1])
         found = compare(
-            left.run, right.run, left.samples(), right.samples(), margin=within, only=task or ()
+            left.run, right.run, *samples, margin=within, only=task or (), metric=metric
         )
     if as_json:
         print_json(_plain(found))
@@ -253,6 +261,13 @@ def _check_tasks(tasks: list[str], a: Stored, b: Stored) -> None:
                 raise EvalError(
                     f"--task {name}: {letter} has {', '.join(known)}{nearest(name, known)}"
                 )
+
+
+def _check_metric(metric: str, samples: dict[str, list[Sample]]) -> None:
+    from atom.eval.select import check_metric
+
+    there = dict.fromkeys(m for task in samples.values() for sample in task for m in sample.metrics)
+    check_metric(metric, "B", list(there))
 
 
 def _plain(found: EvalComparison) -> dict[str, Any]:

@@ -41,6 +41,13 @@ def _described(run: RunResult) -> Iterator[tuple[str, str]]:
     yield "server", known.server
     yield "commit", known.commit
     yield "recipe", recipe_of(run)
+    for part, key in (("recipe", "sha256"), ("server", "config")):
+        place = run.provenance.get(part)
+        value = place.get(key) if isinstance(place, Mapping) else None
+        if isinstance(value, Mapping):  # settings, known of a server that we started
+            yield from ((f"server: {name}", str(v)) for name, v in leaves(value))
+        elif value:
+            yield f"{part} text", str(value)[:12]
     for key, value in leaves({k: v for k, v in run.workload.items() if k not in _NOT_SETTINGS}):
         yield key, str(value)
     for task, facts in _tasks(run).items():

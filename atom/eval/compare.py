@@ -113,13 +113,16 @@ def compare(
     *,
     margin: float = MARGIN,
     only: Sequence[str] = (),
+    metric: str | None = None,
 ) -> EvalComparison:
-    """B judged against A; `only` names the tasks to look at."""
+    """B judged against A. `only` names the tasks to look at, `metric` the one to judge by."""
     tasks = [task for task in a_samples if task in b_samples and (not only or task in only)]
     parts = {task: pair(a_samples[task], b_samples[task]) for task in tasks}
     lower = {name for run in (a, b) for name in run.metrics if better(run, name) == "lower"}
     rules = Rules(margin, frozenset(lower))
-    measured = [_task(task, parts[task], main_metric(a, b, task), rules) for task in tasks]
+    measured = [
+        _task(task, parts[task], metric or main_metric(a, b, task), rules) for task in tasks
+    ]
     judged = _judged([found for found in measured if found is not None])
     groups = [
         _group(name, members, judged, parts, rules)
@@ -153,8 +156,12 @@ def main_metric(a: RunResult, b: RunResult, task: str) -> str | None:
 
 
 def first_metric(metrics: Sequence[str], wanted: str | None) -> str:
-    found = [name for name in (wanted, *MAIN, metrics[0]) if name in metrics and name is not None]
-    return found[0]
+    """`wanted` (acc_norm or acc_norm,none), else by `MAIN`, else the first."""
+    if wanted is not None:
+        for name in metrics:
+            if wanted in (name, name.partition(",")[0], name.partition(",")[2]):
+                return name
+    return next((name for name in MAIN if name in metrics), metrics[0])
 
 
 def _task(
@@ -336,7 +343,9 @@ def _group(
 
 def _changes(pairs: Pairs, metric: str, sign: int) -> list[Change]:
     return [
-        Change(p.a.doc_id, p.b.doc_id, question(p.a), target(p.a), said(p.a), said(p.b))
+        Change(
+            p.a.doc_id, p.b.doc_id, question(p.a), target(p.a), said(p.a, metric), said(p.b, metric)
+        )
         for p in pairs.pairs
         if sign * (p.b.metrics.get(metric, 0.0) - p.a.metrics.get(metric, 0.0)) > 0
         and {p.a.metrics.get(metric), p.b.metrics.get(metric)} == {0.0, 1.0}

@@ -83,13 +83,8 @@ def _metric(stored: Stored, task: str, samples: Sequence[Sample], wanted: Wanted
             raise EvalError(f"--wrong: {task} has no metric of single samples")
         return ""
     if wanted.metric is not None:
-        matches = [m for m in there if wanted.metric in (m, m.partition(",")[0])]
-        if not matches:
-            raise EvalError(
-                f"--metric {wanted.metric}: {task} has {', '.join(there)}"
-                f"{nearest(wanted.metric, there)}"
-            )
-        metric = matches[0]
+        check_metric(wanted.metric, task, there)
+        metric = first_metric(there, wanted.metric)
     else:
         metric = first_metric(there, main_metric(stored.run, stored.run, task))
     if (wanted.wrong or wanted.right) and not is_binary(samples, metric):
@@ -97,6 +92,13 @@ def _metric(stored: Stored, task: str, samples: Sequence[Sample], wanted: Wanted
             f"--wrong: {task}'s {metric} is no right or wrong; choose another with --metric"
         )
     return metric
+
+
+def check_metric(wanted: str, task: str, there: Sequence[str]) -> None:
+    """Whether a task has a metric of this name, with or without its filter, or a filter so."""
+    if not any(wanted in (name, *name.split(",", 1)) for name in there):
+        told = f"{task} has {', '.join(there)}{nearest(wanted, there)}"
+        raise EvalError(f"--metric {wanted}: {told}")
 
 
 def is_binary(samples: Sequence[Sample], metric: str) -> bool:

@@ -15,7 +15,7 @@ from atom.bench.history.show import shortest_ids
 from atom.bench.types import Interval, RunResult
 from atom.eval.compare import first_metric, main_metric
 from atom.eval.select import Chosen, is_right
-from atom.eval.wording import choice, harmless, question
+from atom.eval.wording import choice, chosen_per_character, harmless, question
 
 if TYPE_CHECKING:
     from atom.eval.stored import Stored
@@ -121,7 +121,8 @@ def print_run(out: Console, stored: Stored) -> None:
     kind = str(server.get("kind") or "") if isinstance(server, Mapping) else ""
     parts = [run.name, f"run {run.run_id}", started_at(run)[:16].replace("T", " ") + " UTC"]
     out.print(Text(" · ".join(parts), style="bold"))
-    told = {"model": run.model, "server": kind, "recipe": recipe_of(run), "commit": commit_of(run)}
+    commit = commit_of(run)[:12]
+    told = {"model": run.model, "server": kind, "recipe": recipe_of(run), "commit": commit}
     line = " · ".join(f"{key} {value}" for key, value in told.items() if value)
     out.print(Text(line, style="dim"), soft_wrap=True)
     out.print(_scores(run, stored.counts, ends=out.width >= ROOM_FOR_ENDS))
@@ -248,11 +249,16 @@ def _print_text(out: Console, label: str, text: str, full: bool) -> None:
 def _choices(sample: Sample, scored: Iterable[Mapping[str, Any]]) -> Table:
     """Log-probabilities of the choices, and per character, as acc_norm chooses."""
     table = _table("  ", "logprob", "per char", "choice", right=("logprob", "per char"))
+    by_length = chosen_per_character(sample)
     for number, answer in enumerate(scored):
         logprob = float(answer["logprob"])
         marks = [
             word
-            for word, place in (("right", sample.gold), ("chosen", sample.chosen))
+            for word, place in (
+                ("right", sample.gold),
+                ("chosen", sample.chosen),
+                ("chosen per char", None if by_length == sample.chosen else by_length),
+            )
             if place == number
         ]
         style = "green" if number == sample.gold else "red" if number == sample.chosen else ""

@@ -39,13 +39,28 @@ def target(sample: Sample) -> str:
     return sample.target.strip().rpartition("\n")[2].removeprefix("####").strip()
 
 
-def said(sample: Sample) -> str:
-    """What the model answered: what the filters made of it, or the choice that it found likeliest.
+def chosen_per_character(sample: Sample) -> int | None:
+    """The choice that acc_norm takes: the largest log-probability divided by its length."""
+    if sample.chosen is None:
+        return None
+    scores = [
+        float(answer["logprob"]) / (len(str(answer.get("text", "")).strip()) or 1)
+        for answer in sample.answers
+    ]
+    return max(range(len(scores)), key=scores.__getitem__)
 
-    Of several filters the first that found something.
+
+def said(sample: Sample, metric: str = "") -> str:
+    """What the model answered: what the filters made of it, or the choice that `metric` takes.
+
+    Of several filters the metric's own, else the first that found something.
     """
-    if sample.chosen is not None and sample.chosen < len(sample.answers):
-        return choice(sample.answers[sample.chosen])
+    chosen = chosen_per_character(sample) if metric.startswith("acc_norm") else sample.chosen
+    if chosen is not None and chosen < len(sample.answers):
+        return choice(sample.answers[chosen])
+    own = sample.filtered.get(metric.partition(",")[2])
+    if own is not None:
+        return own
     for text in sample.filtered.values():
         if text and text != "[invalid]":
             return text

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import atom
-from eval_runs import FLEXIBLE, SHOT, choice_sample, eval_run, gsm8k_sample
+from eval_runs import FLEXIBLE, SHOT, STRICT, choice_sample, eval_run, gsm8k_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -226,6 +226,29 @@ def test_settings_that_differ_are_listed_and_unknown_ones_are_not() -> None:
     assert {d.what for d in found.differences} == {
         "chat_template_sha", "gsm8k: num_fewshot", "gsm8k: generation.until",
     }  # fmt: skip
+
+
+def test_settings_of_servers_that_we_started_are_compared() -> None:
+    samples = answered("+-" * 5)
+    told = [
+        {"server": {"kind": "atom", "config": {"model": {"dtype": dtype}, "seed": 0}}}
+        for dtype in ("float32", "bfloat16")
+    ]
+    runs = [eval_run(samples, n, provenance=told[n]) for n in (0, 1)]
+    found = compare(*runs, by_task(samples), by_task(samples))
+    assert [(d.what, d.a, d.b) for d in found.differences] == [
+        ("server: model.dtype", "float32", "bfloat16")
+    ]
+
+
+def test_another_metric_may_be_judged_by(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("eval", "compare", "last~1", "last", "--history", str(stored), "--metric")
+    for name in ("strict-match", STRICT):
+        out = atom(capsys, *command, name).out
+        assert "0 of 80 answered differently" in out
+    ran = atom(capsys, *command, "f1")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--metric f1: B has exact_match,flexible-extract" in ran.err
 
 
 def test_cut_answers_are_said() -> None:

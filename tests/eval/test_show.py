@@ -21,6 +21,7 @@ from atom.eval.select import is_right
 from atom.eval.show import print_sample
 from atom.eval.stored import find
 from atom.eval.types import Sample
+from atom.eval.wording import said
 
 
 @pytest.fixture
@@ -98,6 +99,27 @@ def test_a_sample_of_choices(stored: Path, capsys: pytest.CaptureFixture[str]) -
     assert ["chosen", "-4.000", "-0.444", "the", "first"] in rows
     assert ["right", "-6.000", "-0.600", "the", "second"] in rows
     assert ["-7.000", "-0.700", "the", "fourth"] in rows
+
+
+def test_choices_by_length_are_told_apart() -> None:
+    """acc takes the short one, acc_norm the long one."""
+    answers = [
+        {"text": " ab", "logprob": -2.0, "is_greedy": False},
+        {"text": " abcdefgh", "logprob": -4.0, "is_greedy": False},
+    ]
+    sample = choice_sample(1, False, answers=answers, gold=1, chosen=0)
+    assert (said(sample, "acc,none"), said(sample, "acc_norm,none")) == ("ab", "abcdefgh")
+    out = io.StringIO()
+    print_sample(Console(file=out, width=80, no_color=True), sample, "acc,none")
+    rows = [line.split() for line in out.getvalue().splitlines()]
+    assert ["chosen", "-2.000", "-1.000", "ab"] in rows
+    assert ["right,", "chosen", "per", "char", "-4.000", "-0.500", "abcdefgh"] in rows
+
+
+def test_what_was_said_is_what_the_metrics_filter_made_of_it() -> None:
+    sample = gsm8k_sample(3, True, filtered={"strict-match": "[invalid]", "flexible-extract": "3"})
+    assert said(sample) == said(sample, FLEXIBLE) == "3"
+    assert said(sample, STRICT) == "[invalid]"
 
 
 def test_grep_looks_at_questions_and_answers(
