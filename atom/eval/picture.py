@@ -44,9 +44,10 @@ def print_comparison(
     for task in found.tasks:
         if not task.group:
             _changes(out, task, changed)
-    if changed != 0 and any(task.lost or task.won for task in found.tasks):
-        hint = f"atom eval show {found.b.run_id} --task {found.tasks[0].task} --sample N shows one"
-        _say(out, hint, "dim")
+    first = next((task for task in found.tasks if not task.group and (task.lost or task.won)), None)
+    if changed != 0 and first is not None:
+        sample = f"--task {first.task} --sample {(first.lost or first.won)[0].b_doc}"
+        _say(out, f"atom eval show {found.b.run_id} {sample} shows the first whole", "dim")
     out.print(Text(found.verdict, style=f"bold {COLOURS[found.verdict]}".strip()), end="")
     out.print(Text(f": {found.sentence}"), soft_wrap=True)
     for note in [*(f"{t.task}: {n}" for t in found.tasks for n in t.notes), *found.notes]:

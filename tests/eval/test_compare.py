@@ -324,6 +324,7 @@ def test_compare_command(stored: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "50.00%  17.50%" in ran.out
     assert "34 of 80 answered differently (30 lost, 4 won)" in ran.out
     assert "worse: B is worse than A on gsm8k" in ran.out
+    assert "--task gsm8k --sample 10 shows the first whole" in ran.out
     failing = ("eval", "compare", "last~1", "last", "--fail-on-worse", "--history", str(stored))
     assert atom(capsys, *failing).code == 3
     back = ("eval", "compare", "last", "last~1", "--fail-on-worse", "--history", str(stored))
