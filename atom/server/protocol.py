@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from atom.engine.sampling_params import MAX_SEED
 from atom.server import fields
@@ -74,10 +83,18 @@ Bias = Annotated[
     Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,10}$"}}),
 ]
 Stop = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
-Counts = Annotated[list[Count], Field(min_length=1)]
+# One value, or a list with at least one; the tags are no names, so that errors leave them out.
+_ONE_OR_MANY = Discriminator(lambda value: "a list" if isinstance(value, list) else "one value")
+Counts = Annotated[
+    Annotated[Count, Tag("one value")] | Annotated[list[Count], Field(min_length=1), Tag("a list")],
+    _ONE_OR_MANY,
+]
 Prompt = Annotated[Any, WithJsonSchema(PROMPT_SCHEMA)]
 Messages = Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)]
-Texts = Annotated[list[str], Field(min_length=1)]
+Texts = Annotated[
+    Annotated[str, Tag("one value")] | Annotated[list[str], Field(min_length=1), Tag("a list")],
+    _ONE_OR_MANY,
+]
 Salt = Annotated[str, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(max_length=512)]
 
@@ -128,7 +145,7 @@ class CompletionBody(GenerationBody):
     logprobs: Count | None = None
     echo: bool | None = None
     best_of: Count | None = None
-    logprobs_start: Count | Counts | None = None
+    logprobs_start: Counts | None = None
 
 
 class TemplateBody(_Body):
@@ -151,7 +168,7 @@ class ChatBody(GenerationBody, TemplateBody):
 class TokenizeBody(_Body):
     """Either `prompt` or `messages`."""
 
-    prompt: str | Texts | None = None
+    prompt: Texts | None = None
     messages: Messages | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
