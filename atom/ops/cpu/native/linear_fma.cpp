@@ -96,6 +96,34 @@ void rows_times_group(const LinearArgs& a, const float* panel, int64_t row0, int
         }
 }
 
+#ifdef ATOM_AVX512
+// Two groups at once: one broadcast of x serves two products, which would otherwise wait for loads.
+// Sums are those of `rows_times_group`, bit for bit.
+void rows_times_two_groups(const LinearArgs& a, const float* p0, const float* p1, int64_t row0,
+                           int64_t n0) {
+    vf acc[kRows][2];
+    for (int i = 0; i < kRows; i++) acc[i][0] = acc[i][1] = vzero();
+    const float* x = a.x + row0 * a.ldx;
+    for (int64_t k = 0; k < a.w.k; k++) {
+        const vf w0 = vload(p0 + k * kGroup), w1 = vload(p1 + k * kGroup);
+        for (int i = 0; i < kRows; i++) {
+            const vf xi = vset1(x[i * a.ldx + k]);
+            acc[i][0] = vfma(w0, xi, acc[i][0]);
+            acc[i][1] = vfma(w1, xi, acc[i][1]);
+        }
+    }
+    for (int h = 0; h < 2; h++) {
+        const int64_t c = n0 + h * kGroup;
+        const int n = int(a.w.n - c < VL ? a.w.n - c : VL);
+        for (int i = 0; i < kRows; i++) {
+            vf y = acc[i][h];
+            if (a.bias) y = vadd(y, vload_n(a.bias + c, n));
+            vstore_n(a.out + (row0 + i) * a.ldo + c, y, n);
+        }
+    }
+}
+#endif
+
 using RowsFn = void (*)(const LinearArgs&, const float*, int64_t, int64_t);
 
 template <int R>
@@ -148,8 +176,24 @@ void linear_fma(const LinearArgs& a, int64_t m, Worker& w) {
     int64_t grain = groups / (w.num_threads * 8);
     grain = grain < 1 ? 1 : grain > 16 ? 16 : grain;
     const bool direct = m <= 4 && (a.w.format == kBF16 || a.w.format == kF16);
+#ifdef ATOM_AVX512
+    const bool pairs = a.w.format == kF32 && m >= kRows;
+    if (pairs) grain += grain & 1;
+#endif
     w.parallel_for(groups, grain, [&](int64_t g0, int64_t g1) {
-        for (int64_t g = g0; g < g1; g++) {
+        int64_t g = g0;
+#ifdef ATOM_AVX512
+        for (; pairs && g + 1 < g1; g += 2) {
+            const float* p0 = reinterpret_cast<const float*>(a.w.group(g));
+            const float* p1 = reinterpret_cast<const float*>(a.w.group(g + 1));
+            int64_t r = 0;
+            for (; r + kRows <= m; r += kRows) rows_times_two_groups(a, p0, p1, r, g * kGroup);
+            if (r == m) continue;
+            g_kernels.fn[m - r](a, p0, r, g * kGroup);
+            g_kernels.fn[m - r](a, p1, r, (g + 1) * kGroup);
+        }
+#endif
+        for (; g < g1; g++) {
             if (direct) {
                 if (m == 1) rows_times_pairs<1>(a, g, 0);
                 if (m == 2) rows_times_pairs<2>(a, g, 0);
