@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from atom.bench.history import History, HistoryError
+from atom.bench.history import History
 from atom.bench.types import RunResult
 from atom.eval.errors import EvalError
 from atom.eval.settings import Expectation
+from atom.eval.stored import Stored, find
 from atom.eval.types import Sample
 from atom.eval.verdict import Z_95, Baseline, Judged
 
@@ -20,15 +21,14 @@ class Baselines:
     """The runs that expectations name. Raises `EvalError` for one that is not there."""
 
     def __init__(self, store: History, expectations: Sequence[Expectation]) -> None:
-        self._store = store
-        self._runs: dict[str, RunResult] = {}
+        self._found: dict[str, Stored] = {}
         for one in expectations:
-            if isinstance(one.baseline, str) and one.baseline not in self._runs:
-                self._runs[one.baseline] = _run(store, one)
+            if isinstance(one.baseline, str) and one.baseline not in self._found:
+                self._found[one.baseline] = _evaluation(store, one)
 
     def find(self, text: str, task: str, metric: str) -> Baseline:
         """The score of this metric in the run of that name."""
-        run = self._runs[text]
+        run = self._found[text].run
         name = f"{task}/{metric}"
         interval = run.metrics.get(name)
         if interval is None:
@@ -43,33 +43,27 @@ class Baselines:
     ) -> dict[str, MetricComparison]:
         """The run against its baselines, document by document, by metric; `Judged.name` -> result.
 
-        Absent where the baseline's samples are not in the history or share no document.
+        Absent where the baseline has no samples or shares no document.
         """
         from atom.eval.compare import compare
-        from atom.eval.records import by_task, read_samples
+        from atom.eval.records import by_task
 
         wanted = {one.name: one.baseline.run_id for one in judged if one.baseline is not None}
         now = by_task(samples)
         found: dict[str, MetricComparison] = {}
-        for earlier in {r.run_id: r for r in self._runs.values()}.values():
-            try:
-                before = by_task(read_samples(self._store, earlier.run_id))
-            except HistoryError:  # a file's run, which is not in the history
-                continue
-            for task in compare(earlier, run, before, now).tasks if before else ():
+        for earlier in {one.run.run_id: one for one in self._found.values()}.values():
+            before = earlier.samples()
+            for task in compare(earlier.run, run, before, now).tasks if before else ():
                 for metric in task.metrics:
                     name = f"{task.task}/{metric.metric}"
-                    if wanted.get(name) == earlier.run_id:
+                    if wanted.get(name) == earlier.run.run_id:
                         found[name] = metric
         return found
 
 
-def _run(store: History, one: Expectation) -> RunResult:
-    """The newest evaluation that the text names: an id, a recipe, a commit, a file's run."""
+def _evaluation(store: History, one: Expectation) -> Stored:
     assert isinstance(one.baseline, str)
-    found = [run for run in store.resolve(one.baseline) if run.kind == "eval"]
-    if not found:
-        raise EvalError(
-            f"{one.where} {one.task}={one.baseline}: it names no evaluation (atom eval list)"
-        )
-    return max(found, key=lambda run: run.run_id)
+    try:
+        return find(store, one.baseline)
+    except EvalError as error:
+        raise EvalError(f"{one.where} {one.task}={one.baseline}: {error}") from None

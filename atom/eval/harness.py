@@ -64,7 +64,7 @@ def evaluate(
         samples=samples,
         config=_config(options, loaded, client),
         duration_s=time.monotonic() - begin,
-        requests=counts.requests,
+        answers=counts.items,
         kept=counts.kept,
         prompt_tokens=counts.prompt_tokens,
         output_tokens=counts.output_tokens,

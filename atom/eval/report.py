@@ -189,11 +189,11 @@ def _pairs(found: MetricComparison) -> str:
 
 def _footer(console: Console, report: Report) -> None:
     outcome, run = report.outcome, report.run
-    kept = f" ({outcome.kept:,} kept answers)" if outcome.kept else ""
+    kept = f" ({outcome.kept:,} kept)" if outcome.kept else ""
     said = [
         f"run {run.run_id}",
         f"{number(outcome.duration_s)} s",
-        f"{outcome.requests:,} request{'s' * (outcome.requests != 1)}{kept}",
+        f"{outcome.answers:,} answer{'s' * (outcome.answers != 1)}{kept}",
         f"{outcome.prompt_tokens:,} prompt and {outcome.output_tokens:,} output tokens",
     ]
     console.print(_text(" · ".join(said), "dim"))

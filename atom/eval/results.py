@@ -125,7 +125,7 @@ def _told(outcome: EvalOutcome, judged: Sequence[Judged]) -> dict[str, Any]:
         ],
         "truncated": cut,
         "baselines": baselines,
-        "requests": outcome.requests,
+        "answers": outcome.answers,
         "kept": outcome.kept,
         "prompt_tokens": outcome.prompt_tokens,
         "output_tokens": outcome.output_tokens,

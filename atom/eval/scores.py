@@ -30,7 +30,7 @@ def task_scores(
     task: Any, raw: Mapping[tuple[str, str], Sequence[Any]], iterations: int, notes: list[str]
 ) -> dict[str, Score]:
     """`raw`: the values of each (metric, filter) over the samples. Names as in "acc,none"."""
-    from lm_eval.api.metrics import mean
+    from lm_eval.api.metrics import mean, perplexity, weighted_perplexity
 
     aggregations, better = task.aggregation(), task.higher_is_better()
     scores = {}
@@ -43,7 +43,10 @@ def task_scores(
             continue
         error = standard_error(aggregate, values, iterations)
         share = aggregate is mean and all(v in (0, 1) for v in values)
-        low, high = _interval(float(value), error, len(values) if share else None)
+        if aggregate in (perplexity, weighted_perplexity):
+            low, high = _positive_interval(float(value), error)
+        else:
+            low, high = _interval(float(value), error, len(values) if share else None)
         scores[name] = Score(float(value), error, low, high, better.get(metric) is not False)
     return scores
 
@@ -141,6 +144,17 @@ def _interval(
         return None, None
     half = t_quantile(0.5 + _CONFIDENCE / 2, math.inf) * error
     return value - half, value + half
+
+
+def _positive_interval(value: float, error: float | None) -> tuple[float | None, float | None]:
+    """Of exp(mean), symmetric in the exponent, whose error is error / value (delta method).
+
+    None for an error that says nothing any more, as of a few samples of a random model.
+    """
+    if error is None or value <= 0 or error > value:
+        return None, None
+    factor = math.exp(t_quantile(0.5 + _CONFIDENCE / 2, math.inf) * error / value)
+    return value / factor, value * factor
 
 
 def _error_key(key: str) -> str:

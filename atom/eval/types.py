@@ -188,8 +188,8 @@ class EvalOutcome(msgspec.Struct):
     samples: list[Sample]
     config: dict[str, Any]  # all that changes a score: chat template, seeds, limit, fewshot, ...
     duration_s: float
-    requests: int
-    kept: int  # answers from the journal
+    answers: int  # of the model, those of the journal included
+    kept: int  # of `answers`: from the journal
     prompt_tokens: int
     output_tokens: int
     versions: dict[str, str]  # lm_eval, ...

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from fake_eval_client import BOS, EOS, FakeClient
 from atom.eval.errors import EvalError, ServerGone
 from atom.eval.harness import Options, TaskOptions, evaluate, main_metric
 from atom.eval.quiet import compiled_once
+from atom.eval.scores import task_scores
 from atom.eval.tasks import find_tasks, load_tasks
 from atom.eval.types import EvalOutcome, GenerateItem, Progress, Score, ScoreItem, TaskResult
 
@@ -261,8 +264,27 @@ def test_shares_get_wilsons_interval_and_others_their_error() -> None:
     assert (acc.value, acc.low) == (0, 0)
     assert acc.high == pytest.approx(0.0713, abs=1e-3)
     assert perplexity.stderr is not None
-    assert perplexity.high == pytest.approx(perplexity.value + 1.959964 * perplexity.stderr)
     assert not perplexity.higher_is_better
+
+
+def test_a_perplexitys_interval_is_symmetric_in_its_logarithm() -> None:
+    from lm_eval.api.metrics import perplexity
+
+    task = SimpleNamespace(
+        task_name="t",
+        aggregation=lambda: {"perplexity": perplexity},
+        higher_is_better=lambda: {"perplexity": False},
+    )
+    values = [-1.0, -2.0, -3.0, -2.0] * 25
+    score = task_scores(task, {("perplexity", "none"): values}, 2000, [])["perplexity,none"]
+    assert score.low is not None
+    assert score.high is not None
+    # The error of the mean of the logarithms, which the resampled one comes near.
+    error = math.log(score.high / score.value) / 1.959964
+    assert error == pytest.approx(math.sqrt(0.5 / 100), rel=0.05)
+    assert score.low * score.high == pytest.approx(score.value**2)
+    wild = task_scores(task, {("perplexity", "none"): [-1.0, -90.0]}, 1000, [])
+    assert wild["perplexity,none"].low is None
 
 
 def test_generation_settings_reach_the_request() -> None:

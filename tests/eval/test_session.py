@@ -41,7 +41,7 @@ def outcome(**changed: Any) -> EvalOutcome:
         "samples": [gsm8k_sample(0, True), gsm8k_sample(1, False), choice_sample(0, True)],
         "config": {"limit": 2, "seed": 1234},
         "duration_s": 12.5,
-        "requests": 7,
+        "answers": 7,
         "kept": 2,
         "prompt_tokens": 1000,
         "output_tokens": 50,
@@ -173,7 +173,7 @@ def test_the_report_fits_and_says_everything(width: int) -> None:
     for words in (
         "2 of 1,319", "flexible-extract", "0.5000", "0.0500", "≥ 0.55", "0.6000 (83.3%)",
         "is 0.0500 below its threshold 0.55, within the noise", "of 20261120-1",
-        "note: a note of the client", "note: cut answers", "7 requests (2 kept answers)",
+        "note: a note of the client", "note: cut answers", "7 answers (2 kept)",
         "next: atom eval show 20261121-120000-abcdef --wrong",
         "atom eval compare 20261120-1 20261121-120000-abcdef",
     ):  # fmt: skip
