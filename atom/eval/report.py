@@ -132,9 +132,12 @@ def _figures(score: Score) -> tuple[str, str, str]:
 
 
 def figure(value: float | None) -> str:
-    """Four decimals, as scores are compared; large ones (perplexities) shorter."""
+    """Four decimals, as scores are compared; large ones (perplexities) shorter, small ones (KL
+    divergences) by their digits."""
     if value is None:
         return "–"
+    if 0 < abs(value) < 0.001:
+        return f"{value:.3g}"
     return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"
 
 

@@ -14,6 +14,7 @@ from atom.bench.history.runs import better, commit_of, recipe_of, started_at
 from atom.bench.history.show import shortest_ids
 from atom.bench.types import Interval, RunResult
 from atom.eval.compare import first_metric, main_metric
+from atom.eval.report import figure
 from atom.eval.select import Chosen, is_right
 from atom.eval.wording import choice, chosen_per_character, harmless, question
 
@@ -46,7 +47,7 @@ def task_facts(run: RunResult, task: str) -> Mapping[str, Any]:
 
 
 def score_text(interval: Interval) -> str:
-    return f"{interval.value:.4f}" if abs(interval.value) < 100 else f"{interval.value:,.2f}"
+    return figure(interval.value)
 
 
 def half_text(interval: Interval) -> str:
@@ -54,7 +55,7 @@ def half_text(interval: Interval) -> str:
     if interval.low == interval.high:
         return ""
     half = (interval.high - interval.low) / 2
-    return f"±{half:.4f}" if half < 100 else f"±{half:,.2f}"
+    return f"±{figure(half)}"
 
 
 def state_of(run: RunResult, name: str) -> str:
@@ -159,8 +160,8 @@ def _scores(run: RunResult, counts: Mapping[str, int], *, ends: bool) -> Table:
                     "metric": metric,
                     "score": score_text(interval),
                     "95%": half_text(interval),
-                    "95% from": f"{interval.low:.4f}" if known else "",
-                    "to": f"{interval.high:.4f}" if known else "",
+                    "95% from": figure(interval.low) if known else "",
+                    "to": figure(interval.high) if known else "",
                     "threshold": _limit(run, f"{task}/{metric}"),
                 }
             )
