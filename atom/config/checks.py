@@ -21,9 +21,9 @@ def cross_check(config: Config, where: Where) -> Config:
 
 def _check_cache(config: Config, where: Where) -> None:
     size = config.engine.kv_cache_block_size
-    if size != 1 and size % 16:
+    if size is not None and size not in (1, 2, 4, 8) and size % 16:
         raise ConfigError(
-            f"{where('kv_cache_block_size')} must be 1 or a multiple of 16, got {size}"
+            f"{where('kv_cache_block_size')} must be 1, 2, 4, 8 or a multiple of 16, got {size}"
         )
     if config.engine.num_kvcache_blocks == 0:
         raise ConfigError(

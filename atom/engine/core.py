@@ -31,7 +31,7 @@ DEFAULT_PREFILL_CHUNK = {"cpu": 256, "cuda": 2048}
 MAX_PROMPT_STEP = {"cpu": 512, "cuda": 1 << 30}
 # Below this a wait for another's prefix costs more than it saves: a step's fixed cost is worth a
 # few tokens on CPU, hundreds on a GPU.
-DEFAULT_MIN_SHARED_TOKENS = {"cpu": 16, "cuda": 128}
+DEFAULT_MIN_SHARED_TOKENS = {"cpu": 8, "cuda": 128}
 
 
 class EngineRunner(Runner, Protocol):
@@ -39,6 +39,8 @@ class EngineRunner(Runner, Protocol):
 
     @property
     def num_blocks(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
     @property
     def max_model_len(self) -> int: ...
     @property
@@ -117,7 +119,7 @@ class EngineCore:
     ) -> None:
         device = runner.device.partition(":")[0]
         limits = resolve_limits(config, device)
-        block_size = config.engine.kv_cache_block_size
+        block_size = runner.block_size
         caching = config.engine.enable_prefix_caching
         self._runner = runner
         self._clock = clock

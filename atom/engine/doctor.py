@@ -121,6 +121,9 @@ def diagnose(config: Config, env: Mapping[str, str]) -> Diagnosis:
     kernels: tuple[Kernel, ...] = ()
     memory = None
     if source is not None:
+        from atom.engine.runner.settle import settle_block_size
+
+        config = settle_block_size(config, devices.chosen)
         kernels = _kernels(source, config, devices.chosen)
         memory = _plan(source, config, devices)
     return Diagnosis(
@@ -196,7 +199,7 @@ def _plan(source: ModelSource, config: Config, devices: Devices) -> MemoryPlan:
     keeps = _keeps_stored(config, source, devices.chosen)
     needs = footprint(source, dtype, kv_dtype, keep_stored=keeps)
     context = resolve_max_model_len(config, source)
-    block_size = config.engine.kv_cache_block_size
+    block_size = config.engine.block_size
     tokens, activations, problem = 0, 0, None
     try:
         activations = _activations(config, source, devices, dtype)
@@ -274,7 +277,7 @@ def _kernels(source: ModelSource, config: Config, device: str) -> tuple[Kernel, 
     dtype, kv_dtype = _dtypes(source, config, device)
     stored = stored_format(source)
     weights = stored if _keeps_stored(config, source, device) else dtype
-    block_size = config.engine.kv_cache_block_size
+    block_size = config.engine.block_size
     queries = operations(source.config, device, dtype, kv_dtype, weights, block_size)
     return tuple(_ask(query) for query in queries)
 

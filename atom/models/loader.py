@@ -77,7 +77,7 @@ def load_model(
         weight_dtype=None if keep else dtype,
         keep_packed=config.model.dtype != "float32",
         kv_dtype=resolve_kv_dtype(config, dtype),
-        block_size=config.engine.kv_cache_block_size,
+        block_size=config.engine.block_size,
         max_positions=config.model.max_model_len or hf.max_position_embeddings,
         parallel=parallel,
         traceable=traceable,

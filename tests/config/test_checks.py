@@ -11,12 +11,12 @@ from atom.config.checks import cross_check
 from atom.errors import ConfigError
 
 
-@pytest.mark.parametrize("size", [1, 16, 32, 48, 1024])
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 32, 48, 1024])
 def test_block_sizes_that_kernels_can_page(size: int) -> None:
     assert resolve(None, {}, {"kv_cache_block_size": size}).engine.kv_cache_block_size == size
 
 
-@pytest.mark.parametrize("size", [2, 8, 15, 17, 24])
+@pytest.mark.parametrize("size", [3, 6, 15, 17, 24])
 def test_block_sizes_that_they_cannot(size: int) -> None:
     with pytest.raises(ConfigError, match="multiple of 16"):
         resolve(None, {}, {"kv_cache_block_size": size})

@@ -33,7 +33,7 @@ def test_seed_names_and_defaults() -> None:
     assert config.scheduler.max_num_seqs == 512
     assert config.scheduler.scheduler_delay_factor == 0.0
     assert config.engine.gpu_memory_utilization == 0.9
-    assert config.engine.kv_cache_block_size == 16
+    assert config.engine.kv_cache_block_size is None
     assert config.engine.num_kvcache_blocks == -1
     assert config.compile.level == 3
     assert config.server.port == 8000

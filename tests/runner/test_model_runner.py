@@ -9,9 +9,9 @@ import torch
 from serving import Shared, generate, greedy, make_config, make_runner
 from tiny import make_tiny, random_prompt, reference_greedy, reference_logits, tiny_checkpoint
 
-from atom.config.schema import Config, EngineConfig
+from atom.config.schema import Config, EngineConfig, ModelConfig
 from atom.engine.core import EngineCore
-from atom.engine.runner import memory, threads
+from atom.engine.runner import memory, settle, threads
 from atom.engine.runner.model_runner import ModelRunner
 from atom.engine.sampling_params import SamplingParams
 from atom.errors import ConfigError, ModelError
@@ -248,3 +248,42 @@ def test_one_thread_per_physical_core(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads.model_threads(5, 2) == 5
     monkeypatch.setattr(threads, "usable_cpus", lambda: 1.5)  # a container's quota
     assert threads.physical_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "num_blocks", "device", "expected"),
+    [
+        (None, -1, "cpu", 4),
+        (None, -1, "cuda", 16),
+        (None, 100, "cpu", 16),  # the blocks are counted: they keep their usual size
+        (1, -1, "cpu", 1),
+        (8, -1, "cpu", 8),
+        (1, -1, "cuda", 1),
+        (48, -1, "cuda", 48),
+    ],
+)
+def test_the_size_of_a_block(size: int | None, num_blocks: int, device: str, expected: int) -> None:
+    engine = EngineConfig(kv_cache_block_size=size, num_kvcache_blocks=num_blocks)
+    settled = settle.settle_block_size(Config(engine=engine), device)
+    assert settled.engine.kv_cache_block_size == settled.engine.block_size == expected
+
+
+def test_a_gpu_cannot_page_small_blocks() -> None:
+    config = Config(engine=EngineConfig(kv_cache_block_size=8))
+    with pytest.raises(ConfigError, match="1 or a multiple of 16 on a GPU, got 8"):
+        settle.settle_block_size(config, "cuda")
+
+
+def test_the_core_counts_in_the_runner_s_blocks() -> None:
+    config = Config(
+        model=ModelConfig(model=str(tiny_checkpoint("llama3")), dtype="float32"),
+        engine=EngineConfig(device="cpu", num_threads=1, kv_cache_memory_gb=0.01),
+    )
+    core = EngineCore(config, make_runner(config))
+    assert core.info.block_size == core.scheduler.blocks.block_size == 4
+    prompts = [[*random_prompt(21, seed=3), i] for i in range(3)]
+    results = generate(core, prompts, greedy(6))
+    assert [r.num_cached_tokens for r in results] == [0, 20, 20]
+    for prompt, result in zip(prompts, results, strict=True):
+        path = tiny_checkpoint("llama3")
+        assert result.token_ids == reference_greedy(path, prompt, 6)

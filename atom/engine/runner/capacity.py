@@ -38,7 +38,7 @@ def measure(
     `run` launches a plan and waits for it; `graph_bytes` says what captured graphs will hold, and
     is called while the pool is one block.
     """
-    kv_cache.bind(layers, 1, config.engine.kv_cache_block_size, device)
+    kv_cache.bind(layers, 1, config.engine.block_size, device)
     for layer in layers:  # the one block is read before it is written
         layer.k_cache.view(torch.uint8).zero_()
         layer.v_cache.view(torch.uint8).zero_()
@@ -78,7 +78,7 @@ def make_kv_cache(
     into `memory_bytes`, and what decided each into `memory_notes`.
     """
     notes = {} if memory_notes is None else memory_notes
-    size = config.engine.kv_cache_block_size
+    size = config.engine.block_size
     block_bytes = kv_cache.block_bytes(layers, size)
     if room is None:
         available = memory.available_memory() // parallel.tp_size

@@ -51,7 +51,7 @@ def odd_step(config: Config, max_model_len: int) -> StepPlan:
     budget = config.scheduler.max_num_batched_tokens
     rows = min(3, config.scheduler.max_num_seqs, budget)
     count = min(7, budget // rows, max_model_len)
-    return _prompts(rows, count, [0] * -(-count // config.engine.kv_cache_block_size))
+    return _prompts(rows, count, [0] * -(-count // config.engine.block_size))
 
 
 def largest_steps(config: Config, max_model_len: int) -> Iterator[StepPlan]:
@@ -60,7 +60,7 @@ def largest_steps(config: Config, max_model_len: int) -> Iterator[StepPlan]:
 
     Everything is kept in block 0, which is all the pool that there need be.
     """
-    budget, size = config.scheduler.max_num_batched_tokens, config.engine.kv_cache_block_size
+    budget, size = config.scheduler.max_num_batched_tokens, config.engine.block_size
     length = min(budget, max_model_len)
     rows = min(config.scheduler.max_num_seqs, budget)
     yield _prompts(min(rows, budget // length), length, [0] * -(-length // size))

@@ -35,7 +35,7 @@ def describe(runner: ModelRunner, marked: bool) -> Facts:
         "level": level_of(config),
         "mode": runner.mode,
         "cudagraph_mode": runner.graph_plan.mode,
-        "block_size": config.engine.kv_cache_block_size,
+        "block_size": config.engine.block_size,
         "selects_rows": bool(runner.model.selects_rows),
         "marked": marked,
         "modules": modules_of(runner.model),

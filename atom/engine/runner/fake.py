@@ -140,7 +140,7 @@ class FakeRunner:
     def __init__(self, config: Config, options: FakeOptions | None = None) -> None:
         self.options = options or FakeOptions()
         wanted = config.engine.num_kvcache_blocks
-        self.block_size = config.engine.kv_cache_block_size
+        self.block_size = config.engine.kv_cache_block_size or 16
         self.num_blocks = wanted if wanted > 0 else self.options.num_blocks
         self.max_model_len = config.model.max_model_len or self.options.max_model_len
         self.vocab_size = self.options.vocab_size

@@ -35,7 +35,7 @@ def settled_kv_dtype(config: Config, hf: HFConfig, device: str, dtype: torch.dty
     if device != "cpu" or config.model.dtype != "auto":
         return KV_NAMES[dtype]
     name = str(dtype).removeprefix("torch.")
-    size = config.engine.kv_cache_block_size
+    size = config.engine.block_size
     for query in operations(hf, device, name, "bfloat16", "float32", size):
         if query.op in ("paged_attention", "reshape_and_cache"):
             backend, declined = registry.candidates(query)[0]

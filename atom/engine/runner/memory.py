@@ -82,7 +82,7 @@ def available_memory() -> int:
 
 def useful_blocks(config: Config, max_model_len: int) -> int:
     """What every row at full length would hold; more could never be used at once."""
-    per_sequence = -(-max_model_len // config.engine.kv_cache_block_size)
+    per_sequence = -(-max_model_len // config.engine.block_size)
     return per_sequence * config.scheduler.max_num_seqs
 
 

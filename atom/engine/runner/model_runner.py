@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,8 @@ class ModelRunner:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         refuse_unsupported(config)
+        config = settle.settle_block_size(config, self._device.type)
+        self.block_size = config.engine.block_size
         for row in without_effect(config, self._device.type):
             log.warning("%s has no effect: %s", row.setting, row.reason)
         self._parallel = parallel
@@ -148,8 +150,7 @@ class ModelRunner:
 
     def _make_state(self) -> None:
         rows = self.config.scheduler.max_num_seqs
-        block_size = self.config.engine.kv_cache_block_size
-        self._batch = InputBatch(rows, self.max_model_len, block_size, self._device)
+        self._batch = InputBatch(rows, self.max_model_len, self.block_size, self._device)
         self._sampling = SamplingRows(rows, self.vocab_size)
         self._sampler = Sampler(self.vocab_size, self._device)
         self._no_tokens = torch.zeros(0, dtype=torch.int64, device=self._device)
@@ -190,7 +191,7 @@ class ModelRunner:
         log.info("forward: %s (%s)", choice.mode, choice.reason)
 
     def _warm_up(self) -> None:
-        size = self.config.engine.kv_cache_block_size
+        size = self.block_size
         with self._phase("compile" if self.mode in compilation.COMPILED else "warm_up"):
             for num_tokens in self._warmup_tokens:
                 for plan in dummy.warm_up(num_tokens, self.max_model_len, self.num_blocks, size):
@@ -358,11 +359,11 @@ class ModelRunner:
         attention, index = inputs.attention, staged.logits_indices
         samples = len(staged.sample_rows) > 0
         program = self.program
-        if (
-            program is not None
-            and prompts is None
-            and program.fits(attention.num_tokens, attention.num_seqs)
-        ):
+        if program is not None and program.fits(attention.num_tokens, attention.num_seqs):
+            if prompts is not None:
+                program.run_hidden(inputs.input_ids, inputs.positions, attention)
+                columns = self._prompt_logprobs(prompts, program.logits, program.max_seqs)
+                return program.logits(index) if samples else None, columns
             logits = program.run(inputs.input_ids, inputs.positions, attention, index)
             return logits if samples else None, None
         if size:
@@ -382,11 +383,18 @@ class ModelRunner:
         """Of `_run_model`. `index`: rows of `hidden`, None for all."""
         compute_logits, columns = self.model.compute_logits, None
         if prompts is not None:
-            pool = self._batch.token_pool
-            columns = prompt_logprobs.compute(prompts, hidden, pool, compute_logits)
+            columns = self._prompt_logprobs(
+                prompts, lambda rows: compute_logits(hidden[rows]), len(hidden)
+            )
         if not samples:
             return None, columns
         return compute_logits(hidden if index is None else hidden[index]), columns
+
+    def _prompt_logprobs(
+        self, prompts: PromptStep, logits_of: Callable[[Tensor], Tensor], most_rows: int
+    ) -> LogprobTensors:
+        pool = self._batch.token_pool
+        return prompt_logprobs.compute(prompts, pool, logits_of, self.vocab_size, most_rows)
 
     # -- profiling ------------------------------------------------------------------------------
 

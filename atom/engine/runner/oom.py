@@ -177,7 +177,7 @@ class Explainer:
         if engine.num_kvcache_blocks > 0:
             blocks = engine.num_kvcache_blocks
             ranks = self._config.parallel.tensor_parallel_size
-            size = known or blocks * engine.kv_cache_block_size * self._kv_token_bytes() / ranks
+            size = known or blocks * engine.block_size * self._kv_token_bytes() / ranks
             change = f"num_kvcache_blocks {blocks} -> {blocks // 2}"
             return [Saving(change, size / 2, " of KV cache", measured=bool(known))]
         if self._device.type == "cpu":

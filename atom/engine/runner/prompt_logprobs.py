@@ -80,20 +80,21 @@ def stage(
 
 def compute(
     step: PromptStep,
-    hidden: Tensor,
     token_pool: Tensor,
-    compute_logits: Callable[[Tensor], Tensor],
+    logits_of: Callable[[Tensor], Tensor],
+    vocab_size: int,
+    most_rows: int,
 ) -> LogprobTensors:
-    """hidden [T, H] of the step, token_pool [R, W] int32. Memory does not grow with the prompt."""
+    """token_pool [R, W] int32. `logits_of(rows)`: the logits [n, V] of rows [n] int64 of the step,
+    for `most_rows` at most; they are read before it is called again. Memory does not grow with the
+    prompt."""
     targets = token_pool.view(-1)[step.target_slots]
     num_top = max(step.num_top)
     parts: list[LogprobTensors] = []
-    start, size = 0, 16  # the first chunk tells how wide the vocabulary is
-    while start < len(targets):
-        logits = compute_logits(hidden[step.hidden_rows[start : start + size]])
+    size = min(most_rows, max(1, _MAX_LOGITS_BYTES // (4 * vocab_size)))
+    for start in range(0, len(targets), size):
+        logits = logits_of(step.hidden_rows[start : start + size])
         parts.append(raw_logprobs(logits, num_top).of(targets[start : start + size]))
-        start += size
-        size = max(1, _MAX_LOGITS_BYTES // (4 * logits.shape[1]))
     return LogprobTensors(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

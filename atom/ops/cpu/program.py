@@ -9,11 +9,12 @@ by any other means cannot be recorded; `record` then says what it met.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import groupby
-from struct import Struct
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ _INPUTS = (
 )
 Opener = Callable[[str], AbstractContextManager[Any]]
 # Dyn: eight sizes, eight addresses.
-_DYN = Struct("=16q")
+_DYN = struct.Struct("=16q")
+_ROWS_OFFSET = 8 * (8 + _INPUTS.index("logits_indices"))
 
 
 class CannotRecord(Exception):
@@ -98,15 +100,17 @@ class Program:
     """Runs steps of up to `max_tokens` tokens and `max_seqs` sequences; see `run`."""
 
     def __init__(
-        self, recording: _Recording, logits: Tensor, max_tokens: int, max_seqs: int
+        self, recording: _Recording, head: int, logits: Tensor, max_tokens: int, max_seqs: int
     ) -> None:
+        """`head`: the entry from which on hidden states become logits."""
         lib = native.load()
         self.max_tokens, self.max_seqs = max_tokens, max_seqs
         self.num_nodes = len(recording.nodes)
+        self._head = head
         self._logits = logits
         self._arena = recording.arena  # what the addresses point into
         self._args = [ctypes.create_string_buffer(args, len(args)) for _, args in recording.nodes]
-        size = lib.atom_node_bytes()
+        size = self._node_bytes = lib.atom_node_bytes()
         self._nodes = ctypes.create_string_buffer(size * self.num_nodes)
         base = ctypes.addressof(self._nodes)
         for i, (op, _) in enumerate(recording.nodes):
@@ -117,7 +121,7 @@ class Program:
         self._ops = [op for op, _ in recording.nodes]
         self.scopes = tuple(recording.scopes)  # of each entry, "" for none
         self._times: Any = None
-        self._marked: Callable[[], None] | None = None
+        self._marked: Callable[[int, int], None] | None = None
         self._every_row = torch.arange(max_tokens, dtype=torch.int64)
 
     @classmethod
@@ -155,8 +159,9 @@ class Program:
         only_native: Any = _NothingButViews()  # type: ignore[no-untyped-call]
         with torch.inference_mode(), native.recording(recording), only_native:
             hidden = forward(inputs["input_ids"], inputs["positions"], meta)
+            head = len(recording.nodes)  # `hidden` lives on, so the head may run again
             logits = compute_logits(gather_rows(hidden, inputs["logits_indices"]))
-        return cls(recording, logits, max_tokens, max_seqs)
+        return cls(recording, head, logits, max_tokens, max_seqs)
 
     def fits(self, num_tokens: int, num_seqs: int) -> bool:
         return num_tokens <= self.max_tokens and num_seqs <= self.max_seqs
@@ -172,14 +177,42 @@ class Program:
 
         Returns logits [L, vocab] float32, the caller's until the next run.
         """
-        tokens = meta.num_tokens
+        index = self._bind(input_ids, positions, meta, logits_indices)
+        self._walk(0, self.num_nodes)
+        return self._logits[: index.shape[0]]
+
+    def run_hidden(self, input_ids: Tensor, positions: Tensor, meta: AttentionMetadata) -> None:
+        """One step up to its hidden states; `logits` goes on from there, as often as wanted."""
+        self._bind(input_ids, positions, meta, None)
+        self._walk(0, self._head)
+
+    def logits(self, rows: Tensor | None) -> Tensor:
+        """Of `rows` [L] int64 of the last run, at most `max_seqs`; None: all. See `run`."""
+        rows = self._every_row[: self._num_tokens] if rows is None else rows
+        count = rows.shape[0]
+        assert count <= self.max_seqs, count
+        struct.pack_into("=q", self._dyn, 8 * _LOGITS, count)
+        struct.pack_into(
+            "=q", self._dyn, 8 * (8 + _INPUTS.index("logits_indices")), rows.data_ptr()
+        )
+        self._walk(self._head, self.num_nodes)
+        return self._logits[:count]
+
+    def _bind(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        meta: AttentionMetadata,
+        logits_indices: Tensor | None,
+    ) -> Tensor:
+        """Enter a step's sizes and addresses; returns the rows that have logits."""
+        tokens = self._num_tokens = meta.num_tokens
         assert self.fits(tokens, meta.num_seqs)
         index = self._every_row[:tokens] if logits_indices is None else logits_indices
-        count = index.shape[0]
         _DYN.pack_into(
             self._dyn,
             0,
-            *(1, tokens, meta.num_seqs, count, meta.block_table.stride(0), 0, 0, 0),
+            *(1, tokens, meta.num_seqs, index.shape[0], meta.block_table.stride(0), 0, 0, 0),
             input_ids.data_ptr(),
             positions.data_ptr(),
             meta.slot_mapping.data_ptr(),
@@ -189,35 +222,36 @@ class Program:
             index.data_ptr(),
             0,
         )
-        if self._marked is None:
-            self._run(self._base, self.num_nodes, self._dyn, self._times)
-        else:
-            self._marked()
-        return self._logits[:count]
+        return index
+
+    def _walk(self, first: int, last: int) -> None:
+        """Run the entries from `first` up to `last`."""
+        if self._marked is not None:
+            return self._marked(first, last)
+        times = self._times
+        if times is not None:
+            times = ctypes.byref(times, first * ctypes.sizeof(ctypes.c_int64))
+        self._run(self._base + first * self._node_bytes, last - first, self._dyn, times)
 
     def mark(self, scope: Opener | None, op: Opener | None) -> None:
         """From now on run entry by entry, the neighbours of one scope within `scope(name)` and each
         within `op(name)`, for a profiler to see: it sees nothing of a run at once. None ends it."""
         self._marked = None
         if scope is not None and op is not None:
-            self._marked = partial(self._one_by_one, self._by_scope(), scope, op)
-
-    def _by_scope(self) -> list[tuple[str, list[tuple[str, int]]]]:
-        """(scope, its neighbouring entries: name and address)."""
-        names, size = native.op_names(), len(self._nodes) // self.num_nodes
-        entries = [
-            (scope, (f"cpu::{names[op]}", self._base + i * size))
-            for i, (scope, op) in enumerate(zip(self.scopes, self._ops, strict=True))
-        ]
-        runs = groupby(entries, key=lambda entry: entry[0])
-        return [(scope, [entry for _, entry in run]) for scope, run in runs]
+            names = native.op_names()
+            entries = [
+                (where, f"cpu::{names[kind]}", self._base + i * self._node_bytes)
+                for i, (where, kind) in enumerate(zip(self.scopes, self._ops, strict=True))
+            ]
+            self._marked = partial(self._one_by_one, entries, scope, op)
 
     def _one_by_one(
-        self, runs: list[tuple[str, list[tuple[str, int]]]], scope: Opener, op: Opener
+        self, entries: list[tuple[str, str, int]], scope: Opener, op: Opener, first: int, last: int
     ) -> None:
-        for name, entries in runs:
+        """`entries`: scope, name and address of each."""
+        for name, run in groupby(entries[first:last], key=itemgetter(0)):
             with scope(name):
-                for op_name, address in entries:
+                for _, op_name, address in run:
                     with op(op_name):
                         self._run(address, 1, self._dyn, None)
 

@@ -36,12 +36,14 @@ class PagedCase:
         block_size: int,
         kv_dtype: torch.dtype,
         seed: int = 0,
+        run: int = 1,
     ) -> None:
+        """`run`: so many blocks stay neighbours."""
         rng = np.random.default_rng(seed)
         self.heads, self.kv_heads, self.dim = heads, kv_heads, dim
         needed = [-(-total // block_size) for _, total in lengths]
-        num_blocks = sum(needed) + 3
-        order = rng.permutation(num_blocks)
+        num_blocks = -(-(sum(needed) + 3) // run) * run
+        order = rng.permutation(np.arange(num_blocks).reshape(-1, run)).reshape(-1)
         self.k_cache = poisoned(num_blocks, block_size, kv_heads, dim, dtype=kv_dtype)
         self.v_cache = poisoned(num_blocks, block_size, kv_heads, dim, dtype=kv_dtype)
         self.table = torch.full((len(lengths), max(needed) + 2), 2**30, dtype=torch.int32)

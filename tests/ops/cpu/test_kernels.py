@@ -207,6 +207,17 @@ def test_attention_options(
     check_attention(case, tolerance, window=64, sinks=torch.randn(6), soft_cap=2.0)
 
 
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+@pytest.mark.parametrize(("block_size", "run"), [(4, 1), (4, 6), (8, 2), (2, 100)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_blocks_that_are_neighbours_or_not(
+    lengths: list[tuple[int, int]], block_size: int, run: int, dtype: torch.dtype
+) -> None:
+    case = PagedCase(lengths, 9, 3, 64, block_size, dtype, seed=2, run=run)
+    check_attention(case, 2e-5 if dtype == torch.float32 else 6e-3)
+    check_attention(case, 2e-5 if dtype == torch.float32 else 6e-3, window=20)
+
+
 def test_rows_of_padding_tokens_are_zero() -> None:
     case = PagedCase([(1, 9), (3, 12)], 4, 2, 32, block_size=16, kv_dtype=torch.float32)
     padded = torch.cat([case.q, poisoned(5, 4, 32)])

@@ -100,6 +100,26 @@ def test_step_without_samples_only_fills_the_cache(recorded: Recorded) -> None:
     assert torch.isfinite(layer.k_cache[9, :5].float()).all()
 
 
+def test_logits_of_a_step_may_be_taken_in_parts(recorded: Recorded) -> None:
+    """Any rows of the last step, in any order and as often as wanted."""
+    program = recorded.program
+    meta = make_metadata([([11, 12], 0, 20)], BLOCK_SIZE)
+    ids, positions = torch.arange(20), torch.arange(20)
+
+    def rows(*numbers: int) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.int64)
+
+    whole = [program.run(ids, positions, meta, rows(*range(i, i + 4))).clone() for i in (0, 8, 16)]
+    program.run_hidden(ids, positions, meta)
+    for start, want in ((16, whole[2]), (0, whole[0]), (8, whole[1]), (0, whole[0])):
+        assert torch.equal(program.logits(rows(*range(start, start + 4))), want)
+    assert torch.equal(program.logits(rows(19, 0)), torch.stack([whole[2][3], whole[0][0]]))
+    one = make_metadata([([11, 12], 20, 1), ([13], 0, 1)], BLOCK_SIZE)
+    program.run_hidden(torch.tensor([5, 6]), torch.tensor([20, 0]), one)
+    every = program.logits(None).clone()
+    assert torch.equal(every, program.run(torch.tensor([5, 6]), torch.tensor([20, 0]), one, None))
+
+
 def test_what_fits(recorded: Recorded) -> None:
     assert recorded.program.fits(96, 8)
     assert not recorded.program.fits(97, 1)

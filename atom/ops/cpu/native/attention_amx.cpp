@@ -122,13 +122,21 @@ inline void turn_scores(const float* st, int64_t rows, float* to) {
     }
 }
 
+// Whether 16 keys are neighbours in the cache, as those of small blocks mostly are, too.
+inline bool neighbours(const int64_t* slots) {
+    bool all = true;
+    for (int64_t j = 1; j < 16; j++) all &= slots[j] == slots[0] + j;
+    return all;
+}
+
 // 16 keys (the piece's heads of each) as rows of bf16: in place if neighbours in the cache.
 const uint16_t* key_rows(const Work& w, const int64_t* slots, int64_t group, int64_t n,
                          int64_t* stride) {
     const int64_t row = w.a.kv_heads * w.d, width = w.t.kv_heads * w.d;
     const uint16_t* cache = static_cast<const uint16_t*>(w.a.k_cache) + w.t.kv_head0 * w.d;
     const int64_t j0 = group * 16;
-    if (w.a.block_size % 16 == 0) {  // j0 is a multiple of 16 from an aligned start
+    // A block of 16 holds memory for all of them, whatever n is: j0 is a multiple of 16.
+    if (w.a.block_size % 16 == 0 || (j0 + 16 <= n && neighbours(slots + j0))) {
         *stride = row * 2;
         return cache + slots[j0] * row;
     }
@@ -149,21 +157,21 @@ inline void prefetch_values(const Work& w, const int64_t* slots, int64_t n) {
 
 // Four groups of keys at once, each in a tile of its own: products into one tile wait for each
 // other, because the processor does not rename tiles.
-void score_groups(const uint16_t* const (&k)[4], int64_t stride, const uint16_t* q, int64_t d,
-                  float (*st)[256]) {
+void score_groups(const uint16_t* const (&k)[4], const int64_t (&stride)[4], const uint16_t* q,
+                  int64_t d, float (*st)[256]) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t i = 0; i < d / 32; i++) {
         _tile_loadd(6, q + i * kTile, 64);
-        _tile_loadd(4, k[0] + i * 32, stride);
+        _tile_loadd(4, k[0] + i * 32, stride[0]);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, k[1] + i * 32, stride);
+        _tile_loadd(5, k[1] + i * 32, stride[1]);
         _tile_dpbf16ps(1, 5, 6);
-        _tile_loadd(4, k[2] + i * 32, stride);
+        _tile_loadd(4, k[2] + i * 32, stride[2]);
         _tile_dpbf16ps(2, 4, 6);
-        _tile_loadd(5, k[3] + i * 32, stride);
+        _tile_loadd(5, k[3] + i * 32, stride[3]);
         _tile_dpbf16ps(3, 5, 6);
     }
     _tile_stored(0, st[0], 64);
@@ -174,15 +182,20 @@ void score_groups(const uint16_t* const (&k)[4], int64_t stride, const uint16_t*
 
 // Scores of `groups` x 16 keys and one tile of rows. In two passes, because a vector load that
 // follows a tile's store at once has to wait for it.
-void score_tile(const Work& w, const uint16_t* const* k, int64_t stride, int64_t groups, int64_t h,
-                int64_t rt) {
+void score_tile(const Work& w, const uint16_t* const* k, const int64_t* strides, int64_t groups,
+                int64_t h, int64_t rt) {
     alignas(64) float st[kKeys / 16][256];
     const int64_t tile = h * w.row_tiles + rt;
     const uint16_t* q = w.s.q + tile * 16 * w.d;
     amx_fence();
     for (int64_t g = 0; g < groups; g += 4) {
         const uint16_t* four[4];
-        for (int64_t c = 0; c < 4; c++) four[c] = k[g + c < groups ? g + c : groups - 1] + h * w.d;
+        int64_t stride[4];
+        for (int64_t c = 0; c < 4; c++) {
+            const int64_t at = g + c < groups ? g + c : groups - 1;
+            four[c] = k[at] + h * w.d;
+            stride[c] = strides[at];
+        }
         score_groups(four, stride, q, w.d, st + g);
     }
     amx_fence();
@@ -194,18 +207,18 @@ void score_tile(const Work& w, const uint16_t* const* k, int64_t stride, int64_t
 void compute_scores(const Work& w, const int64_t* slots, int64_t n) {
     const int64_t groups = (n + 15) / 16;
     const uint16_t* k[kKeys / 16];
-    int64_t stride = 0;
+    int64_t strides[kKeys / 16];
     for (int64_t g = 0; g < groups; g++) {
-        k[g] = key_rows(w, slots, g, n, &stride);
+        k[g] = key_rows(w, slots, g, n, strides + g);
         // In the order of memory: the tile loads below take one head after the other.
         if (w.t.kv_heads > 1)
             for (int64_t j = 0; j < 16 && g * 16 + j < n; j++)
                 for (int64_t i = 0; i < w.t.kv_heads * w.d; i += 32)
-                    __builtin_prefetch(k[g] + j * stride / 2 + i);
+                    __builtin_prefetch(k[g] + j * strides[g] / 2 + i);
     }
     for (int64_t g = 0; g < groups; g++) prefetch_values(w, slots + g * 16, n - g * 16);
     for (int64_t h = 0; h < w.t.kv_heads; h++)
-        for (int64_t rt = 0; rt < w.row_tiles; rt++) score_tile(w, k, stride, groups, h, rt);
+        for (int64_t rt = 0; rt < w.row_tiles; rt++) score_tile(w, k, strides, groups, h, rt);
 }
 
 // Scores of a row become bf16 weights of its tiles; what is masked becomes zero.
