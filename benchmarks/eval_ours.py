@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
         versions={"lm_eval": lm_eval.__version__},
         batch_size=endpoint.batch_size,
         concurrency=endpoint.concurrency,
-        answers=outcome.answers,
+        model_answers=outcome.answers,
         limit=args.limit,
     )
 
