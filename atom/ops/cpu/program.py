@@ -192,9 +192,7 @@ class Program:
         count = rows.shape[0]
         assert count <= self.max_seqs, count
         struct.pack_into("=q", self._dyn, 8 * _LOGITS, count)
-        struct.pack_into(
-            "=q", self._dyn, 8 * (8 + _INPUTS.index("logits_indices")), rows.data_ptr()
-        )
+        struct.pack_into("=q", self._dyn, _ROWS_OFFSET, rows.data_ptr())
         self._walk(self._head, self.num_nodes)
         return self._logits[:count]
 
