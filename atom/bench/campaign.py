@@ -10,7 +10,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -319,23 +319,3 @@ def search_point(settings: Settings, level: float) -> points.Point:
         burstiness = float("inf") if load.arrival == "constant" else load.burstiness
         point = points.open_point(f"{level:.4g}", burstiness, load.max_concurrency)
     return sized(point, settings.config)
-
-
-def interruptible(
-    run: Callable[[], Report], stop: threading.Event, told: Callable[[str], None]
-) -> Report:
-    """Run with the signals' meaning: the first Ctrl-C or SIGTERM stops gently, the next at once."""
-    import signal
-
-    def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        told("stopping: what was measured is kept; once more ends at once")
-
-    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return run()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

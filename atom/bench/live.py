@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from atom.bench.points import Point
 from atom.bench.types import Interval, Progress, RepeatResult, RequestRecord, RunResult
+from atom.utils.terminal import Lines, Redrawn, Silent, bar, plain, seconds
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.text import Text
 
-LINE_EVERY_S = 10.0
 KEPT = 4096  # latest requests behind the board's percentiles
-BAR_WIDTH = 30
+BESIDE_BAR = 56  # columns
 MOST_CAUSES = 3
 
 
@@ -105,7 +103,7 @@ class Board:
             return ""
         mean = sum(self.lengths_s) / len(self.lengths_s)
         rest = (self.repeats - len(self.lengths_s)) * mean - self.now.elapsed_s
-        return f"about {_seconds(rest)} left" if rest >= 1 else ""
+        return f"about {seconds(rest)} left" if rest >= 1 else ""
 
     def rates(self) -> str:
         now = self.now
@@ -122,42 +120,23 @@ class Board:
         return [f"{n} × {cause}" for cause, n in self.causes.most_common(MOST_CAUSES)]
 
 
-class PlainDisplay:
+class PlainDisplay(Lines):
     """Lines, one every ten seconds at most while a pass runs; for pipes and logs."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console, clock)
         self.board = Board()
-        self._told_s = time.monotonic()
-
-    def __enter__(self) -> PlainDisplay:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
-
-    def say(self, text: str, *, important: bool = False) -> None:
-        self.console.print(_plain(text, "yellow" if important else ""))
-
-    def waiting(self, what: str, seconds: float) -> None:
-        if self._due():
-            self.say(f"{what}: {seconds:.0f} s")
 
     def begin_point(self, point: Point, repeats: int) -> None:
         self.board.point, self.board.repeats, self.board.lengths_s = point, repeats, []
 
     def begin_pass(self, name: str) -> None:
         self.board.reset(name)
-        self._told_s = time.monotonic()
+        self.begin()
 
     def progress(self, progress: Progress, /) -> None:
         self.board.take(progress)
-        if self._due():
+        if self.due():
             board = self.board
             parts = (board.title(), board.counts(), board.rates(), "; ".join(board.errors()))
             self.say(" | ".join(filter(None, parts)))
@@ -168,86 +147,39 @@ class PlainDisplay:
     def end_point(self, run: RunResult) -> None:
         self.say(point_line(self.board.point, run))
 
-    def _due(self) -> bool:
-        now = time.monotonic()
-        if now - self._told_s < LINE_EVERY_S:
-            return False
-        self._told_s = now
-        return True
 
-
-class LiveDisplay(PlainDisplay):
+class LiveDisplay(Redrawn, PlainDisplay):
     """A board redrawn in place about four times a second; what is said stays above it."""
-
-    def __enter__(self) -> LiveDisplay:
-        from rich.live import Live
-
-        # Redrawn when there is news, by the thread that brings it: no thread of its own.
-        self._live = Live(console=self.console, auto_refresh=False, transient=True)
-        self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.stop()
-
-    def waiting(self, what: str, seconds: float) -> None:
-        self._live.update(_plain(f"{what} ({seconds:.0f} s)", "dim"), refresh=True)
 
     def begin_pass(self, name: str) -> None:
         super().begin_pass(name)
-        self._draw()
+        self.draw(self.render())
 
     def progress(self, progress: Progress, /) -> None:
         self.board.take(progress)
-        self._draw()
+        self.draw(self.render())
 
     def end_point(self, run: RunResult) -> None:
-        self._live.update(_plain(""), refresh=True)
+        self.draw(plain(""))
         super().end_point(run)
-
-    def _draw(self) -> None:
-        self._live.update(self.render(), refresh=True)
 
     def render(self) -> RenderableType:
         from rich.console import Group
 
         board = self.board
-        lines: list[RenderableType] = [_plain(board.title(), "bold"), self._bar()]
-        lines += [_plain(line) for line in (board.rates(),) if line]
-        lines += [_plain(line, "red") for line in board.errors()]
+        lines: list[RenderableType] = [
+            plain(board.title(), "bold"),
+            bar(self.console, board.share(), board.counts(), BESIDE_BAR),
+        ]
+        lines += [plain(line) for line in (board.rates(),) if line]
+        lines += [plain(line, "red") for line in board.errors()]
         below = " · ".join(filter(None, (board.client, board.left())))
-        lines += [_plain(below, "dim")] if below else []
+        lines += [plain(below, "dim")] if below else []
         return Group(*lines)
 
-    def _bar(self) -> RenderableType:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
 
-        share = self.board.share()
-        bar = ProgressBar(
-            total=None if share is None else 1.0,
-            completed=share or 0.0,
-            width=min(BAR_WIDTH, max(10, self.console.width - 56)),
-        )
-        row = Table.grid(padding=(0, 1))
-        row.add_row(bar, _plain(self.board.counts()))
-        return row
-
-
-class QuietDisplay(PlainDisplay):
+class QuietDisplay(Silent, PlainDisplay):
     """Says nothing but what went wrong."""
-
-    def say(self, text: str, *, important: bool = False) -> None:
-        if important:
-            super().say(text, important=True)
-
-    def waiting(self, what: str, seconds: float) -> None:
-        pass
 
     def progress(self, progress: Progress, /) -> None:
         pass
@@ -282,21 +214,8 @@ def quantiles(values: Sequence[float] | deque[float], shares: Sequence[float]) -
     return [ordered[min(int(share * len(ordered)), len(ordered) - 1)] for share in shares]
 
 
-def _plain(text: str, style: str = "") -> Text:
-    """Brackets in a message are no markup."""
-    from rich.text import Text
-
-    return Text(text, style=style)
-
-
 def _ms(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _seconds(value: float) -> str:
-    if value < 90:
-        return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
 
 
 def _width(interval: Interval) -> str:

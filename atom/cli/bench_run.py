@@ -15,6 +15,7 @@ from atom.cli.flags import SettingsCommand, context_for, with_tool
 from atom.config import familiar, resolve_tool
 from atom.config.fields import tool_settings
 from atom.errors import ConfigError
+from atom.utils.terminal import interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,8 +132,8 @@ def _measure(request: Request, quiet: bool) -> Report:
     display: PlainDisplay
     with kind(out) as display:
         one = campaign.Campaign(request, display, stop)
-        report: Report = campaign.interruptible(
-            one.run, stop, lambda text: display.say(text, important=True)
+        report: Report = interruptible(
+            one.run, stop, lambda text: display.say(text, important=True), "what was measured"
         )
     return report
 

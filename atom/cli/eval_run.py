@@ -15,6 +15,7 @@ from atom.cli.flags import SettingsCommand, context_for, with_tool
 from atom.config import familiar_eval, resolve_tool
 from atom.config.fields import tool_settings
 from atom.errors import ConfigError
+from atom.utils.terminal import interruptible
 
 if TYPE_CHECKING:
     from atom.eval.live import PlainDisplay
@@ -147,7 +148,7 @@ def _evaluate(request: Request, quiet: bool) -> Report:
     display: PlainDisplay
     with kind(out) as display:
         one = session.Evaluation(request, display, stop)
-        report: Report = session.interruptible(
-            one.run, stop, lambda text: display.say(text, important=True)
+        report: Report = interruptible(
+            one.run, stop, lambda text: display.say(text, important=True), "what was answered"
         )
     return report

@@ -9,33 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from atom.config.place import ServerPlace
 from atom.config.schema import setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchServer:
+class BenchServer(ServerPlace):
     """The server, and how it is spoken to."""
 
-    base_url: str | None = setting(
-        None, "The server, without /v1 (default: http://127.0.0.1:8000, or the recipe's own)"
-    )
     host: str | None = setting(None, "Its address, instead of --base-url")
     port: int | None = setting(None, "Its port, instead of --base-url", ge=1, le=65535)
-    model: str | None = setting(
-        None, "Model to ask for (default: the only one the server has)", aliases=("-m",)
-    )
     endpoint: str = setting(
         "auto",
         "Which API; auto: completions for token counts and traces, chat for conversations",
         choices=("auto", "completions", "chat"),
-    )
-    api_key: str | None = setting(
-        None,
-        "The server's key (default: ATOM_API_KEY, then OPENAI_API_KEY)",
-        secret=True,
-    )
-    header: tuple[str, ...] = setting(
-        (), "A header for every request, NAME=VALUE or 'NAME: VALUE'", secret=True
     )
     extra_body: str | None = setting(None, "JSON object merged into every request's body")
     ignore_eos: bool | None = setting(
@@ -44,26 +31,11 @@ class BenchServer:
         "data sets whose answers end by themselves)",
     )
     temperature: float = setting(0.0, "Always sent", ge=0)
-    timeout_s: float = setting(600.0, "Longest time of one request", gt=0, aliases=("--timeout",))
-    verify_tls: bool = setting(True, "Check the certificate of an https server")
     continuous_usage: bool = setting(
         True, "Ask for token counts in every chunk, where the server can"
     )
     tokenizer: str | None = setting(
         None, "A tokenizer.json or its directory, to count tokens with (default: ask the server)"
-    )
-    ready_timeout_s: float | None = setting(
-        None,
-        "How long a server may take to answer (default: 1200 for a recipe's own, 0 for a running "
-        "one)",
-        ge=0,
-        aliases=("--ready-check-timeout-sec",),
-    )
-    num_gpus: int | None = setting(
-        None, "GPUs the server uses (default: those of this machine that are in use)", ge=0
-    )
-    server_args: str | None = setting(
-        None, "More flags of atom serve for the recipe's server, in one text"
     )
 
 

@@ -113,7 +113,6 @@ REFUSED: dict[str, str] = {
     "ramp-up-end-rps": _RAMP,
     "rate-type": "the load is --concurrency (closed loop) or --request-rate (open loop)",
     "target": "it is called --base-url here",
-    "url": "it is called --base-url here",
     "max-seconds": "it is called --duration here, in seconds",
     "max-requests": "it is called --num-prompts here",
     "flush-cache": "each repeat has prompts of its own, so no cache needs flushing",

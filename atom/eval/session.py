@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -353,23 +353,3 @@ def _explained(error: ServerGone, server: Served) -> ServerGone:
     """The error, or why the recipe's server has ended: then that is the cause."""
     problem = server.died()
     return error if problem is None else ServerGone(f"{problem}; {error}")
-
-
-def interruptible(
-    run: Callable[[], Report], stop: threading.Event, told: Callable[[str], None]
-) -> Report:
-    """Run with the signals' meaning: the first Ctrl-C or SIGTERM stops gently, the next at once."""
-    import signal
-
-    def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        told("stopping: what was answered is kept; once more ends at once")
-
-    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return run()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
