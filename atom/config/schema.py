@@ -205,7 +205,7 @@ class ServerConfig:
     max_prompts: int = setting(256, "Most prompts in one completion request", ge=1)
     max_stop: int = setting(16, "Most stop strings", ge=0)
     max_stop_bytes: int = setting(256, "Longest stop string, in bytes", ge=1)
-    max_logprobs: int = setting(20, "Largest logprobs or top_logprobs", ge=0)
+    max_logprobs: int = setting(20, "Largest logprobs or top_logprobs", ge=0, le=20)
     max_logit_bias: int = setting(1024, "Most logit_bias entries", ge=0)
     max_request_seconds: float = setting(0.0, "Deadline of one request, in seconds; 0: none", ge=0)
     default_max_tokens: int = setting(
