@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from agree_models import VOCAB, full_kl, log_softmax, position
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from atom.eval.agree import kl
@@ -44,7 +44,7 @@ def test_it_is_exact_when_all_is_told(seed: int, apart: float) -> None:
 
 
 @settings(deadline=None)
-@given(seeds, st.floats(0.01, 3), st.integers(1, VOCAB - 1))
+@given(seeds, st.floats(0.01, 3), st.integers(1, VOCAB - 2))
 def test_more_told_is_never_less(seed: int, apart: float, k: int) -> None:
     p, q = two(seed, apart)
     order = np.argsort(-p, kind="stable").tolist()  # both tell the same tokens: nested partitions
@@ -52,6 +52,8 @@ def test_more_told_is_never_less(seed: int, apart: float, k: int) -> None:
     def told(logprobs: np.ndarray, count: int) -> Position:
         return Position(order[:count], [float(logprobs[token]) for token in order[:count]])
 
+    # Below its floor a rest is only rounding: it is raised to it, which lowers the bound.
+    assume(min(np.exp(side[order[k + 1 :]]).sum() for side in (p, q)) > kl.REST_NOISE)
     fewer = kl.divergence(told(p, k), told(q, k)).kl
     assert fewer <= kl.divergence(told(p, k + 1), told(q, k + 1)).kl + 1e-5
 
