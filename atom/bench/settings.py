@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from atom.bench import points as loads
 from atom.bench.errors import BenchError
+from atom.bench.headers import read_headers, whole_pairs
 from atom.bench.names import parse_objectives
 from atom.config.bench import BenchConfig, BenchStatistics
 from atom.config.fields import flag_name
@@ -103,7 +104,7 @@ def read(resolved: ResolvedTool) -> Settings:
     settings = Settings(
         config=config,
         base_url=_base_url(resolved),
-        headers=_headers(config.server.header, where("header")),
+        headers=read_headers(config.server.header, where("header")),
         extra_body=_json_object(config.server.extra_body, where("extra_body")),
         points=points,
         search=search,
@@ -188,27 +189,6 @@ def _base_url(resolved: ResolvedTool) -> str | None:
     return None
 
 
-def _headers(texts: tuple[str, ...], where: str) -> dict[str, str]:
-    headers = {}
-    for text in _whole(texts, ":="):
-        match = re.fullmatch(r"([A-Za-z0-9!#$%&'*+.^_`|~-]+)\s*[:=]\s*(\S.*)", text.strip())
-        if match is None:
-            raise BenchError(f"{where}: write NAME=VALUE (a value is not shown here)")
-        headers[match[1]] = match[2]
-    return headers
-
-
-def _whole(texts: tuple[str, ...], signs: str) -> list[str]:
-    """Pairs whose values hold commas, which lists are cut at, put together again."""
-    whole: list[str] = []
-    for text in texts:
-        if whole and not any(sign in text for sign in signs):
-            whole[-1] += f",{text}"
-        else:
-            whole.append(text)
-    return whole
-
-
 def _json_object(text: str | None, where: str) -> dict[str, Any]:
     if text is None:
         return {}
@@ -223,7 +203,7 @@ def _json_object(text: str | None, where: str) -> dict[str, Any]:
 
 def _metadata(texts: tuple[str, ...], where: str) -> dict[str, str]:
     found = {}
-    for text in _whole(texts, "="):
+    for text in whole_pairs(texts, "="):
         key, sign, value = text.partition("=")
         if not sign or not key.strip():
             raise BenchError(f"{where} {text}: write KEY=VALUE")

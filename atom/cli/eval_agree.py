@@ -115,6 +115,7 @@ def agree(
     """
     serving = importlib.import_module("atom.eval.serving")
     session = importlib.import_module("atom.eval.agree.session")
+    written = importlib.import_module("atom.bench.headers")
     if recipe is not None and url is not None:
         raise ConfigError("--recipe starts a server and --url names a running one; give one")
     tested = serving.Place(
@@ -122,7 +123,7 @@ def agree(
         recipe=recipe,
         model=model,
         api_key=api_key,
-        headers=_headers(header or []),
+        headers=written.read_headers(header or [], "--header"),
         server_args=server_args,
     )
     request = session.Request(
@@ -159,16 +160,6 @@ def _reference_place(
         env=os.environ if is_recipe else {},
     )
     return place
-
-
-def _headers(lines: list[str]) -> dict[str, str]:
-    found = {}
-    for line in lines:
-        name, sign, value = line.partition(":" if ":" in line else "=")
-        if not sign or not name.strip():
-            raise ConfigError(f"--header {name}: write Name: value")
-        found[name.strip()] = value.strip()
-    return found
 
 
 def _run(request: Request, quiet: bool) -> Outcome:

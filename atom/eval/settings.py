@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atom.bench.headers import read_headers
 from atom.config.eval import EvalConfig, EvalTask
 from atom.eval.errors import EvalError
 
@@ -89,7 +90,7 @@ def read(resolved: ResolvedTool, tasks: Sequence[str] = ()) -> Settings:
         config=config,
         tasks=chosen,
         base_url=_base_url(config),
-        headers=_headers(config.server.header, resolved.where("header")),
+        headers=read_headers(config.server.header, resolved.where("header")),
         limit=read_limit(config.questions.limit, resolved.where("limit")),
         gen_kwargs=read_gen_kwargs(config.questions.gen_kwargs, resolved.where("gen_kwargs")),
         per_task=_per_task(resolved),
@@ -125,16 +126,6 @@ def _base_url(config: EvalConfig) -> str | None:
 
     given = config.server.base_url
     return None if given is None else parse_url(given).url
-
-
-def _headers(texts: Sequence[str], where: str) -> dict[str, str]:
-    headers = {}
-    for text in texts:
-        match = re.fullmatch(r"([A-Za-z0-9!#$%&'*+.^_`|~-]+)\s*[:=]\s*(\S.*)", text.strip())
-        if match is None:
-            raise EvalError(f"{where}: write NAME=VALUE (a value is not shown here)")
-        headers[match[1]] = match[2]
-    return headers
 
 
 def read_limit(text: str | None, where: str) -> Limit:

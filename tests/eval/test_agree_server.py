@@ -311,3 +311,12 @@ def test_all_tokens_told_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
         ran = agree(capsys, a, "--url", a, *FEW, "--top-k", str(VOCAB))
     assert ran.code == 0, ran.err
     assert "lower bound" not in ran.out
+
+
+def test_a_header_that_is_none_is_refused_without_showing_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ran = agree(capsys, "http://127.0.0.1:1", "--header", "hunter2")
+    assert ran.code == 2
+    assert "--header: write NAME=VALUE" in ran.err
+    assert "hunter2" not in ran.err + ran.out

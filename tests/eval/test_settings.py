@@ -238,3 +238,8 @@ def test_what_lm_eval_has_and_we_have_not(argv: list[str], says: str) -> None:
 def test_refused_flags_are_no_flags_of_ours(name: str) -> None:
     assert familiar_eval.refusal(name.replace("-", "_")) == familiar_eval.REFUSED[name]
     assert name.replace("-", "_") not in tool_settings("eval")
+
+
+def test_a_header_keeps_the_commas_of_its_value() -> None:
+    asked = settings(None, "gsm8k", header=["Accept: a", "b", "X-Key=1"])  # as a list is cut
+    assert asked.headers == {"Accept": "a,b", "X-Key": "1"}
