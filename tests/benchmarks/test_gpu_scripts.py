@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_the_table_runs_on_a_cpu(tmp_path: Path) -> None:
     text, found = run(tmp_path, TINY, "--only", "decode-2", "throughput", "start")
     cells = found["models"][0]["cells"]
     assert set(cells) == {"decode-2", "throughput", "start"}
-    assert cells["decode-2"]["tpot_ms"] > 0
+    assert math.isfinite(cells["decode-2"]["tpot_ms"])  # a difference of times: of either sign
     assert cells["throughput"]["preemptions"] == 0
     assert cells["start"]["total_s"] > 0
     assert len(found["models"][0]["starts"]) == 2
