@@ -129,7 +129,7 @@ def _randomize(model: Any, seed: int) -> None:
             parameter.copy_(value.to(torch.bfloat16))
 
 
-def _write_tokenizer(out: Path) -> None:
+def write_tokenizer(out: Path) -> None:
     """Byte-level: ids 0..255 are bytes in the order of GPT-2's alphabet, then the specials."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -188,7 +188,7 @@ def make_tiny(
     (out / "generation_config.json").write_text(
         json.dumps({"bos_token_id": BOS, "eos_token_id": [EOS], "pad_token_id": PAD})
     )
-    _write_tokenizer(out)
+    write_tokenizer(out)
     return out
 
 

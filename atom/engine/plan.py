@@ -34,11 +34,20 @@ class NewRow(NamedTuple):
 
 
 class RowBlocks(NamedTuple):
-    """Blocks appended to a row's table, starting at table index `start`."""
+    """Blocks appended to a row's table, starting at table index `start`; with `window` to its table
+    of window caches, whose blocks have ids of their own."""
 
     row: int
     start: int
     block_ids: list[int]
+    window: bool = False
+
+
+class StateCopy(NamedTuple):
+    """Slots of recurrent state: slot r is row r's; those after the rows' hold checkpoints."""
+
+    source: int
+    target: int
 
 
 class StepPlan(NamedTuple):
@@ -52,6 +61,8 @@ class StepPlan(NamedTuple):
     num_computed: NDArray[np.int32]  # [S] tokens whose KV exists before this step
     num_scheduled: NDArray[np.int32]  # [S] tokens computed by this step
     samples: NDArray[np.bool_]  # [S] the last token known is computed: a new one is sampled
+    restores: tuple[StateCopy, ...] = ()  # before the forward: checkpoints into rows' slots
+    saves: tuple[StateCopy, ...] = ()  # after it: rows' slots into checkpoints
 
     @property
     def num_tokens(self) -> int:

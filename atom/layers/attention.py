@@ -12,6 +12,7 @@ from torch import Tensor
 from atom.errors import ModelError
 from atom.layers import custom_ops
 from atom.layers.build import BuildContext
+from atom.layers.caches import FULL, WINDOW, CacheSpec
 from atom.layers.context import forward_context
 from atom.layers.norm import RMSNorm
 from atom.layers.rotary import RotaryEmbedding
@@ -61,6 +62,7 @@ class Attention(Layer):
         self.window = window
         self.k_scale = self.v_scale = 1.0
         self.kv_dtype: torch.dtype = build.kv_dtype
+        self.block_size = build.block_size
         self._rotary = rotary
         self._norms = norms  # in a tuple: submodules of the layer above, not of this one
         self._split = (num_heads, num_kv_heads, num_kv_heads)
@@ -115,6 +117,14 @@ class Attention(Layer):
     def weight_bytes(self) -> int:
         return 0
 
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        shape = (self.block_size, self.num_kv_heads, self.head_dim)
+        kind = WINDOW if self.window else FULL
+        return tuple(
+            CacheSpec(name, kind, shape, self.kv_dtype, self.window)
+            for name in ("k_cache", "v_cache")
+        )
+
     def forward(self, qkv: Tensor, positions: Tensor) -> Tensor:
         if self._handle:
             out: Tensor = torch.ops.atom.attention(qkv, positions, self.num_heads, self._handle)
@@ -134,6 +144,8 @@ class Attention(Layer):
         self, qkv: Tensor, positions: Tensor, meta: AttentionMetadata, out: Tensor | None = None
     ) -> Tensor:
         """Attention itself, into `out` [T, Hq, D] if it is given."""
+        if self.window and meta.window is not None:
+            meta = meta.window
         if self._fused is not None:
             result: Tensor = self._fused(
                 qkv, positions, self.k_cache, self.v_cache, meta, self.params, out

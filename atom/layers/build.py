@@ -42,6 +42,7 @@ class BuildContext:
     parallel: ParallelState = SINGLE
     traceable: bool = False  # built for torch.compile: attention and MoE are custom operators
     selects_rows: bool = False  # the last block computes only rows that are sampled
+    mtp: bool = False  # with the multi-token-prediction layers of the checkpoint
     tables: dict[Any, Tensor] = field(default_factory=dict)  # rotary tables, shared by layers
 
     def select(
@@ -51,10 +52,13 @@ class BuildContext:
         weight_format: str = "",
         kv: bool = False,
         opaque: bool = False,
+        variant: str = "",
         **shape: int,
     ) -> Callable[..., Any]:
         """The kernel of `op`. `kv`: it touches the cache. `opaque`: never seen by a tracer."""
-        return self.choose(op, weight_format=weight_format, kv=kv, opaque=opaque, **shape)[0]
+        return self.choose(
+            op, weight_format=weight_format, kv=kv, opaque=opaque, variant=variant, **shape
+        )[0]
 
     def choose(
         self,
@@ -63,10 +67,11 @@ class BuildContext:
         weight_format: str = "",
         kv: bool = False,
         opaque: bool = False,
+        variant: str = "",
         **shape: int,
     ) -> tuple[Callable[..., Any], str]:
         """As `select`, with the name of the backend."""
-        query = self._query(op, weight_format, kv, opaque, shape)
+        query = self._query(op, weight_format, kv, opaque, shape, variant)
         return registry.select(query), registry.chosen()[query]
 
     def fused(
@@ -76,13 +81,20 @@ class BuildContext:
         weight_format: str = "",
         kv: bool = False,
         opaque: bool = False,
+        variant: str = "",
         **shape: int,
     ) -> Callable[..., Any] | None:
         """The kernel of an operation that others can compose; None where no backend fuses it."""
-        return registry.select_fused(self._query(op, weight_format, kv, opaque, shape))
+        return registry.select_fused(self._query(op, weight_format, kv, opaque, shape, variant))
 
     def _query(
-        self, op: str, weight_format: str, kv: bool, opaque: bool, shape: dict[str, int]
+        self,
+        op: str,
+        weight_format: str,
+        kv: bool,
+        opaque: bool,
+        shape: dict[str, int],
+        variant: str,
     ) -> OpQuery:
         return OpQuery(
             op=op,
@@ -92,6 +104,7 @@ class BuildContext:
             kv_dtype=dtype_name(self.kv_dtype) if kv else "",
             shape=tuple(shape.items()),
             traceable=self.traceable and not opaque,
+            variant=variant,
         )
 
     def all_reduce(self) -> Callable[[Tensor], Tensor] | None:

@@ -17,12 +17,13 @@ from atom.ops.contracts import AttentionMetadata
 
 @dataclass(slots=True)
 class ForwardContext:
-    """`around_attention` stands in for every attention layer's `run`: (layer, qkv, positions) ->
-    out. The capture of piecewise graphs cuts the forward there. `rows` [L] int64: those of the
-    hidden states that are wanted; see `SampledRows`."""
+    """`around_attention` stands in for every mixer's `run`: (layer, inputs, positions) -> out;
+    `inputs` is the QKV tensor of an `Attention` and the list of any other mixer. The capture of
+    piecewise graphs cuts the forward there. `rows` [L] int64: those of the hidden states that are
+    wanted; see `SampledRows`."""
 
     attention: AttentionMetadata
-    around_attention: Callable[[Any, Tensor, Tensor], Tensor] | None = None
+    around_attention: Callable[[Any, Any, Tensor], Tensor] | None = None
     rows: Tensor | None = None
 
 

@@ -43,6 +43,15 @@ def _attention_fake(qkv: Tensor, positions: Tensor, num_heads: int, layer: str) 
     return qkv.new_empty(qkv.shape[0], num_heads, qkv.shape[2])
 
 
+def _mix(inputs: list[Tensor], positions: Tensor, width: int, layer: str) -> Tensor:
+    out: Tensor = _layers[layer].step(inputs, positions)
+    return out
+
+
+def _mix_fake(inputs: list[Tensor], positions: Tensor, width: int, layer: str) -> Tensor:
+    return inputs[0].new_empty(inputs[0].shape[0], width)
+
+
 def _experts(x: Tensor, logits: Tensor, layer: str) -> Tensor:
     out: Tensor = _layers[layer].run(x, logits)
     return out
@@ -105,6 +114,11 @@ _library.define(  # type: ignore[no-untyped-call]
 )
 _library.impl("attention", _attention, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("atom::attention", _attention_fake, lib=_library)
+_library.define(  # type: ignore[no-untyped-call]
+    "mix(Tensor[] inputs, Tensor positions, int width, str layer) -> Tensor"
+)
+_library.impl("mix", _mix, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("atom::mix", _mix_fake, lib=_library)
 _library.define("experts(Tensor x, Tensor logits, str layer) -> Tensor")  # type: ignore[no-untyped-call]
 _library.impl("experts", _experts, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("atom::experts", _experts_fake, lib=_library)

@@ -218,14 +218,20 @@ class QKVParallelLinear(LinearBase):
 
 
 class RowParallelLinear(LinearBase):
-    """A weight shared out by columns: partial products are summed over the ranks."""
+    """A weight shared out by columns: partial products are summed over the ranks, here or, without
+    `reduce`, by who called."""
 
     def __init__(
-        self, build: BuildContext, in_features: int, out_features: int, bias: bool = False
-    ):
+        self,
+        build: BuildContext,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        reduce: bool = True,
+    ) -> None:
         cols = build.parallel.shard(in_features, "the input size of a row-parallel linear")
         super().__init__(build, in_features, [Part("", out_features, ALL)], bias=bias, cols=cols)
-        self._sum = build.all_reduce()
+        self._sum = build.all_reduce() if reduce else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.packed(x, self.bias)

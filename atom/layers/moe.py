@@ -13,6 +13,7 @@ from atom.layers.build import BuildContext, dtype_name
 from atom.layers.linear import ReplicatedLinear
 from atom.layers.norm import RMSNorm
 from atom.layers.weights import ALL, CheckpointTensor, Layer, WeightSlot
+from atom.ops.contracts import SILU, GatedActivation, Routing
 
 NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
@@ -35,7 +36,8 @@ class FusedMoE(Layer):
         intermediate_size: int,
         num_experts: int,
         top_k: int,
-        renormalize: bool,
+        routing: Routing,
+        act: GatedActivation = SILU,
     ) -> None:
         super().__init__()
         self.build = build
@@ -43,28 +45,46 @@ class FusedMoE(Layer):
         self.intermediate_size = intermediate_size
         self.num_experts = num_experts
         self.top_k = top_k
-        self.renormalize = renormalize
+        self.routing = routing
+        self.act = act
+        self.correction: Tensor | None = None  # [E] float32, added to scores when choosing
         self.share = build.parallel.shard(intermediate_size, "the experts' intermediate size")
         self.local_size: int = self.share.stop - self.share.start
-        self._route = build.select("topk_softmax", opaque=True, E=num_experts, k=top_k)
+        op = "topk_softmax" if routing.is_plain else "topk_route"
+        self._route = build.select(op, opaque=True, E=num_experts, k=top_k)
         self._sum = build.all_reduce()
         self._handle = custom_ops.remember(self) if build.traceable else ""
         self._targets: dict[str, Tensor] = {}  # while loading: where gate, up and down go
 
     def forward(self, x: Tensor, logits: Tensor) -> Tensor:
-        if self._handle:
-            out: Tensor = torch.ops.atom.experts(x, logits, self._handle)
-        else:
-            out = self.run(x, logits)
-        return self.sum(out)
+        return self.sum(self.part(x, logits))
 
     __call__ = forward
 
+    def part(self, x: Tensor, logits: Tensor) -> Tensor:
+        """The rank's part, before the sum."""
+        if self._handle:
+            out: Tensor = torch.ops.atom.experts(x, logits, self._handle)
+            return out
+        return self.run(x, logits)
+
     def run(self, x: Tensor, logits: Tensor) -> Tensor:
-        """The rank's part, before the sum: what happens behind the custom operator."""
-        weights, ids = self._route(logits, self.top_k, self.renormalize)
-        out: Tensor = self._experts(x, self.w13, self.w2, weights, ids)
+        """What happens behind the custom operator, or without one."""
+        weights, ids = self.route(logits)
+        if self.act.is_plain:
+            out: Tensor = self._experts(x, self.w13, self.w2, weights, ids)
+        else:
+            out = self._experts(x, self.w13, self.w2, weights, ids, self.act)
         return out
+
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(weights [T, k] float32, ids [T, k] int32) of router logits [T, E]."""
+        chosen: tuple[Tensor, Tensor]
+        if self.routing.is_plain:
+            chosen = self._route(logits, self.top_k, self.routing.renormalize)
+        else:
+            chosen = self._route(logits, self.top_k, self.routing, self.correction)
+        return chosen
 
     def sum(self, out: Tensor) -> Tensor:
         """Over the ranks, each of which has a part of every expert."""
@@ -131,6 +151,7 @@ class FusedMoE(Layer):
             "fused_experts",
             opaque=True,
             weight_format=dtype_name(self.w13.dtype),
+            variant="" if self.act.is_plain else "act",
             E=self.num_experts,
             K=self.hidden_size,
             I=self.local_size,
@@ -143,13 +164,34 @@ class FusedMoE(Layer):
 
 
 class Router(ReplicatedLinear):
-    """A linear layer, or a dense weight [E, K] for a kernel that does more than the router."""
+    """A linear layer, or a dense weight [E, K] for a kernel that does more than the router.
+
+    `correction`: the checkpoint has a vector of corrections beside the weight, under that name.
+    """
 
     dense: Tensor
 
-    def __init__(self, build: BuildContext, in_features: int, experts: int, keep: bool) -> None:
-        super().__init__(build, in_features, experts)
+    def __init__(
+        self,
+        build: BuildContext,
+        experts: FusedMoE,
+        keep: bool,
+        bias: bool = False,
+        correction: str = "",
+    ) -> None:
+        super().__init__(build, experts.hidden_size, experts.num_experts, bias)
         self._keep = keep
+        self._correction = correction
+        self._experts = (experts,)  # in a tuple: a submodule of the layer above
+
+    def slots(self, path: str) -> Iterator[WeightSlot]:
+        yield from super().slots(path)
+        if self._correction:
+            size = (self._experts[0].num_experts,)
+            yield WeightSlot(f"{path}.{self._correction}", size, self._take_correction)
+
+    def _take_correction(self, tensor: CheckpointTensor) -> None:
+        self._experts[0].correction = tensor.dense(ALL).to(self.build.device, torch.float32)
 
     def finish(self) -> None:
         if not self._keep:
@@ -164,29 +206,53 @@ class Router(ReplicatedLinear):
 
 
 class SparseMoE(nn.Module):
-    """A router and its experts, in the place of a feed-forward layer."""
+    """A router and its experts, in the place of a feed-forward layer.
 
-    def __init__(self, build: BuildContext, experts: FusedMoE) -> None:
+    `shared` is an MLP x -> x that every token takes, its sum over the ranks left to this layer (as
+    `MLP(..., reduce=False)` is); it hangs here under `shared_name`. With `shared_gate`, its output
+    is scaled by sigmoid(x @ g), g the checkpoint's `<shared_name>_gate`.
+    """
+
+    def __init__(
+        self,
+        build: BuildContext,
+        experts: FusedMoE,
+        *,
+        router_bias: bool = False,
+        correction: str = "",
+        shared: nn.Module | None = None,
+        shared_name: str = "shared_experts",
+        shared_gate: bool = False,
+    ) -> None:
         super().__init__()
-        weights = dtype_name(build.weight_dtype or build.dtype)
-        self._fused = build.fused(
-            "sparse_moe",
-            opaque=True,
-            weight_format=weights,
-            E=experts.num_experts,
-            K=experts.hidden_size,
-            I=experts.local_size,
-            k=experts.top_k,
-        )
+        plain = experts.routing.is_plain and experts.act.is_plain and shared is None
+        self._fused = None
+        if plain and not (router_bias or correction):
+            self._fused = build.fused(
+                "sparse_moe",
+                opaque=True,
+                weight_format=dtype_name(build.weight_dtype or build.dtype),
+                E=experts.num_experts,
+                K=experts.hidden_size,
+                I=experts.local_size,
+                k=experts.top_k,
+            )
         fused = self._fused is not None
-        self.gate = Router(build, experts.hidden_size, experts.num_experts, keep=fused)
+        self.gate = Router(build, experts, fused, router_bias, correction)
         self.experts = experts
+        self._shared_name = shared_name if shared is not None else ""
+        self._shared_gate = f"{shared_name}_gate" if shared_gate else ""
+        if shared is not None:
+            self.add_module(shared_name, shared)
+        if shared_gate:
+            gate = ReplicatedLinear(build, experts.hidden_size, 1)
+            self.add_module(self._shared_gate, gate)
         self._handle = custom_ops.remember(self) if fused and build.traceable else ""
 
     def forward(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         if self._fused is None:
             x, residual = norm.enter(x, residual)
-            return self.experts(x, self.gate(x)), residual
+            return self._unfused(x), residual
         if self._handle:
             out, residual = torch.ops.atom.sparse_moe(
                 x, residual, norm.weight, norm.eps, self._handle
@@ -196,6 +262,15 @@ class SparseMoE(nn.Module):
         return self.experts.sum(out), residual
 
     __call__ = forward
+
+    def _unfused(self, x: Tensor) -> Tensor:
+        logits = self.gate(x)
+        if not self._shared_name:
+            return self.experts(x, logits)
+        shared: Tensor = getattr(self, self._shared_name)(x)
+        if self._shared_gate:
+            shared = shared * torch.sigmoid(getattr(self, self._shared_gate)(x))
+        return self.experts.sum(self.experts.part(x, logits) + shared)
 
     def run(
         self, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float
@@ -212,6 +287,6 @@ class SparseMoE(nn.Module):
             experts.w13,
             experts.w2,
             experts.top_k,
-            experts.renormalize,
+            experts.routing.renormalize,
         )
         return out

@@ -11,15 +11,17 @@ from atom.layers.weights import CheckpointTensor, Layer, WeightSlot
 
 
 class RMSNorm(Layer):
-    """x [..., K] -> [..., K]. `add` is for the residual stream."""
+    """x [..., K] -> [..., K]. `add` is for the residual stream. The weight is the checkpoint's plus
+    `offset` (zero-centred norms have 1)."""
 
     weight: Tensor
 
-    def __init__(self, build: BuildContext, size: int, eps: float) -> None:
+    def __init__(self, build: BuildContext, size: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
         self.build = build
         self.size = size
         self.eps = eps
+        self.offset = offset
         self._norm = build.select("rms_norm", K=size)
         self._add_norm = build.select("add_rms_norm", K=size)
 
@@ -42,7 +44,11 @@ class RMSNorm(Layer):
         yield WeightSlot(f"{path}.weight", (self.size,), self._take)
 
     def _take(self, tensor: CheckpointTensor) -> None:
-        self.weight = self.build.dense(tensor.read())
+        weight = tensor.read()
+        if self.offset:
+            assert isinstance(weight, Tensor), "a norm is never packed"
+            weight = weight.float() + self.offset
+        self.weight = self.build.dense(weight)
 
     def finish(self) -> None:
         """Nothing to pack."""

@@ -16,6 +16,7 @@ from atom.layers.attention import Attention
 from atom.layers.build import BuildContext
 from atom.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from atom.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from atom.layers.mixer import Mixer
 from atom.layers.norm import RMSNorm
 from atom.layers.rotary import RotaryEmbedding
 from atom.layers.rows import SampledRows
@@ -85,13 +86,18 @@ class GatedMLP(nn.Module):
     """down(silu(gate x) * up x)."""
 
     def __init__(
-        self, config: HFConfig, build: BuildContext, size: int, bias: bool = False
+        self,
+        config: HFConfig,
+        build: BuildContext,
+        size: int,
+        bias: bool = False,
+        reduce: bool = True,
     ) -> None:
         super().__init__()
         self.gate_up_proj = MergedColumnParallelLinear(
             build, config.hidden_size, {"gate_proj": size, "up_proj": size}, bias
         )
-        self.down_proj = RowParallelLinear(build, size, config.hidden_size, bias)
+        self.down_proj = RowParallelLinear(build, size, config.hidden_size, bias, reduce)
         local = size // build.parallel.tp_size
         self.act = SiluAndMul(build, local)
 
@@ -102,26 +108,64 @@ class GatedMLP(nn.Module):
     __call__ = forward
 
 
+class MLP(GatedMLP):
+    """x [T, K] -> [T, K]: a gated MLP that gets its input normed, as an expert that all tokens
+    share. Without `reduce`, the rank's part of the sum."""
+
+    def __init__(
+        self, config: HFConfig, build: BuildContext, size: int, *, reduce: bool = True
+    ) -> None:
+        super().__init__(config, build, size, reduce=reduce)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.down_proj(self.act(self.gate_up_proj(x)))
+
+    __call__ = forward  # type: ignore[assignment]
+
+
 class DecoderLayer(nn.Module):
     """One block. The first one gets no residual: its input is the residual.
 
     Each half takes the norm before it, so that a backend may fuse the norm with what follows.
+    `attn` is a module (positions, norm, x, residual) -> (out, residual), and hangs here under
+    `attn_name`; `norm_offset` as of `RMSNorm`.
     """
 
     def __init__(
-        self, config: HFConfig, build: BuildContext, self_attn: SelfAttention, mlp: nn.Module
+        self,
+        config: HFConfig,
+        build: BuildContext,
+        attn: nn.Module,
+        mlp: nn.Module,
+        *,
+        attn_name: str = "self_attn",
+        norm_offset: float = 0.0,
     ) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(build, size, eps)
-        self.self_attn = self_attn
-        self.post_attention_layernorm = RMSNorm(build, size, eps)
+        self.input_layernorm = RMSNorm(build, size, eps, norm_offset)
+        self.add_module(attn_name, attn)
+        self._attn_name = attn_name
+        self.post_attention_layernorm = RMSNorm(build, size, eps, norm_offset)
         self.mlp = mlp
+        self.rows: SampledRows | None = None  # where attention does not select them itself
+
+    def select_rows(self, rows: SampledRows) -> None:
+        """Compute only the rows that are sampled, from this block's attention on."""
+        attn = getattr(self, self._attn_name)
+        if hasattr(attn, "rows"):
+            attn.rows = rows
+        else:
+            self.rows = rows
 
     def forward(
         self, positions: Tensor, x: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        x, residual = self.self_attn(positions, self.input_layernorm, x, residual)
+        attn = getattr(self, self._attn_name)
+        x, residual = attn(positions, self.input_layernorm, x, residual)
+        assert residual is not None
+        if self.rows is not None:
+            x, residual = self.rows(x, residual)
         out: tuple[Tensor, Tensor] = self.mlp(self.post_attention_layernorm, x, residual)
         return out
 
@@ -137,6 +181,7 @@ class Decoder(nn.Module):
         build: BuildContext,
         layers: list[DecoderLayer],
         tied: bool,
+        norm_offset: float = 0.0,
     ) -> None:
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(
@@ -144,8 +189,8 @@ class Decoder(nn.Module):
         )
         self.layers = nn.ModuleList(layers)
         if build.selects_rows:
-            layers[-1].self_attn.rows = SampledRows(build)
-        self.norm = RMSNorm(build, config.hidden_size, config.rms_norm_eps)
+            layers[-1].select_rows(SampledRows(build))
+        self.norm = RMSNorm(build, config.hidden_size, config.rms_norm_eps, norm_offset)
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         x, residual = self.embed_tokens(input_ids), None
@@ -164,14 +209,20 @@ class CausalLM(nn.Module):
     weight_map: ClassVar[tuple[tuple[str, str], ...]] = ()
     # Tensors of some checkpoints that hold nothing to be loaded, by the end of their name.
     ignored_weights: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
+    # Parts of a checkpoint that this model leaves out on purpose, by the beginning of their names:
+    # towers of other modalities.
+    skipped_weights: ClassVar[tuple[str, ...]] = ()
+    # Weights of RMS norms are this much more than the checkpoint says.
+    norm_offset: ClassVar[float] = 0.0
 
     def __init__(self, config: HFConfig, build: BuildContext) -> None:
         super().__init__()
         check_config(config)
         self.selects_rows = build.selects_rows
+        self.mtp_prefixes = () if build.mtp else self.mtp_weights(config)
         tied = config.tie_word_embeddings
         layers = [self.make_layer(config, build, i) for i in range(config.num_hidden_layers)]
-        self.model = Decoder(config, build, layers, tied)
+        self.model = Decoder(config, build, layers, tied, self.norm_offset)
         self.lm_head = ParallelLMHead(
             build,
             config.vocab_size,
@@ -193,9 +244,24 @@ class CausalLM(nn.Module):
         """[L, H] -> [L, vocab_size] float32, the whole vocabulary on every rank."""
         return self.lm_head(hidden)
 
+    @classmethod
+    def mtp_weights(cls, config: HFConfig) -> tuple[str, ...]:
+        """Beginnings of the names of multi-token-prediction tensors, in the checkpoint's own
+        spelling; they are skipped unless they are asked for."""
+        return ()
+
+    @classmethod
+    def block_multiple(cls, config: HFConfig) -> int:
+        """Tokens of a KV block must be a multiple of this."""
+        return 1
+
     def attention_layers(self) -> list[Attention]:
-        """In order of depth; the runner gives each its caches."""
+        """Plain attention, in order of depth."""
         return [module for module in self.modules() if isinstance(module, Attention)]
+
+    def cache_layers(self) -> list[Attention | Mixer]:
+        """In order of depth; the runner gives each its caches."""
+        return [module for module in self.modules() if isinstance(module, (Attention, Mixer))]
 
     @property
     def weight_bytes(self) -> int:

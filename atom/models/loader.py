@@ -60,11 +60,13 @@ def load_model(
     parallel: ParallelState = SINGLE,
     traceable: bool = False,
     selects_rows: bool = False,
+    mtp: bool = False,
 ) -> Any:
     """The model of `source`, a `CausalLM`, ready to run.
 
     `dtype` is the activations'. On CPU with `model.dtype` auto, weights keep the form they are
     stored in; otherwise they take `dtype`. GGUF blocks stay packed unless `model.dtype` is float32.
+    `mtp`: with the checkpoint's multi-token-prediction layers, which are left out otherwise.
     """
     hf = source.config
     if method := _weight_quantisation(hf):
@@ -82,6 +84,7 @@ def load_model(
         parallel=parallel,
         traceable=traceable,
         selects_rows=selects_rows,
+        mtp=mtp,
     )
     model = resolve(hf.architecture)(hf, build)
     if config.model.load_dummy:
@@ -141,7 +144,7 @@ def load_weights(model: Any, tensors: Iterable[CheckpointTensor], origin: str) -
     for tensor in tensors:
         slot = slots.get(_our_name(model, tensor.name))
         if slot is None:
-            if not tensor.name.endswith(model.ignored_weights):
+            if not _left_out(model, tensor.name):
                 unexpected.append(tensor.name)
             continue
         if tensor.shape != slot.shape and (tensor.shape, slot.shape) != ((1,), ()):
@@ -155,6 +158,11 @@ def load_weights(model: Any, tensors: Iterable[CheckpointTensor], origin: str) -
     _report(origin, "lacks", sorted(missing))
     _report(origin, "has unexpected", unexpected)
     finish(model)
+
+
+def _left_out(model: Any, name: str) -> bool:
+    skipped = (*model.skipped_weights, *model.mtp_prefixes)
+    return name.endswith(model.ignored_weights) or name.startswith(skipped)
 
 
 def _report(origin: str, verb: str, names: list[str]) -> None:

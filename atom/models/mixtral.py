@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from atom.layers.build import BuildContext
 from atom.layers.moe import FusedMoE, SparseMoE
 from atom.models.common import CausalLM, DecoderLayer, SelfAttention, layer_window
+from atom.ops.contracts import Routing
 
 if TYPE_CHECKING:
     from atom.models.hf_config import HFConfig
@@ -27,7 +28,7 @@ class MixtralForCausalLM(CausalLM):
             intermediate_size=config.positive_int("intermediate_size"),
             num_experts=config.positive_int("num_local_experts"),
             top_k=config.positive_int("num_experts_per_tok"),
-            renormalize=True,
+            routing=Routing(renormalize=True),
         )
         attn = SelfAttention(config, build, window=layer_window(config, index))
         return DecoderLayer(config, build, attn, SparseMoE(build, experts))

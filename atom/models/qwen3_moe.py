@@ -10,6 +10,7 @@ from atom.layers.build import BuildContext
 from atom.layers.moe import FusedMoE, SparseMoE
 from atom.models.common import CausalLM, DecoderLayer, GatedMLP
 from atom.models.qwen3 import qwen3_attention
+from atom.ops.contracts import Routing
 
 if TYPE_CHECKING:
     from atom.models.hf_config import HFConfig
@@ -30,6 +31,6 @@ class Qwen3MoeForCausalLM(CausalLM):
             intermediate_size=config.positive_int("moe_intermediate_size"),
             num_experts=config.positive_int("num_experts"),
             top_k=config.positive_int("num_experts_per_tok"),
-            renormalize=bool(config.get("norm_topk_prob", False)),
+            routing=Routing(renormalize=bool(config.get("norm_topk_prob", False))),
         )
         return SparseMoE(build, experts)

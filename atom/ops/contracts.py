@@ -36,6 +36,10 @@ class AttentionMetadata:
     )
     cu_seqlens_q: Tensor  # [S + 1] int32, prefix sums of the query lengths
     seq_lens: Tensor  # [S] int32, KV length including this step's tokens
+    # The same step with the tables of the window caches; None where the model has none.
+    window: AttentionMetadata | None = None
+    # [S] int32, the slot of each sequence's recurrent state, -1 for padding; None without states.
+    state_slots: Tensor | None = None
 
     @property
     def is_decode(self) -> bool:
@@ -254,15 +258,77 @@ class TopkRouting(Protocol):
     def __call__(self, logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How experts are chosen; op `topk_route`. Scores are `scoring` of the logits: "softmax" over
+    all experts, "sigmoid", or "sqrt_softplus" (sqrt(log(1 + e^x))).
+
+    With groups, only experts of the `top_groups` best groups are eligible; a group's score is the
+    "max" of its experts' or the sum of its "top2". The choice, groups' included, goes by score plus
+    correction bias; weights are the scores without it, divided by their sum if `renormalize`, then
+    times `scale`.
+    """
+
+    scoring: str = "softmax"
+    renormalize: bool = False
+    num_groups: int = 1
+    top_groups: int = 1
+    group_score: str = "max"
+    scale: float = 1.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Op `topk_softmax` serves it, if there is no bias."""
+        return self.scoring == "softmax" and self.num_groups == 1 and self.scale == 1.0
+
+
+class TopkRoute(Protocol):
+    """op `topk_route`. logits [T, E], bias [E] float32 or None -> (weights [T, k] float32, ids
+    [T, k] int32), in float32 throughout."""
+
+    def __call__(
+        self, logits: Tensor, k: int, routing: Routing, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GatedActivation:
+    """What an MLP does with its gate and up halves.
+
+    "silu": silu(gate) * up. "gpt_oss": (up + 1) * gate * sigmoid(1.702 gate). With `limit` > 0 gate
+    is at most `limit` and up within +-`limit`, before anything else.
+    """
+
+    kind: str = "silu"
+    limit: float = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        return self == SILU
+
+
+SILU = GatedActivation()
+
+
 class FusedExperts(Protocol):
-    """op `fused_experts`. sum_j w[t, j] * down_e(silu(gate_e x) * up_e x), e = ids[t, j].
+    """op `fused_experts`. sum_j w[t, j] * down_e(act(gate_e x, up_e x)), e = ids[t, j].
 
     x [T, K]; w13 [E, 2I, K] gate rows first; w2 [E, K, I]; ids local to the rank, -1 =
-    elsewhere, which contributes zero. Returns [T, K] in x's dtype.
+    elsewhere, which contributes zero. b13 [E, 2I] and b2 [E, K] are added to the products. Returns
+    [T, K] in x's dtype. A query's `variant` is "" for plain SiLU without biases; "act" or "bias" or
+    "act,bias" where the last three arguments are used, and only then are they given.
     """
 
     def __call__(
-        self, x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, ids: Tensor
+        self,
+        x: Tensor,
+        w13: Tensor,
+        w2: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        act: GatedActivation = SILU,
+        b13: Tensor | None = None,
+        b2: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -298,6 +364,7 @@ OPS: dict[str, Any] = {
     "paged_attention": PagedAttention,
     "silu_and_mul": SiluAndMul,
     "topk_softmax": TopkRouting,
+    "topk_route": TopkRoute,
     "fused_experts": FusedExperts,
 }
 

@@ -40,13 +40,14 @@ class OpQuery:
     kv_dtype: str = ""
     shape: tuple[tuple[str, int], ...] = ()
     traceable: bool = False  # must be safe under torch.compile
+    variant: str = ""  # what is asked beyond the plain operation, in its contract's words
 
     def size(self, name: str) -> int:
         return dict(self.shape)[name]
 
     def __str__(self) -> str:
         parts = [self.device, self.dtype, self.weight_format, self.kv_dtype]
-        parts += [f"{k}={v}" for k, v in self.shape]
+        parts += [f"{k}={v}" for k, v in self.shape] + [self.variant]
         return f"{self.op}({', '.join(p for p in parts if p)})"
 
 
@@ -57,6 +58,12 @@ class Implementation:
     function: Callable[..., Any]
     declines: Callable[[OpQuery], str | None]  # None: accepts; else why not
     traced: Callable[..., Any] | None = None  # what a traceable query gets in its place
+    variants: frozenset[str] | None = frozenset({""})  # that it serves; None: all
+
+    def why_not(self, query: OpQuery) -> str | None:
+        if self.variants is not None and query.variant not in self.variants:
+            return f"does not serve {query.variant!r}"
+        return self.declines(query)
 
 
 @dataclass(slots=True)
@@ -78,15 +85,18 @@ def register(
     backend: str,
     declines: Callable[[OpQuery], str | None] = _accepts_all,
     traced: Callable[..., Any] | None = None,
+    variants: frozenset[str] | None = frozenset({""}),
 ) -> Callable[[F], F]:
     """Decorator: the function serves `op` on `backend` for the queries it does not decline.
 
-    `traced` is its form for torch.compile (a custom operator), where the function itself cannot be
-    traced.
+    `variants` are those it serves; None: all. `traced` is its form for torch.compile (a custom
+    operator), where the function itself cannot be traced.
     """
 
     def decorate(function: F) -> F:
-        _state.table[op, backend] = Implementation(op, backend, function, declines, traced)
+        _state.table[op, backend] = Implementation(
+            op, backend, function, declines, traced, variants
+        )
         return function
 
     return decorate
@@ -115,7 +125,7 @@ def candidates(query: OpQuery) -> list[tuple[str, str | None]]:
         elif implementation is None:
             answers.append((backend, "does not implement it"))
         else:
-            answers.append((backend, implementation.declines(query)))
+            answers.append((backend, implementation.why_not(query)))
     return answers
 
 

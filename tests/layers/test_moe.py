@@ -11,6 +11,7 @@ from torch import Tensor
 from atom.layers.build import BuildContext
 from atom.layers.moe import FusedMoE
 from atom.layers.weights import WeightSlot
+from atom.ops.contracts import Routing
 from atom.parallel.state import ParallelState
 
 E, K, I = 3, 8, 12  # noqa: E741
@@ -24,7 +25,7 @@ def make(tp_rank: int = 0, tp_size: int = 1) -> FusedMoE:
         intermediate_size=I,
         num_experts=E,
         top_k=2,
-        renormalize=True,
+        routing=Routing(renormalize=True),
     )
 
 

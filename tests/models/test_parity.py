@@ -182,7 +182,7 @@ def test_traceable_model_is_one_graph() -> None:
     compiled = torch.compile(model.forward, backend=backend, fullgraph=True)
 
     class Compiled:
-        attention_layers, compute_logits = model.attention_layers, model.compute_logits
+        cache_layers, compute_logits = model.cache_layers, model.compute_logits
         __call__ = staticmethod(compiled)
 
     assert_close(PagedModel(Compiled()).logits(ids, [24]), want)

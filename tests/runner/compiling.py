@@ -46,6 +46,7 @@ class Running:
     def __init__(self, model: Any, forward: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.compute_logits = model.compute_logits
         self.attention_layers = model.attention_layers
+        self.cache_layers = model.cache_layers
         self._forward = forward
 
     def __call__(self, input_ids: Tensor, positions: Tensor) -> Tensor:

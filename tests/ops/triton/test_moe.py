@@ -11,6 +11,7 @@ from atom.layers.moe import FusedMoE, SparseMoE
 from atom.layers.norm import RMSNorm
 from atom.models.loader import load_dummy
 from atom.ops import registry
+from atom.ops.contracts import Routing
 from atom.ops.reference.moe import fused_experts as reference_experts
 from atom.ops.registry import OpQuery, candidates
 from atom.ops.triton import moe, moe_config, moe_grouped, moe_order, moe_pairs, moe_routing
@@ -209,7 +210,12 @@ def make_layer(device: str, traceable: bool) -> tuple[SparseMoE, RMSNorm]:
     """With dummy weights, the same every time."""
     build = BuildContext(device=torch.device(device), traceable=traceable)
     experts = FusedMoE(
-        build, hidden_size=64, intermediate_size=32, num_experts=6, top_k=2, renormalize=True
+        build,
+        hidden_size=64,
+        intermediate_size=32,
+        num_experts=6,
+        top_k=2,
+        routing=Routing(renormalize=True),
     )
     model = torch.nn.ModuleDict(
         {"mlp": SparseMoE(build, experts), "norm": RMSNorm(build, 64, 1e-6)}
