@@ -34,13 +34,11 @@ class NewRow(NamedTuple):
 
 
 class RowBlocks(NamedTuple):
-    """Blocks appended to a row's table, starting at table index `start`; with `window` to its table
-    of window caches, whose blocks have ids of their own."""
+    """Blocks appended to a row's table, starting at table index `start`."""
 
     row: int
     start: int
     block_ids: list[int]
-    window: bool = False
 
 
 class StateCopy(NamedTuple):
@@ -61,6 +59,8 @@ class StepPlan(NamedTuple):
     num_computed: NDArray[np.int32]  # [S] tokens whose KV exists before this step
     num_scheduled: NDArray[np.int32]  # [S] tokens computed by this step
     samples: NDArray[np.bool_]  # [S] the last token known is computed: a new one is sampled
+    # To the rows' tables of window caches, whose blocks have ids of their own.
+    new_window_blocks: tuple[RowBlocks, ...] = ()
     restores: tuple[StateCopy, ...] = ()  # before the forward: checkpoints into rows' slots
     saves: tuple[StateCopy, ...] = ()  # after it: rows' slots into checkpoints
 
