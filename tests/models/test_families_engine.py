@@ -1,0 +1,75 @@
+"""Every published family through the whole engine: 32 greedy tokens, equal to transformers'.
+
+Prompts come in chunks, in mixed batches, from the prefix cache and after a preemption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hub import hub_checkpoint
+from test_families import BLOCK_SIZES, SUPPORTED, reference
+from tiny import random_prompt
+
+from atom.engine.llm import LLM
+from atom.engine.sampling_params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
+
+
+@contextmanager
+def engine(path: Path, **settings: object) -> Iterator[LLM]:
+    common = {"dtype": "float32", "kv_cache_dtype": "fp32", "device": "cpu", "num_threads": 1}
+    llm = LLM(str(path), max_model_len=512, max_num_seqs=4, **{**common, **settings})
+    try:
+        yield llm
+    finally:
+        llm.close()
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_chunks_mixtures_and_reuse(family: str) -> None:
+    prompt, after, _ = reference(family)
+    others = [random_prompt(len(prompt) + 9 * i, seed=i) for i in range(1, 3)]
+    size = BLOCK_SIZES.get(family, 16)
+    with engine(
+        hub_checkpoint(family),
+        kv_cache_block_size=size,
+        max_num_batched_tokens=48,
+        max_prefill_chunk=32,
+        policy="mixed",
+        num_kvcache_blocks=40,
+    ) as llm:
+        together = llm.generate([others[0], prompt, others[1]], GREEDY)
+        assert together[1].outputs[0].token_ids == after
+        again = llm.generate([prompt, others[1]], GREEDY)
+        assert [r.outputs[0].token_ids for r in again] == [
+            after,
+            together[2].outputs[0].token_ids,
+        ]
+        assert [r.num_cached_tokens // size for r in again] == [
+            (len(p) - 1) // size for p in (prompt, others[1])
+        ]
+        alone = llm.generate([others[0]], GREEDY)
+        assert alone[0].outputs[0].token_ids == together[0].outputs[0].token_ids
+        llm.core.check_invariants()
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_preemption(family: str) -> None:
+    prompt, after, _ = reference(family)
+    others = [random_prompt(len(prompt), seed=i) for i in range(1, 3)]
+    size = BLOCK_SIZES.get(family, 16)
+    each = -(-(len(prompt) + len(after)) // size)  # blocks of a whole sequence
+    with engine(
+        hub_checkpoint(family),
+        kv_cache_block_size=size,
+        num_kvcache_blocks=3 * each - 1,
+        enable_prefix_caching=False,
+    ) as llm:
+        results = llm.generate([others[0], others[1], prompt], GREEDY)
+        assert llm.core.stats().preemptions > 0
+        assert results[2].outputs[0].token_ids == after
