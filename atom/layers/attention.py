@@ -37,7 +37,8 @@ class Attention(Layer):
     """qkv [T, Hq + 2 Hk, D], as projected -> [T, Hq, D]; k and v go into the cache.
 
     q and k are normed per head where there are `norms`, and rotated. `window` > 0: only the last
-    `window` keys are seen. Heads are the rank's own.
+    `window` keys are seen. `sinks`: the checkpoint has a logit per query head that joins the
+    softmax's denominator. Heads are the rank's own.
     """
 
     k_cache: Tensor  # [B, block_size, Hk, D] of kv_dtype
@@ -53,8 +54,12 @@ class Attention(Layer):
         rotary: RotaryEmbedding,
         norms: tuple[RMSNorm, RMSNorm] | None = None,
         window: int = 0,
+        sinks: bool = False,
     ) -> None:
         super().__init__()
+        self.build = build
+        self.sinks: Tensor | None = None  # [Hq] float32
+        self._has_sinks = sinks
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
@@ -92,10 +97,18 @@ class Attention(Layer):
             self._attend = choose("paged_attention", Hq=q, window=self.window)
 
     def slots(self, path: str) -> Iterator[WeightSlot]:
-        """Scales, where the checkpoint has them; without, they are 1."""
+        """Sinks; scales, where the checkpoint has them: without, they are 1."""
+        if self._has_sinks:
+            heads = self.num_heads * self.build.parallel.tp_size
+            yield WeightSlot(sibling(path, "sinks"), (heads,), self._take_sinks)
         for name, scaled in SCALES:
             load = partial(self._take_scale, scaled)
             yield WeightSlot(sibling(path, name), (), load, required=False)
+
+    def _take_sinks(self, tensor: CheckpointTensor) -> None:
+        first = self.num_heads * self.build.parallel.tp_rank
+        own = tensor.dense(slice(first, first + self.num_heads))
+        self.sinks = own.to(self.build.device, torch.float32)
 
     def _take_scale(self, scaled: str, tensor: CheckpointTensor) -> None:
         value = tensor.read()
@@ -115,7 +128,7 @@ class Attention(Layer):
 
     @property
     def weight_bytes(self) -> int:
-        return 0
+        return 0 if self.sinks is None else self.sinks.nbytes
 
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         shape = (self.block_size, self.num_kv_heads, self.head_dim)
@@ -162,7 +175,7 @@ class Attention(Layer):
         scales = (self.k_scale, self.v_scale)
         self._write(k, v, self.k_cache, self.v_cache, meta.slot_mapping, *scales)
         out: Tensor = self._attend(
-            q, self.k_cache, self.v_cache, meta, self.scale, self.window, None, 0.0, *scales
+            q, self.k_cache, self.v_cache, meta, self.scale, self.window, self.sinks, 0.0, *scales
         )
         return out
 
@@ -182,6 +195,7 @@ class Attention(Layer):
                 k_norm=None if norms is None else norms[1].weight,
                 norm_eps=0.0 if norms is None else norms[0].eps,
                 window=self.window,
+                sinks=self.sinks,
                 k_scale=self.k_scale,
                 v_scale=self.v_scale,
             )

@@ -22,11 +22,14 @@ class FusedMoE(Layer):
     """x [T, K], router logits [T, E] -> [T, K], summed over ranks.
 
     Reads `E.<gate|up|down>_proj.weight` per expert, or all experts stacked: `gate_up_proj`
-    [E, 2I, K] with `down_proj` [E, K, I], or (GGUF) three stacks named with `.weight`.
+    [E, 2I, K] with `down_proj` [E, K, I], or (GGUF) three stacks named with `.weight`. With `bias`,
+    a subclass reads what is added to both products.
     """
 
     w13: Tensor  # [E, 2I, K] of the rank: gate rows first
     w2: Tensor  # [E, K, I]
+    b13: Tensor | None  # [E, 2I], as w13
+    b2: Tensor | None  # [E, K], added by rank 0
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class FusedMoE(Layer):
         top_k: int,
         routing: Routing,
         act: GatedActivation = SILU,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.build = build
@@ -47,11 +51,11 @@ class FusedMoE(Layer):
         self.top_k = top_k
         self.routing = routing
         self.act = act
+        self.bias = bias
+        self.b13 = self.b2 = None
         self.correction: Tensor | None = None  # [E] float32, added to scores when choosing
         self.share = build.parallel.shard(intermediate_size, "the experts' intermediate size")
         self.local_size: int = self.share.stop - self.share.start
-        op = "topk_softmax" if routing.is_plain else "topk_route"
-        self._route = build.select(op, opaque=True, E=num_experts, k=top_k)
         self._sum = build.all_reduce()
         self._handle = custom_ops.remember(self) if build.traceable else ""
         self._targets: dict[str, Tensor] = {}  # while loading: where gate, up and down go
@@ -71,16 +75,23 @@ class FusedMoE(Layer):
     def run(self, x: Tensor, logits: Tensor) -> Tensor:
         """What happens behind the custom operator, or without one."""
         weights, ids = self.route(logits)
-        if self.act.is_plain:
+        if not self.variant:
             out: Tensor = self._experts(x, self.w13, self.w2, weights, ids)
         else:
-            out = self._experts(x, self.w13, self.w2, weights, ids, self.act)
+            extra = (self.act, self.b13, self.b2)
+            out = self._experts(x, self.w13, self.w2, weights, ids, *extra)
         return out
+
+    @property
+    def variant(self) -> str:
+        """What is asked of op `fused_experts`."""
+        words = ["act"] * (not self.act.is_plain) + ["bias"] * self.bias
+        return ",".join(words)
 
     def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(weights [T, k] float32, ids [T, k] int32) of router logits [T, E]."""
         chosen: tuple[Tensor, Tensor]
-        if self.routing.is_plain:
+        if self._plain_route:
             chosen = self._route(logits, self.top_k, self.routing.renormalize)
         else:
             chosen = self._route(logits, self.top_k, self.routing, self.correction)
@@ -147,11 +158,14 @@ class FusedMoE(Layer):
 
     def finish(self) -> None:
         self._targets.clear()
+        self._plain_route = self.routing.is_plain and self.correction is None
+        op = "topk_softmax" if self._plain_route else "topk_route"
+        self._route = self.build.select(op, opaque=True, E=self.num_experts, k=self.top_k)
         self._experts = self.build.select(
             "fused_experts",
             opaque=True,
             weight_format=dtype_name(self.w13.dtype),
-            variant="" if self.act.is_plain else "act",
+            variant=self.variant,
             E=self.num_experts,
             K=self.hidden_size,
             I=self.local_size,
@@ -160,7 +174,8 @@ class FusedMoE(Layer):
 
     @property
     def weight_bytes(self) -> int:
-        return self.w13.nbytes + self.w2.nbytes
+        tensors = (self.w13, self.w2, self.b13, self.b2)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 class Router(ReplicatedLinear):
@@ -225,7 +240,7 @@ class SparseMoE(nn.Module):
         shared_gate: bool = False,
     ) -> None:
         super().__init__()
-        plain = experts.routing.is_plain and experts.act.is_plain and shared is None
+        plain = experts.routing.is_plain and not experts.variant and shared is None
         self._fused = None
         if plain and not (router_bias or correction):
             self._fused = build.fused(

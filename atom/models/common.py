@@ -18,6 +18,7 @@ from atom.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from atom.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from atom.layers.mixer import Mixer
 from atom.layers.norm import RMSNorm
+from atom.layers.projection_norm import ProjectionNorm
 from atom.layers.rotary import RotaryEmbedding
 from atom.layers.rows import SampledRows
 from atom.layers.weights import Layer
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions; optional biases and per-head q/k norms."""
+    """Grouped-query attention with rotary positions; optional biases, q/k norms (per head, or with
+    `whole_norm` over all heads at once) and sinks. `rotary_factor`: share of a head's channels that
+    is rotated, where the config's own key does not say it."""
 
     def __init__(
         self,
@@ -37,7 +40,10 @@ class SelfAttention(nn.Module):
         qkv_bias: bool = False,
         o_bias: bool = False,
         qk_norm: bool = False,
+        whole_norm: bool = False,
+        sinks: bool = False,
         window: int = 0,
+        rotary_factor: float | None = None,
     ) -> None:
         super().__init__()
         heads, dim = config.num_attention_heads, config.head_dim
@@ -53,7 +59,7 @@ class SelfAttention(nn.Module):
             dim,
             base=config.rope_theta,
             scaling=config.rope_scaling,
-            partial_factor=config.partial_rotary_factor,
+            partial_factor=rotary_factor or config.partial_rotary_factor,
             trained_length=config.max_position_embeddings,
         )
         q_heads, kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
@@ -65,7 +71,13 @@ class SelfAttention(nn.Module):
             rotary=self.rotary,
             norms=(self.q_norm, self.k_norm) if qk_norm else None,
             window=window,
+            sinks=sinks,
         )
+        self.whole_norm: ProjectionNorm | None = None
+        if whole_norm:
+            self.whole_norm = ProjectionNorm(
+                build, heads, config.num_key_value_heads, dim, config.rms_norm_eps
+            )
         self.rows: SampledRows | None = None  # of the last block only
         self._heads = (-1, q_heads + 2 * kv_heads, dim)
         self._flat = (-1, q_heads * dim)
@@ -74,6 +86,8 @@ class SelfAttention(nn.Module):
         self, positions: Tensor, norm: RMSNorm, x: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         qkv, residual = self.qkv_proj.after_norm(norm, x, residual)
+        if self.whole_norm is not None:
+            qkv = self.whole_norm(qkv)
         out = self.attn(qkv.view(self._heads), positions).view(self._flat)
         if self.rows is not None:
             out, residual = self.rows(out, residual)

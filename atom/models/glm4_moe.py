@@ -1,0 +1,58 @@
+"""GLM-4.5: partly rotated heads, biased QKV, sigmoid routing in groups, an expert for all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from atom.layers.build import BuildContext
+from atom.layers.moe import FusedMoE, SparseMoE
+from atom.models.common import MLP, CausalLM, DecoderLayer, GatedMLP, SelfAttention
+from atom.ops.contracts import Routing
+
+if TYPE_CHECKING:
+    from atom.models.hf_config import HFConfig
+
+
+def _routing(config: HFConfig) -> Routing:
+    return Routing(
+        scoring="sigmoid",
+        renormalize=bool(config.get("norm_topk_prob", True)),
+        num_groups=int(config.get("n_group", 1)),
+        top_groups=int(config.get("topk_group", 1)),
+        group_score="top2",
+        scale=float(config.get("routed_scaling_factor", 1.0)),
+    )
+
+
+class Glm4MoeForCausalLM(CausalLM):
+    def make_layer(self, config: HFConfig, build: BuildContext, index: int) -> DecoderLayer:
+        attn = SelfAttention(
+            config,
+            build,
+            qkv_bias=bool(config.get("attention_bias", False)),
+            qk_norm=bool(config.get("use_qk_norm", False)),
+        )
+        return DecoderLayer(config, build, attn, self._mlp(config, build, index))
+
+    def _mlp(self, config: HFConfig, build: BuildContext, index: int) -> nn.Module:
+        if index < config.get("first_k_dense_replace", 1):
+            return GatedMLP(config, build, config.positive_int("intermediate_size"))
+        size = config.positive_int("moe_intermediate_size")
+        experts = FusedMoE(
+            build,
+            hidden_size=config.hidden_size,
+            intermediate_size=size,
+            num_experts=config.positive_int("n_routed_experts"),
+            top_k=config.positive_int("num_experts_per_tok"),
+            routing=_routing(config),
+        )
+        shared = MLP(config, build, size * config.positive_int("n_shared_experts"), reduce=False)
+        return SparseMoE(build, experts, correction="e_score_correction_bias", shared=shared)
+
+    @classmethod
+    def mtp_weights(cls, config: HFConfig) -> tuple[str, ...]:
+        """The layers after the last one."""
+        first, count = config.num_hidden_layers, int(config.get("num_nextn_predict_layers", 0))
+        return tuple(f"model.layers.{first + i}." for i in range(count))
