@@ -56,15 +56,11 @@ class IndexTopk(Protocol):
 
 
 class SparseMLA(Protocol):
-    """op `sparse_mla`. Attention of q [T, H, C] over the keys at `slots` [T, k] int32, those >= 0
-    first; a row without any gives zeros.
-
-    `cache` [B, bs, C] holds keys that all heads share; their first `value_size` channels are the
-    values: [T, H, value_size]. Softmax in float32 of scale * q . key.
-    """
+    """op `sparse_mla`. As `mla_attention` of `atom.ops.contracts_mla`, but over the keys at `slots`
+    [T, k] int32, those >= 0 first: -> [T, H, R]. A row without any gives zeros."""
 
     def __call__(
-        self, q: Tensor, cache: Tensor, slots: Tensor, scale: float, value_size: int
+        self, q_latent: Tensor, q_rope: Tensor, cache: Tensor, slots: Tensor, scale: float
     ) -> Tensor: ...
 
 

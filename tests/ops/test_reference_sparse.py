@@ -113,7 +113,7 @@ def test_attention_over_the_chosen(dtype: torch.dtype) -> None:
     first, second = BLOCKS[0], BLOCKS[2]
     chosen = [[slot(first, p) for p in (0, 3, 8)], [slot(second, 2)], []]
     slots = torch.tensor([row + [-1] * (4 - len(row)) for row in chosen], dtype=torch.int32)
-    got = sparse.sparse_mla(q, cache, slots, 0.3, 5)
+    got = sparse.sparse_mla(q[..., :5], q[..., 5:], cache, slots, 0.3)
     for row, places in enumerate(chosen[:2]):
         keys = torch.stack([cache.float().flatten(0, 1)[s] for s in places])
         want = (0.3 * q[row] @ keys.T).softmax(-1) @ keys[:, :5]

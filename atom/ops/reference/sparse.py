@@ -76,17 +76,20 @@ def index_topk(
 
 
 @register("sparse_mla", "reference")
-def sparse_mla(q: Tensor, cache: Tensor, slots: Tensor, scale: float, value_size: int) -> Tensor:
-    out = q.new_zeros(*q.shape[:2], value_size)
+def sparse_mla(
+    q_latent: Tensor, q_rope: Tensor, cache: Tensor, slots: Tensor, scale: float
+) -> Tensor:
+    out = torch.zeros_like(q_latent, memory_format=torch.contiguous_format)
     rows = (cache.view(torch.uint8) if cache.dtype == FP8 else cache).flatten(0, 1)
-    step = max(1, MOST_PRODUCTS // max(slots.shape[1] * cache.shape[2], 1))
-    for row in range(0, q.shape[0], step):
-        chosen, queries = slots[row : row + step], q[row : row + step].float()
-        seen = (chosen >= 0).unsqueeze(1)
-        keys = rows[chosen.clamp_min(0).long()].view(cache.dtype).float()
+    step = max(1, MOST_PRODUCTS // (slots.shape[1] * cache.shape[2]))
+    for row in range(0, len(slots), step):
+        part = slice(row, row + step)
+        queries = torch.cat((q_latent[part], q_rope[part]), -1).float()
+        seen = (slots[part] >= 0).unsqueeze(1)
+        keys = rows[slots[part].clamp_min(0).long()].view(cache.dtype).float()
         # Slot 0 may hold NaN, which a weight of zero would not hide.
         keys = keys.masked_fill(~seen.transpose(1, 2), 0.0)
         scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
-        scores = scores.masked_fill_(~seen, float("-inf")).softmax(-1).nan_to_num_(0.0)
-        out[row : row + step] = torch.bmm(scores, keys[..., :value_size]).to(q.dtype)
+        weights = scores.masked_fill_(~seen, float("-inf")).softmax(-1).nan_to_num_(0.0)
+        out[part] = torch.bmm(weights, keys[..., : q_latent.shape[2]]).to(out.dtype)
     return out
