@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from atom.layers.build import BuildContext
@@ -12,7 +13,8 @@ from atom.layers.weights import CheckpointTensor, Layer, WeightSlot
 
 class RMSNorm(Layer):
     """x [..., K] -> [..., K]. `add` is for the residual stream. The weight is the checkpoint's plus
-    `offset` (zero-centred norms have 1)."""
+    `offset` (zero-centred norms have 1); of the sum in bfloat16, whole bits would be lost, so that
+    it is kept in float32."""
 
     weight: Tensor
 
@@ -45,10 +47,10 @@ class RMSNorm(Layer):
 
     def _take(self, tensor: CheckpointTensor) -> None:
         weight = tensor.read()
+        self.weight = self.build.dense(weight)
         if self.offset:
             assert isinstance(weight, Tensor), "a norm is never packed"
-            weight = weight.float() + self.offset
-        self.weight = self.build.dense(weight)
+            self.weight = weight.to(self.build.device, torch.float32) + self.offset
 
     def finish(self) -> None:
         """Nothing to pack."""
