@@ -219,8 +219,8 @@ class Decoder(nn.Module):
 class CausalLM(nn.Module):
     """A language model. Subclasses give `make_layer`."""
 
-    # (checkpoint's spelling, ours), applied to every tensor name as a replacement.
-    weight_map: ClassVar[tuple[tuple[str, str], ...]] = ()
+    # (checkpoint's spelling, ours), applied to every tensor name as a replacement, in this order.
+    weight_map: tuple[tuple[str, str], ...] = ()
     # Tensors of some checkpoints that hold nothing to be loaded, by the end of their name.
     ignored_weights: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
     # Parts of a checkpoint that this model leaves out on purpose, by the beginning of their names:
@@ -243,6 +243,7 @@ class CausalLM(nn.Module):
             config.hidden_size,
             tied_to=self.model.embed_tokens if tied else None,
         )
+        self.mtp = self.make_mtp(config, build) if build.mtp else None
 
     def make_layer(self, config: HFConfig, build: BuildContext, index: int) -> DecoderLayer:
         raise NotImplementedError
@@ -263,6 +264,10 @@ class CausalLM(nn.Module):
         """Beginnings of the names of multi-token-prediction tensors, in the checkpoint's own
         spelling; they are skipped unless they are asked for."""
         return ()
+
+    def make_mtp(self, config: HFConfig, build: BuildContext) -> nn.Module:
+        """The layer that those weights are for, called last: see `atom.models.mtp`."""
+        raise ModelError(f"{config.where}: {config.architecture} has no MTP layer: load it without")
 
     @classmethod
     def block_multiple(cls, config: HFConfig) -> int:

@@ -1,0 +1,81 @@
+"""Latent attention in plain torch: one sequence after the other, over its latents."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atom.ops.contracts import AttentionMetadata
+from atom.ops.reference.attention import FP8, FP8_MAX
+from atom.ops.reference.elementwise import rms_norm, rotary
+from atom.ops.registry import register
+
+
+@register("mla_cache", "reference")
+def mla_cache(
+    q_rope: Tensor,
+    kv: Tensor,
+    positions: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    cos_sin: Tensor,
+    cache: Tensor,
+    slot_mapping: Tensor,
+) -> None:
+    rank = norm_weight.shape[0]
+    kv[:, :rank] = rms_norm(kv[:, :rank], norm_weight, eps)
+    rotary(q_rope, kv[:, None, rank:], positions, cos_sin, True)
+    kept = slot_mapping >= 0
+    slots, rows = slot_mapping[kept], kv[kept]
+    block, offset = slots // cache.shape[1], slots % cache.shape[1]
+    if cache.dtype == FP8:  # without indexing kernels, which its bytes have
+        rows = rows.float().clamp(-FP8_MAX, FP8_MAX).to(FP8).view(torch.uint8)
+        cache.view(torch.uint8)[block, offset] = rows
+    else:
+        cache[block, offset] = rows.to(cache.dtype)
+
+
+def gather_latents(cache: Tensor, blocks: Tensor, length: int) -> Tensor:
+    """The first `length` latents of a sequence: [length, R + P] float32."""
+    size = cache.shape[1]
+    used = blocks[: (length + size - 1) // size].long()
+    pages = cache.view(torch.uint8)[used].view(FP8) if cache.dtype == FP8 else cache[used]
+    return pages.flatten(0, 1)[:length].float()
+
+
+def _seen(start: int, end: int, topk: Tensor | None, device: torch.device) -> Tensor:
+    """[end - start, end] bool: the keys that the queries at positions start..end see."""
+    positions = torch.arange(start, end, device=device).unsqueeze(1)
+    seen = torch.arange(end, device=device) <= positions
+    if topk is None:
+        return seen
+    chosen = torch.zeros(end - start, end + 1, dtype=torch.bool, device=device)
+    places = topk.long().masked_fill(topk < 0, end)  # the last column takes what is nothing
+    return seen & chosen.scatter_(1, places, True)[:, :end]
+
+
+@register("mla_attention", "reference", variants=frozenset({"", "topk"}))
+def mla_attention(
+    q_latent: Tensor,
+    q_rope: Tensor,
+    cache: Tensor,
+    meta: AttentionMetadata,
+    scale: float,
+    topk: Tensor | None = None,
+) -> Tensor:
+    out = torch.zeros_like(q_latent, memory_format=torch.contiguous_format)
+    rank = q_latent.shape[2]
+    starts, lengths = meta.cu_seqlens_q.tolist(), meta.seq_lens.tolist()
+    for s in range(meta.num_seqs):
+        low, high, end = starts[s], starts[s + 1], lengths[s]
+        if low == high:
+            continue
+        keys = gather_latents(cache, meta.block_table[s], end)
+        chosen = None if topk is None else topk[low:high]
+        mask = _seen(end - (high - low), end, chosen, cache.device)
+        queries = torch.cat((q_latent[low:high], q_rope[low:high]), -1).transpose(0, 1).float()
+        scores = (queries @ keys.T) * scale
+        weights = F.softmax(scores.masked_fill_(~mask, float("-inf")), -1)
+        out[low:high] = (weights @ keys[:, :rank]).transpose(0, 1).to(out.dtype)
+    return out
