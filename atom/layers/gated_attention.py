@@ -61,7 +61,7 @@ class GatedQKVLinear(LinearBase):
             super()._take(leaf, index, tensor)
             return
         rows = tensor.dense(self.parts[0].rows, *(slice(None),) * (len(tensor.shape) - 1))
-        pairs = rows.unflatten(0, (self.num_heads, 2, self.head_dim))
+        pairs = rows.view(self.num_heads, 2, self.head_dim, *rows.shape[1:])
         self._raw[leaf, 0] = pairs[:, 0].flatten(0, 1)
         self._raw[leaf, 3] = pairs[:, 1].flatten(0, 1)
 
@@ -100,7 +100,7 @@ class GatedAttention(nn.Module):
             norms=(self.q_norm, self.k_norm),
         )
         self.rows: SampledRows | None = None  # of the last block only
-        self._heads = (q + 2 * kv, head_dim)
+        self._heads = (-1, q + 2 * kv, head_dim)
         self._sizes = ((q + 2 * kv) * head_dim, q * head_dim)
 
     def forward(
@@ -108,7 +108,7 @@ class GatedAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         projected, residual = self.qkv_proj.after_norm(norm, x, residual)
         qkv, gate = projected.split_with_sizes(self._sizes, 1)
-        out = self.attn(qkv.unflatten(1, self._heads), positions).flatten(1)
+        out = self.attn(qkv.view(self._heads), positions).flatten(1)
         out = out * torch.sigmoid(gate)
         if self.rows is not None:
             out, residual = self.rows(out, residual)

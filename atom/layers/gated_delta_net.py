@@ -119,7 +119,7 @@ class DeltaProjection(LinearBase):
             times = own.num_v // own.num_k
             sizes = [own.k_dim] * 2 + [times * own.v_dim] * 2
             sizes = sizes if name == "in_proj_qkvz" else [times] * 2
-            pieces = rows.unflatten(0, (own.num_k, sum(sizes))).split(sizes, dim=1)
+            pieces = rows.view(own.num_k, sum(sizes), -1).split_with_sizes(sizes, 1)
             rows = torch.cat([piece.flatten(0, 1) for piece in pieces])
         self._raw[leaf, index] = rows
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from atom.models.qwen3_next import Qwen3NextForCausalLM
 
 
-class Qwen3_5ForConditionalGeneration(Qwen3NextForCausalLM):  # noqa: N801 (the published name)
+class Qwen3_5ForConditionalGeneration(Qwen3NextForCausalLM):
     weight_map = (("model.language_model.", "model."),)
     skipped_weights = ("model.visual.",)
     grouped = False
 
 
-class Qwen3_5MoeForConditionalGeneration(Qwen3_5ForConditionalGeneration):  # noqa: N801
+class Qwen3_5MoeForConditionalGeneration(Qwen3_5ForConditionalGeneration):
     pass

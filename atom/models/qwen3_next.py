@@ -15,6 +15,7 @@ from atom.layers.gated_attention import GatedAttention
 from atom.layers.gated_delta_net import DeltaHeads, GatedDeltaNet
 from atom.layers.moe import FusedMoE, SparseMoE
 from atom.models.common import MLP, CausalLM, DecoderLayer, GatedMLP
+from atom.models.mtp import MTP, QWEN_PREFIX, qwen_mtp
 from atom.ops.contracts import Routing
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ def layer_kind(config: HFConfig, index: int) -> str:
     kinds = config.get("layer_types")
     if not kinds:
         return LINEAR if (index + 1) % config.get("full_attention_interval", 4) else FULL
+    if len(kinds) < config.num_hidden_layers:
+        raise ModelError(
+            f"{config.where}: layer_types names {len(kinds)} of num_hidden_layers "
+            f"{config.num_hidden_layers} blocks"
+        )
     kind = str(kinds[index])
     if kind not in (LINEAR, FULL):
         raise ModelError(f"{config.where}: layer_types has {kind!r}; supported: {LINEAR}, {FULL}")
@@ -108,7 +114,11 @@ class Qwen3NextForCausalLM(CausalLM):
     grouped = True  # DeltaNet's projections are stored by key head
 
     def make_layer(self, config: HFConfig, build: BuildContext, index: int) -> DecoderLayer:
-        linear = layer_kind(config, index) == LINEAR
+        return self._block(config, build, index, layer_kind(config, index) == LINEAR)
+
+    def _block(
+        self, config: HFConfig, build: BuildContext, index: int, linear: bool
+    ) -> DecoderLayer:
         return DecoderLayer(
             config,
             build,
@@ -120,4 +130,8 @@ class Qwen3NextForCausalLM(CausalLM):
 
     @classmethod
     def mtp_weights(cls, config: HFConfig) -> tuple[str, ...]:
-        return ("mtp.",)
+        return (QWEN_PREFIX,)
+
+    def make_mtp(self, config: HFConfig, build: BuildContext) -> MTP:
+        block = self._block(config, build, config.num_hidden_layers, linear=False)
+        return qwen_mtp(self, config, build, block)

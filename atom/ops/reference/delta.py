@@ -33,12 +33,12 @@ def split_heads(y: Tensor, params: DeltaNetParams) -> tuple[Tensor, Tensor, Tens
     """y [n, C] float32 -> q, k [n, Hv, Dk], normalised, q scaled too; v [n, Hv, Dv]."""
     size, times = params.qk_size, params.num_v_heads // params.num_k_heads
     q, k = (
-        part.unflatten(1, (params.num_k_heads, params.k_dim)).repeat_interleave(times, 1)
+        part.view(-1, params.num_k_heads, params.k_dim).repeat_interleave(times, 1)
         for part in (y[:, :size], y[:, size : 2 * size])
     )
     q = q * torch.rsqrt(q.square().sum(-1, keepdim=True) + L2_EPS) * params.k_dim**-0.5
     k = k * torch.rsqrt(k.square().sum(-1, keepdim=True) + L2_EPS)
-    return q, k, y[:, 2 * size :].unflatten(1, (params.num_v_heads, params.v_dim))
+    return q, k, y[:, 2 * size :].view(-1, params.num_v_heads, params.v_dim)
 
 
 def gates(x: Tensor, params: DeltaNetParams) -> tuple[Tensor, Tensor]:
