@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atom.ops.registry import OpQuery, register
-from atom.ops.triton import moe_routing, support
+from atom.ops.triton import moe_route, moe_routing, support
 from atom.ops.triton.elementwise import add_rms_norm_apart, rms_norm
 from atom.ops.triton.moe_config import Config, PairConfig, Problem, choose
 from atom.ops.triton.moe_grouped import experts_grouped
@@ -42,6 +42,12 @@ def _declines_routing(query: OpQuery) -> str | None:
     if experts > _MAX_EXPERTS:
         return f"E={experts} is more than {_MAX_EXPERTS}"
     return None
+
+
+def _declines_route(query: OpQuery) -> str | None:
+    if query.traceable:
+        return "routing is chosen behind an operator, never traced"
+    return _declines_routing(query)
 
 
 def _declines_experts(query: OpQuery) -> str | None:
@@ -77,6 +83,7 @@ _topk_operator = support.define(
 register("topk_softmax", "triton", _declines_routing, traced=_topk_operator)(
     moe_routing.topk_softmax
 )
+register("topk_route", "triton", _declines_route)(moe_route.topk_route)
 
 
 @register("fused_experts", "triton", _declines_experts)

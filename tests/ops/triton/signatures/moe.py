@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from atom.ops.triton import moe_grouped, moe_order, moe_pairs, moe_routing
+from atom.ops.triton import moe_grouped, moe_order, moe_pairs, moe_route, moe_routing
+from atom.ops.triton.support import next_power_of_2
 
 Row = tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]
 
@@ -78,7 +79,23 @@ def router(more: dict[str, str], **constants: int) -> Row:
     )
 
 
+def route(per: int, groups: int, scoring: str, block_t: int, bias: bool) -> Row:
+    return (
+        moe_route.route_kernel,
+        _kinds("logits", "weights", "ids", "num_tokens logits_stride")
+        | ({"bias": "*fp32"} if bias else {}),
+        {"PER": per, "GROUPS": groups, "TOP_K": 8, "TOP_GROUPS": min(4, groups), "TOP2": True}
+        | {"SCORING": scoring, "HAS_BIAS": bias, "RENORMALIZE": True, "SCALE": 2.5}
+        | {"BLOCK_T": block_t, "PER_PAD": next_power_of_2(per), "G_PAD": next_power_of_2(groups)}
+        | {"BLOCK_J": 8, "PDL": True, **({} if bias else {"bias": None})},
+        {"num_warps": 1 if block_t == 1 else 4, **PDL},
+    )
+
+
 SIGNATURES: list[Row] = [
+    route(32, 8, "sigmoid", 1, True),
+    route(20, 8, "softmax", 4, False),
+    route(384, 1, "sqrt_softplus", 4, True),
     (
         moe_routing.norm_score_kernel,
         {
