@@ -33,6 +33,10 @@ class CheckpointTensor(Protocol):
         """A part of a tensor of any rank, floating point."""
         ...
 
+    def integers(self, limit: int) -> Tensor:
+        """The whole of a tensor of integers from 0 to `limit` - 1."""
+        ...
+
 
 class WeightSlot(NamedTuple):
     """A tensor that a layer wants. `shape` is the whole tensor's, before it is shared out."""

@@ -6,6 +6,7 @@ Reading returns views of the mapped file wherever it can: the one copy is made b
 from __future__ import annotations
 
 import json
+import math
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -49,6 +50,12 @@ class SafetensorsTensor:
                 f"{self.name} is stored as {part.dtype}: quantised safetensors are not supported"
             )
         return part
+
+    def integers(self, limit: int) -> Tensor:
+        values: Tensor = self._slice[:]
+        if values.is_floating_point() or not 0 <= int(values.min()) <= int(values.max()) < limit:
+            raise ModelError(f"{self.name} must hold integers from 0 to {limit - 1}")
+        return values
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -124,6 +131,9 @@ class GGUFCheckpointTensor:
         data = self._tensor.data[tuple(index[:-1])]
         return _dense(self._tensor.qtype, data, self.shape[-1])[..., index[-1]]
 
+    def integers(self, limit: int) -> Tensor:
+        raise ModelError(f"{self.name}: a GGUF tensor of integers is not supported")
+
     def _ordered(self, data: NDArray[np.uint8], rows: slice) -> NDArray[np.uint8]:
         """Some rows (whole heads of a tensor in rotary order); of a vector, some values."""
         if len(self.shape) == 1:  # bytes of values that are rows
@@ -179,3 +189,7 @@ class DummyTensor:
         generator.manual_seed(zlib.crc32(f"{self.seed} {self.name}".encode()))
         values = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         return values.normal_(0.0, self.std, generator=generator)[index]
+
+    def integers(self, limit: int) -> Tensor:
+        """Counting up, row after row: a row of no more than `limit` names nothing twice."""
+        return (torch.arange(math.prod(self.shape), device=self.device) % limit).view(self.shape)
