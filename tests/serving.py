@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,7 @@ class Shared:
         assert num_blocks <= runner.num_blocks
         self._runner = runner
         self.num_blocks = num_blocks
+        self.cache_layout = dataclasses.replace(runner.cache_layout, num_blocks=num_blocks)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)

@@ -21,6 +21,7 @@ from atom.engine.core import EngineCore
 from atom.engine.runner import capacity, compilation, dummy, memory, model_runner, oom, settle
 from atom.engine.runner.memory import GIB, Room
 from atom.errors import ConfigError, OutOfMemory
+from atom.layers.caches import CacheSpec
 from atom.models.footprint import activation_bytes, count_parameters, kv_bytes_per_token
 from atom.models.hf_config import HFConfig
 from atom.models.source import resolve_source
@@ -79,6 +80,10 @@ class Layer:
     k_cache: torch.Tensor | None = None
     v_cache: torch.Tensor | None = None
 
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        shape = (16, self.num_kv_heads, self.head_dim)
+        return tuple(CacheSpec(f"{x}_cache", "full", shape, self.kv_dtype) for x in "kv")
+
 
 def pool(room: Room, agreed: Callable[[int], int], **engine: Any) -> tuple[int, dict[str, int]]:
     """(blocks, the memory table) of a pool sized on the CPU as if it were a GPU with `room`."""
@@ -86,16 +91,16 @@ def pool(room: Room, agreed: Callable[[int], int], **engine: Any) -> tuple[int, 
     table: dict[str, int] = {"weights": 3 * GIB}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settle, "least_over_ranks", lambda value, *_: agreed(value))
-        blocks = capacity.make_kv_cache(
+        made = capacity.make_kv_cache(
             config,
-            [Layer(), Layer()],  # type: ignore[list-item]
+            [Layer(), Layer()],
             torch.device("cpu"),
             SINGLE,
             max_model_len=4096,
             room=room,
             memory_bytes=table,
         )
-    return blocks, table
+    return made.layout.num_blocks, table
 
 
 ROOM = Room(total=10 * GIB, limit=9 * GIB, held=4 * GIB, activations=GIB // 2, graphs=GIB // 4)

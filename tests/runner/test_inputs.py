@@ -164,10 +164,10 @@ def test_blocks_that_begin_with_the_token_of_a_decode_step() -> None:
     plan = decode_plan([5, 0, 2], [32, 7, 16], [RowBlocks(2, 1, [40]), RowBlocks(5, 2, [41])])
     assert batch.begins_blocks(plan)
     entered = np.full(4, -1, np.int32)
-    batch.begin_blocks(plan, entered)
+    batch.blocks.begin(plan.new_blocks, entered)
     assert entered.tolist() == [41, -1, 40, -1]
-    assert batch.block_table[5, 2] == 41
-    assert batch.block_table[2, 1] == 40
+    assert batch.blocks.host[5, 2] == 41
+    assert batch.blocks.host[2, 1] == 40
 
 
 @pytest.mark.parametrize(

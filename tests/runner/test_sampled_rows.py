@@ -29,7 +29,7 @@ def test_selected_rows(family: str, pieces: bool, interpreter: Interpreter, tmp_
     config = Config(model=ModelConfig(model=str(tiny_checkpoint(family)), dtype="float32"))
     source = resolve_source(config.model)
     model = load_model(source, config, CPU, torch.float32, traceable=pieces, selects_rows=True)
-    kv_cache.bind(model.attention_layers(), 8, 16, CPU)
+    kv_cache.bind(model.cache_layers(), kv_cache.Counts(8, 8, 8), CPU)
     forward = compiled(model, Store(tmp_path)).forward if pieces else model.forward
     meta = make_metadata([([0, 1], 0, 23), ([2], 0, 5), ([3], 0, 12)], 16)
     ids = torch.tensor(random_prompt(sum(LENGTHS)))

@@ -19,7 +19,7 @@ from tiny import make_tiny, random_prompt, tiny_checkpoint
 from atom.config.schema import Config, ParallelConfig, ProfileConfig
 from atom.engine.core import EngineCore
 from atom.engine.messages import GenerateRequest
-from atom.engine.plan import NewRow, RowBlocks, StepPlan
+from atom.engine.plan import NewRow, RowBlocks, StateCopy, StepPlan
 from atom.engine.runner import plan_wire
 from atom.engine.runner.model_runner import ModelRunner
 from atom.engine.runner.tp import TensorParallelRunner, make_runner
@@ -154,10 +154,14 @@ def test_plans_survive_the_wire() -> None:
         num_computed=np.array([50, 0], np.int32),
         num_scheduled=np.array([1, 3], np.int32),
         samples=np.array([True, False]),
+        new_window_blocks=(RowBlocks(2, 0, [7]),),
+        restores=(StateCopy(9, 2),),
+        saves=(StateCopy(0, 8),),
     )
     again = plan_wire.decode(plan_wire.encode(plan))
     assert isinstance(again, StepPlan)
     assert again[:4] == plan[:4]
-    for ours, theirs in zip(again[4:], plan[4:], strict=True):
+    assert again[8:] == plan[8:]
+    for ours, theirs in zip(again[4:8], plan[4:8], strict=True):
         assert ours.dtype == theirs.dtype  # type: ignore[union-attr]
         assert np.array_equal(ours, theirs)

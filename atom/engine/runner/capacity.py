@@ -1,32 +1,36 @@
-"""How many KV blocks the device holds: measures the largest step, sizes the pool, binds it.
+"""How much the device holds between steps: measures the largest step, sizes the caches, binds them.
 
-`memory` decides; this module measures and allocates. On a GPU: `measure` runs the largest steps
-over a pool of one block and reads what they took, then `make_kv_cache` gives the pool what the
-share asked for leaves. On CPU nothing is measured.
+`memory` and `cache_sizes` decide; this module measures and allocates. On a GPU: `measure` runs the
+largest steps over a pool of one block and reads what they took, then `make_kv_cache` gives the
+caches what the share asked for leaves. On CPU nothing is measured.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 
 from atom.config.schema import Config
+from atom.engine.cache_layout import CacheLayout
 from atom.engine.plan import StepPlan
-from atom.engine.runner import dummy, kv_cache, memory, settle
+from atom.engine.runner import cache_sizes, dummy, kv_cache, memory, settle
+from atom.engine.runner.kv_cache import CacheLayer, Caches, Counts
 from atom.parallel.state import ParallelState
-
-if TYPE_CHECKING:
-    from atom.layers.attention import Attention
 
 log = logging.getLogger("atom.runner")
 
 
+class Made(NamedTuple):
+    layout: CacheLayout
+    caches: Caches
+
+
 def measure(
     config: Config,
-    layers: Sequence[Attention],
+    layers: Sequence[CacheLayer],
     device: torch.device,
     *,
     max_model_len: int,
@@ -38,10 +42,8 @@ def measure(
     `run` launches a plan and waits for it; `graph_bytes` says what captured graphs will hold, and
     is called while the pool is one block.
     """
-    kv_cache.bind(layers, 1, config.engine.block_size, device)
-    for layer in layers:  # the one block is read before it is written
-        layer.k_cache.view(torch.uint8).zero_()
-        layer.v_cache.view(torch.uint8).zero_()
+    kv_cache.bind(layers, Counts(1, 1, config.scheduler.max_num_seqs), device)
+    kv_cache.zero(layers)  # the one block is read before it is written
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     for plan in dummy.largest_steps(config, max_model_len):
@@ -50,6 +52,7 @@ def measure(
     activations = torch.cuda.max_memory_allocated(device) - before
     graphs = 0 if graph_bytes is None else graph_bytes()
     torch.cuda.synchronize(device)
+    kv_cache.release(layers)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return memory.Room(
@@ -63,7 +66,7 @@ def measure(
 
 def make_kv_cache(
     config: Config,
-    layers: Sequence[Attention],
+    layers: Sequence[CacheLayer],
     device: torch.device,
     parallel: ParallelState,
     *,
@@ -71,15 +74,15 @@ def make_kv_cache(
     room: memory.Room | None,
     memory_bytes: dict[str, int],
     memory_notes: dict[str, str] | None = None,
-) -> int:
-    """Size the pool and give every layer its part; returns the number of blocks.
+) -> Made:
+    """Size the caches and give every layer its part.
 
-    `room` is what `measure` found, None on CPU. What the pool and its neighbours take is entered
+    `room` is what `measure` found, None on CPU. What they and their neighbours take is entered
     into `memory_bytes`, and what decided each into `memory_notes`.
     """
     notes = {} if memory_notes is None else memory_notes
-    size = config.engine.block_size
-    block_bytes = kv_cache.block_bytes(layers, size)
+    rows = config.scheduler.max_num_seqs
+    sizes = kv_cache.cache_bytes(layers)
     if room is None:
         available = memory.available_memory() // parallel.tp_size
         # Ranks agree before anything can be refused: all of them refuse, or none.
@@ -90,34 +93,32 @@ def make_kv_cache(
         share = config.engine.gpu_memory_utilization
         source = f"gpu_memory_utilization = {share:g}: {room.describe()}"
         _note_neighbours(config, room, memory_bytes, notes)
-    plan = memory.plan_kv_blocks(
-        config,
-        block_bytes=block_bytes,
-        max_model_len=max_model_len,
-        budget=budget,
-        source=source,
+    layout, reason = cache_sizes.plan_caches(
+        config, sizes, max_model_len=max_model_len, budget=budget, source=source
     )
-    memory.check_fits_memory(plan.num_blocks, block_bytes, available)
-    num_blocks = plan.num_blocks
-    total = kv_cache.bind(layers, num_blocks, size, device)
-    memory_bytes["kv_cache"] = total
-    notes["kv_cache"] = f"{num_blocks} blocks of {size} tokens: {plan.reason}"
+    cache_sizes.check_fits(config, sizes, layout, available)
+    slots = rows + layout.num_checkpoints if layout.has_state else 0
+    counts = Counts(layout.num_blocks, layout.num_window_blocks, slots)
+    caches = kv_cache.bind(layers, counts, device)
+    described = sizes.describe(layout, rows)
+    memory_bytes["kv_cache"] = caches.nbytes
+    notes["kv_cache"] = f"{described}: {reason}"
     log.info(
-        "KV cache: %d blocks of %d tokens, %.2f GiB of %s (%s)",
-        num_blocks,
-        size,
-        total / memory.GIB,
+        "KV cache: %s, %.2f GiB of %s (%s)",
+        described,
+        caches.nbytes / memory.GIB,
         config.engine.kv_cache_dtype,
-        plan.reason,
+        reason,
     )
-    if num_blocks * size < max_model_len:
+    tokens = layout.num_blocks * layout.block_size
+    if tokens < max_model_len:
         log.warning(
             "the KV cache holds %d tokens, fewer than max_model_len = %d: "
             "longer requests are refused",
-            num_blocks * size,
+            tokens,
             max_model_len,
         )
-    return num_blocks
+    return Made(layout, caches)
 
 
 def _note_neighbours(

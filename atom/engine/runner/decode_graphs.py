@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atom.engine.marks import Scope
 from atom.engine.plan import StepPlan
+from atom.engine.runner.block_tables import BlockTable
 from atom.engine.runner.capture import Graph, Recorder
 from atom.engine.runner.decode_slots import (
     DevicePacket,
@@ -106,13 +107,17 @@ class DecodeGraphs:
         self._slot_mapping = zeros(largest)
         self._seq_lens = zeros(largest, dtype=torch.int32)
         self._table = zeros(largest, batch.max_blocks, dtype=torch.int32)
+        if batch.window is not None:
+            self._window_slots = torch.zeros_like(self._slot_mapping)
+            self._window_table = torch.zeros_like(self._table)
         self._cu_seqlens = torch.arange(largest + 1, dtype=torch.int32, device=device)
         self.ring = SlotRing(self.sizes, device, copies)
         self._captured: dict[int, _Captured] = {}
 
     @property
     def static_bytes(self) -> int:
-        return self._table.nbytes + 32 * self.sizes[-1] + self.ring.packet.nbytes
+        tables = self._table.nbytes * (1 if self._batch.window is None else 2)
+        return tables + 40 * self.sizes[-1] + self.ring.packet.nbytes
 
     def size_for(self, plan: StepPlan) -> int:
         """The captured size that serves `plan`; 0 if none does."""
@@ -129,7 +134,7 @@ class DecodeGraphs:
         slot = self.ring.take()
         host = slot.views[size].host
         host.slot[0], host.computed[:] = slot.index, 0
-        host.rows[:] = host.new_blocks[:] = -1
+        host.rows[:] = host.new_blocks[:] = host.new_window_blocks[:] = -1
         self.ring.send(slot, size)
         with Scope("warm_up"):  # compiles kernels, and lets libraries allocate what they keep
             self._body(size, packet)
@@ -147,30 +152,56 @@ class DecodeGraphs:
 
     def _prepare(self, size: int, packet: DevicePacket) -> AttentionMetadata:
         batch = self._batch
-        meta = AttentionMetadata(
+        slots, table = self._slot_mapping[:size], self._table[:size]
+        window = None
+        if batch.window is not None:
+            window_slots, window_table = self._window_slots[:size], self._window_table[:size]
+            window = self._metadata(size, packet, window_slots, window_table)
+            self._fill(packet, window, batch.window, packet.new_window_blocks)
+        meta = self._metadata(size, packet, slots, table, window)
+        self._fill(packet, meta, batch.blocks, packet.new_blocks)
+        return meta
+
+    def _metadata(
+        self,
+        size: int,
+        packet: DevicePacket,
+        slots: Tensor,
+        table: Tensor,
+        window: AttentionMetadata | None = None,
+    ) -> AttentionMetadata:
+        return AttentionMetadata(
             num_tokens=size,
             num_seqs=size,
             max_query_len=1,
             max_seq_len=self._max_model_len,
-            slot_mapping=self._slot_mapping[:size],
-            block_table=self._table[:size],
+            slot_mapping=slots,
+            block_table=table,
             cu_seqlens_q=self._cu_seqlens[: size + 1],
             seq_lens=self._seq_lens[:size],
+            window=window,
+            # The state of a row is in the slot of its number, and padding is -1 in either.
+            state_slots=packet.rows if self._batch.has_state else None,
         )
+
+    def _fill(
+        self, packet: DevicePacket, meta: AttentionMetadata, table: BlockTable, fresh: Tensor
+    ) -> None:
+        """With two tables, what does not depend on them is written twice, alike."""
+        size = meta.num_seqs
         self._kernels.prepare_decode(
             packet.rows,
             packet.computed,
-            batch.token_pool,
-            batch.device_table,
-            batch.block_size,
+            self._batch.token_pool,
+            table.device,
+            table.block_size,
             input_ids=self._input_ids[:size],
             positions=self._positions[:size],
             slot_mapping=meta.slot_mapping,
             seq_lens=meta.seq_lens,
             step_table=meta.block_table,
-            new_blocks=packet.new_blocks,
+            new_blocks=fresh,
         )
-        return meta
 
     def _finish(self, logits: Tensor, packet: DevicePacket) -> None:
         self._kernels.finish_decode(
@@ -199,9 +230,11 @@ class DecodeGraphs:
         host.rows[count:] = -1
         host.computed[:count] = plan.num_computed
         host.computed[count:] = 0
-        host.new_blocks[:] = -1
+        host.new_blocks[:] = host.new_window_blocks[:] = -1
         if plan.new_blocks:
-            self._batch.begin_blocks(plan, host.new_blocks)
+            self._batch.blocks.begin(plan.new_blocks, host.new_blocks)
+        if self._batch.window is not None and plan.new_window_blocks:
+            self._batch.window.begin(plan.new_window_blocks, host.new_window_blocks)
         self.ring.send(slot, size)
         captured.graph.replay()
         return slot, captured.logits[:count]

@@ -35,6 +35,7 @@ class HostPacket(NamedTuple):
     rows: NDArray[np.int32]  # [size] batch rows; -1: padding
     computed: NDArray[np.int32]  # [size] tokens whose KV exists
     new_blocks: NDArray[np.int32]  # [size] the block that begins with this step's token; -1: none
+    new_window_blocks: NDArray[np.int32]  # the same of the window table
 
 
 class DevicePacket(NamedTuple):
@@ -44,15 +45,16 @@ class DevicePacket(NamedTuple):
     rows: Tensor
     computed: Tensor
     new_blocks: Tensor
+    new_window_blocks: Tensor
 
 
-_FIELDS = ((np.int64, torch.int64),) + ((np.int32, torch.int32),) * 3
+_FIELDS = ((np.int64, torch.int64),) + ((np.int32, torch.int32),) * 4
 
 
 def _ranges(size: int) -> list[tuple[int, int]]:
     """First byte and end of each field."""
     ranges, at = [], 0
-    for count, (dtype, _) in zip((1, size, size, size), _FIELDS, strict=True):
+    for count, (dtype, _) in zip((1, size, size, size, size), _FIELDS, strict=True):
         end = at + count * np.dtype(dtype).itemsize
         ranges.append((at, end))
         at = -(-end // _ALIGN) * _ALIGN

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from atom.config.schema import Config
+from atom.engine.cache_layout import CacheLayout
 from atom.engine.plan import NewRow, RowBlocks, StepPlan
 from atom.engine.sampling_params import SamplingParams
 
@@ -17,21 +18,26 @@ _SAMPLING = SamplingParams(
 
 
 def _prompts(rows: int, count: int, blocks: list[int]) -> StepPlan:
-    """`rows` prompts of `count` tokens, all in the same blocks."""
+    """`rows` prompts of `count` tokens, all in the same blocks of either kind."""
+    appended = [RowBlocks(row, 0, blocks) for row in range(rows)]
     return StepPlan(
         step=0,
         new_rows=[NewRow(row, "", [0] * count, count, _SAMPLING, (), 0) for row in range(rows)],
-        new_blocks=[RowBlocks(row, 0, blocks) for row in range(rows)],
+        new_blocks=appended,
         free_rows=[],
         rows=np.arange(rows, dtype=np.int32),
         num_computed=np.zeros(rows, np.int32),
         num_scheduled=np.full(rows, count, np.int32),
         samples=np.ones(rows, np.bool_),
+        new_window_blocks=tuple(appended),
     )
 
 
-def warm_up(count: int, max_model_len: int, num_blocks: int, block_size: int) -> Iterator[StepPlan]:
+def warm_up(count: int, max_model_len: int, layout: CacheLayout) -> Iterator[StepPlan]:
     """A prompt of `count` tokens and a decode step after it, as far as they fit."""
+    block_size, num_blocks = layout.block_size, layout.num_blocks
+    if layout.window:
+        num_blocks = min(num_blocks, layout.num_window_blocks)
     capacity = min(num_blocks * block_size, max_model_len)
     count = min(count, capacity)
     prompt = _prompts(1, count, list(range(-(-min(count + 1, capacity) // block_size))))
@@ -40,6 +46,7 @@ def warm_up(count: int, max_model_len: int, num_blocks: int, block_size: int) ->
         yield prompt._replace(
             new_rows=[],
             new_blocks=[],
+            new_window_blocks=(),
             num_computed=prompt.num_scheduled,
             num_scheduled=np.ones(1, np.int32),
         )
@@ -70,12 +77,13 @@ def largest_steps(config: Config, max_model_len: int) -> Iterator[StepPlan]:
     computed = many.num_scheduled.copy()
     computed[computed >= max_model_len] = max_model_len - 1
     computed[0] = max_model_len - 1
+    appended = [
+        RowBlocks(row, 0, [0] * -(-(int(done) + 1) // size)) for row, done in enumerate(computed)
+    ]
     yield many._replace(
         new_rows=[],
-        new_blocks=[
-            RowBlocks(row, 0, [0] * -(-(int(done) + 1) // size))
-            for row, done in enumerate(computed)
-        ],
+        new_blocks=appended,
+        new_window_blocks=tuple(appended),
         num_computed=computed,
         num_scheduled=np.ones(rows, np.int32),
     )

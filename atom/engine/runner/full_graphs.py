@@ -45,7 +45,7 @@ class FullGraphs:
         self._recorder = recorder
         self._max_model_len = max_model_len
         largest, device = self.sizes[-1], batch.device
-        self._most_seqs = min(largest, len(batch.block_table))
+        self._most_seqs = min(largest, batch.max_num_seqs)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)

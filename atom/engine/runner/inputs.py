@@ -17,11 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atom.engine.plan import NewRow, RowBlocks, StepPlan
+from atom.engine.plan import StepPlan
+from atom.engine.runner.block_tables import BlockTable, Edit, Ints, apply_edits, scatter_of
 from atom.engine.runner.upload import Upload
 from atom.ops.contracts import AttentionMetadata
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -43,7 +42,9 @@ class StagedStep:
     sample_rows: Ints  # [L] batch rows that sample, in plan order (host)
     sample_positions: Ints  # [L] positions of the new tokens (host)
     cu_seqlens_host: NDArray[np.int32]
-    edits: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    window_slots: Tensor | None = None  # as `slot_mapping`, of the window caches
+    state_slots: Tensor | None = None  # [S] int32: the batch rows
+    edits: list[Edit] = field(default_factory=list)
 
 
 class StepInputs(NamedTuple):
@@ -58,34 +59,46 @@ class InputBatch:
     """Tables of `max_num_seqs` rows, on the device, with a host copy where the host needs one.
 
     `token_pool` [R, max_model_len + 1] int32 is on the device only (on CPU that is the host).
-    `block_table` [R, max_blocks] int32 is on the host, where slots are computed from it, and on the
-    device as `device_table`.
+    `blocks` is the table of the full caches, `window` that of the window caches if there are any.
+    The recurrent state of row r is in slot r.
     """
 
     def __init__(
-        self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device
+        self,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        device: torch.device,
+        *,
+        has_window: bool = False,
+        has_state: bool = False,
     ) -> None:
         self.device = device
         self.block_size = block_size
+        self.has_state = has_state
         self.width = max_model_len + 1
         self.max_blocks = -(-self.width // block_size)
         self.num_prompt = np.zeros(max_num_seqs, np.int64)
-        self.block_table = np.zeros((max_num_seqs, self.max_blocks), np.int32)
         self._iota = np.arange(max_num_seqs + 1, dtype=np.int32)
-        self._entries = np.zeros(max_num_seqs, np.int32)  # row -> entry of a plan
+        self.blocks = BlockTable(max_num_seqs, self.max_blocks, block_size, device)
+        self.window: BlockTable | None = None
+        if has_window:
+            self.window = BlockTable(max_num_seqs, self.max_blocks, block_size, device)
         self.token_pool = torch.zeros((max_num_seqs, self.width), dtype=torch.int32, device=device)
         self._pool_flat = self.token_pool.view(-1)
-        self.device_table = torch.from_numpy(self.block_table)
         self._host_pool: NDArray[np.int32] | None = None
         if device.type == "cpu":
             self._host_pool = self.token_pool.numpy()
-        else:
-            self.device_table = self.device_table.to(device)
+
+    @property
+    def max_num_seqs(self) -> int:
+        return len(self.num_prompt)
 
     @property
     def nbytes(self) -> int:
         """Device memory of the tables (on CPU only the pages that were touched are real)."""
-        return self.token_pool.nbytes + self.device_table.nbytes
+        tables = self.blocks.device.nbytes * (1 if self.window is None else 2)
+        return self.token_pool.nbytes + tables
 
     def stage(self, plan: StepPlan, upload: Upload, pad_to: int = 0) -> StagedStep:
         """Apply the plan's new rows and blocks; compute what the forward needs. Host only.
@@ -93,7 +106,7 @@ class InputBatch:
         The tensors of one entry a token are padded to `pad_to` of them: id of place 0, position 0,
         slot -1.
         """
-        edits = self.stage_edits(plan.new_rows, plan.new_blocks, upload)
+        edits = self.stage_edits(plan, upload)
         rows = plan.rows.astype(np.int64)
         computed = plan.num_computed.astype(np.int64)
         lengths = computed + plan.num_scheduled
@@ -103,14 +116,13 @@ class InputBatch:
             cu_seqlens, positions, token_rows = self._iota[: num_seqs + 1], computed, rows
         else:
             cu_seqlens, positions, token_rows = _expand(plan.num_scheduled, computed, rows, total)
-        blocks = self.block_table[token_rows, positions // self.block_size]
-        slots = blocks.astype(np.int64) * self.block_size + positions % self.block_size
-        places = token_rows * self.width + positions
-        if pad_to > total:
-            padding = pad_to - total
-            positions = np.pad(positions, (0, padding))
-            places = np.pad(places, (0, padding))
-            slots = np.pad(slots, (0, padding), constant_values=-1)
+        padding = max(0, pad_to - total)
+        slots = _pad(self.blocks.slots(token_rows, positions), padding, -1)
+        window_slots = None
+        if self.window is not None:
+            window_slots = _pad(self.window.slots(token_rows, positions), padding, -1)
+        places = _pad(token_rows * self.width + positions, padding, 0)
+        positions = _pad(positions, padding, 0)
         sampled = plan.samples
         every_row = total == num_seqs and bool(sampled.all())
         sample_rows = rows if every_row else rows[sampled]
@@ -134,75 +146,47 @@ class InputBatch:
             sample_rows=sample_rows,
             sample_positions=sample_positions,
             cu_seqlens_host=cu_seqlens,
+            window_slots=None if window_slots is None else add(window_slots),
+            # Not the plan's own array, which the scheduler may edit while the step runs.
+            state_slots=add(rows.astype(np.int32)) if self.has_state else None,
             edits=edits,
         )
 
     def begins_blocks(self, plan: StepPlan) -> bool:
-        """Whether each of the plan's new blocks is a single one, and begins with the token that its
-        row computes in this step: so it is in decode steps, but for rows that have just entered."""
-        if plan.new_rows or len(plan.new_blocks) > len(plan.rows):
+        """Whether a decode graph can enter the plan's new blocks into the tables by itself: see
+        `BlockTable.begins_with`."""
+        rows, computed = plan.rows, plan.num_computed
+        if plan.new_rows or not self.blocks.begins_with(plan.new_blocks, rows, computed):
             return False
-        self._entries[plan.rows] = self._iota[: len(plan.rows)]
-        for row, start, ids in plan.new_blocks:
-            entry = self._entries[row]
-            if (
-                len(ids) != 1
-                or entry >= len(plan.rows)
-                or plan.rows[entry] != row
-                or plan.num_computed[entry] // self.block_size != start
-            ):
-                return False
-        return True
+        fresh = plan.new_window_blocks
+        return self.window is None or self.window.begins_with(fresh, rows, computed)
 
-    def begin_blocks(self, plan: StepPlan, new_blocks: NDArray[np.int32]) -> None:
-        """`begins_blocks` was true: edit the host's table, and enter each block in `new_blocks` at
-        the place that its row has in the plan. The device's table is the caller's affair."""
-        for row, start, ids in plan.new_blocks:
-            self.block_table[row, start] = new_blocks[self._entries[row]] = ids[0]
-
-    def stage_edits(
-        self, new_rows: list[NewRow], new_blocks: list[RowBlocks], upload: Upload
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def stage_edits(self, plan: StepPlan, upload: Upload) -> list[Edit]:
         """Write the differences. Rows given up need no clearing: lengths bound every reader.
 
-        Returns the (table, places, values) that the device has yet to write; none on CPU.
+        Returns what the device has yet to write; nothing on CPU.
         """
-        for new in new_rows:
+        for new in plan.new_rows:
             self.num_prompt[new.row] = new.num_prompt_tokens
-        for row, start, ids in new_blocks:
-            self.block_table[row, start : start + len(ids)] = ids
+        edits = self.blocks.append(plan.new_blocks, upload)
+        if self.window is not None:
+            edits += self.window.append(plan.new_window_blocks, upload)
         if self._host_pool is not None:
-            for new in new_rows:
+            for new in plan.new_rows:
                 self._host_pool[new.row, : len(new.token_ids)] = new.token_ids
-            return []
-        edits = []
-        if new_rows:
-            runs = [(new.row * self.width, new.token_ids) for new in new_rows]
-            edits.append(_scatter_of(self._pool_flat, runs, upload))
-        if new_blocks:
-            runs = [(row * self.max_blocks + start, ids) for row, start, ids in new_blocks]
-            edits.append(_scatter_of(self.device_table.view(-1), runs, upload))
+        elif plan.new_rows:
+            runs = [(new.row * self.width, new.token_ids) for new in plan.new_rows]
+            edits.append(scatter_of(self._pool_flat, runs, upload))
         return edits
 
     def gather(self, staged: StagedStep) -> StepInputs:
         """The step's tensors; enqueues only. Call after the upload is sent."""
         apply_edits(staged.edits)
-        columns = -(-staged.max_seq_len // self.block_size)
-        table = self.device_table[:, :columns]
-        if staged.rows is None:
-            table = table[: staged.num_seqs]
-        else:
-            table = table.index_select(0, staged.rows)
-        attention = AttentionMetadata(
-            num_tokens=staged.num_tokens,
-            num_seqs=staged.num_seqs,
-            max_query_len=staged.max_query_len,
-            max_seq_len=staged.max_seq_len,
-            slot_mapping=staged.slot_mapping,
-            block_table=table,
-            cu_seqlens_q=staged.cu_seqlens_q,
-            seq_lens=staged.seq_lens,
-        )
+        window = None
+        if self.window is not None:
+            assert staged.window_slots is not None
+            window = _metadata(staged, self.window, staged.window_slots)
+        attention = _metadata(staged, self.blocks, staged.slot_mapping, window)
         ids = self._pool_flat.index_select(0, staged.token_slots).long()
         return StepInputs(ids, staged.positions, attention)
 
@@ -211,10 +195,28 @@ class InputBatch:
         self._pool_flat.index_copy_(0, staged.sample_slots, token_ids.to(torch.int32))
 
 
-def apply_edits(edits: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-    """Enqueue what `stage_edits` left for the device; the upload is sent."""
-    for table, places, values in edits:
-        table.index_copy_(0, places, values)
+def _metadata(
+    staged: StagedStep,
+    table: BlockTable,
+    slots: Tensor,
+    window: AttentionMetadata | None = None,
+) -> AttentionMetadata:
+    return AttentionMetadata(
+        num_tokens=staged.num_tokens,
+        num_seqs=staged.num_seqs,
+        max_query_len=staged.max_query_len,
+        max_seq_len=staged.max_seq_len,
+        slot_mapping=slots,
+        block_table=table.rows_of(staged.rows, staged.num_seqs, staged.max_seq_len),
+        cu_seqlens_q=staged.cu_seqlens_q,
+        seq_lens=staged.seq_lens,
+        window=window,
+        state_slots=staged.state_slots,
+    )
+
+
+def _pad(values: Ints, count: int, filler: int) -> Ints:
+    return np.pad(values, (0, count), constant_values=filler) if count else values
 
 
 def _expand(
@@ -226,12 +228,3 @@ def _expand(
     positions = np.arange(total, dtype=np.int64)
     positions += np.repeat(computed - cu_seqlens[:-1], num_scheduled)
     return cu_seqlens, positions, np.repeat(rows, num_scheduled)
-
-
-def _scatter_of(
-    table: Tensor, runs: list[tuple[int, list[int]]], upload: Upload
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One scatter for runs of (first flat place, values)."""
-    places = np.concatenate([np.arange(start, start + len(values)) for start, values in runs])
-    values = np.concatenate([np.asarray(values, np.int32) for _, values in runs])
-    return table, upload.add(places), upload.add(values)

@@ -32,6 +32,7 @@ from atom.engine.runner import (
     settle,
     threads,
 )
+from atom.engine.runner.block_tables import apply_edits
 from atom.engine.runner.decode_graphs import DecodeGraphs
 from atom.engine.runner.decode_slots import Slot
 from atom.engine.runner.graph_plan import GraphPlan, plan_graphs
@@ -42,7 +43,7 @@ from atom.engine.runner.graphs import (
     make_graphs,
     uncapturable,
 )
-from atom.engine.runner.inputs import InputBatch, StagedStep, StepInputs, apply_edits
+from atom.engine.runner.inputs import InputBatch, StagedStep, StepInputs
 from atom.engine.runner.logprobs import LogprobTensors
 from atom.engine.runner.prompt_logprobs import PromptStep
 from atom.engine.runner.sampler import Sampled, Sampler
@@ -125,7 +126,8 @@ class ModelRunner:
         self.graph_plan = self._plan_graphs()
         if self._device.type != "cpu":  # so that memory is measured with what will run
             self._choose_forward()
-        self.num_blocks = self._make_kv_cache()
+        self.cache_layout, self._caches = self._make_kv_cache()
+        self.num_blocks = self.cache_layout.num_blocks
         if self._device.type == "cpu":  # a recorded program holds the caches
             self._choose_forward()
         self._warm_up()
@@ -150,7 +152,15 @@ class ModelRunner:
 
     def _make_state(self) -> None:
         rows = self.config.scheduler.max_num_seqs
-        self._batch = InputBatch(rows, self.max_model_len, self.block_size, self._device)
+        sizes = kv_cache.cache_bytes(self.model.cache_layers())
+        self._batch = InputBatch(
+            rows,
+            self.max_model_len,
+            self.block_size,
+            self._device,
+            has_window=sizes.window > 0,
+            has_state=sizes.slot > 0,
+        )
         self._sampling = SamplingRows(rows, self.vocab_size)
         self._sampler = Sampler(self.vocab_size, self._device)
         self._no_tokens = torch.zeros(0, dtype=torch.int64, device=self._device)
@@ -158,8 +168,8 @@ class ModelRunner:
         if self._device.type != "cpu":
             self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
-    def _make_kv_cache(self) -> int:
-        layers, room = self.model.attention_layers(), None
+    def _make_kv_cache(self) -> capacity.Made:
+        layers, room = self.model.cache_layers(), None
         if self._device.type != "cpu":
             with self._phase("profile"):
                 room = capacity.measure(
@@ -191,10 +201,9 @@ class ModelRunner:
         log.info("forward: %s (%s)", choice.mode, choice.reason)
 
     def _warm_up(self) -> None:
-        size = self.block_size
         with self._phase("compile" if self.mode in compilation.COMPILED else "warm_up"):
             for num_tokens in self._warmup_tokens:
-                for plan in dummy.warm_up(num_tokens, self.max_model_len, self.num_blocks, size):
+                for plan in dummy.warm_up(num_tokens, self.max_model_len, self.cache_layout):
                     self.launch(plan).wait()
 
     def _plan_graphs(self) -> GraphPlan:
@@ -255,6 +264,14 @@ class ModelRunner:
     def _launch(self, plan: StepPlan) -> StepHandle:
         for new in plan.new_rows:
             self._sampling.enter(new)
+        if plan.restores:
+            self._caches.copy_states(plan.restores)
+        handle = self._launch_step(plan)
+        if plan.saves:
+            self._caches.copy_states(plan.saves)
+        return handle
+
+    def _launch_step(self, plan: StepPlan) -> StepHandle:
         if self._graphs is None:
             return self._launch_any(plan, 0)
         size = self._graphs.decode_size(plan)
@@ -274,9 +291,10 @@ class ModelRunner:
         assert made.decode is not None
         decode = made.decode
         made.counts[f"decode {size}"] += 1
-        if plan.new_rows or (plan.new_blocks and not self._batch.begins_blocks(plan)):
+        fresh = plan.new_blocks or plan.new_window_blocks
+        if plan.new_rows or (fresh and not self._batch.begins_blocks(plan)):
             self._edit(plan)
-            plan = plan._replace(new_rows=[], new_blocks=[])
+            plan = plan._replace(new_rows=[], new_blocks=[], new_window_blocks=())
         slot, logits = decode.replay(plan, size)
         if not int(np.bitwise_or.reduce(self._sampling.flags[plan.rows])) & ~PROMPT_LOGPROBS:
             return decode.ring.deliver(slot, size, len(plan.rows))
@@ -303,7 +321,7 @@ class ModelRunner:
     def _edit(self, plan: StepPlan) -> None:
         """Bring the tables up to date by themselves."""
         upload = Upload(self._device)
-        edits = self._batch.stage_edits(plan.new_rows, plan.new_blocks, upload)
+        edits = self._batch.stage_edits(plan, upload)
         upload.send()
         apply_edits(edits)
 
@@ -419,6 +437,7 @@ class ModelRunner:
         if self._graphs is not None:
             gc.unfreeze()
         self.model = self.program = self._graphs = None
+        del self._caches
         self.forward = _gone
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from atom.engine.plan import NewRow, RowBlocks, StepPlan
+from atom.engine.plan import NewRow, RowBlocks, StateCopy, StepPlan
 
 
 class _Plan(msgspec.Struct, array_like=True):
@@ -22,6 +22,9 @@ class _Plan(msgspec.Struct, array_like=True):
     num_computed: bytes
     num_scheduled: bytes
     samples: bytes
+    new_window_blocks: tuple[RowBlocks, ...]
+    restores: tuple[StateCopy, ...]
+    saves: tuple[StateCopy, ...]
 
 
 _PROFILE = b"profile "  # no plan begins so: it is an array
@@ -41,6 +44,9 @@ def encode(plan: StepPlan) -> bytes:
             plan.num_computed.tobytes(),
             plan.num_scheduled.tobytes(),
             plan.samples.tobytes(),
+            plan.new_window_blocks,
+            plan.restores,
+            plan.saves,
         )
     )
 
@@ -66,4 +72,7 @@ def decode(data: bytes) -> StepPlan:
         np.frombuffer(plan.num_computed, np.int32),
         np.frombuffer(plan.num_scheduled, np.int32),
         np.frombuffer(plan.samples, np.bool_),
+        plan.new_window_blocks,
+        plan.restores,
+        plan.saves,
     )

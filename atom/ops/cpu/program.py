@@ -9,6 +9,7 @@ by any other means cannot be recorded; `record` then says what it met.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -38,10 +39,12 @@ _INPUTS = (
     "cu_seqlens_q",
     "seq_lens",
     "logits_indices",
+    "window_slots",
+    "window_table",
 )
 Opener = Callable[[str], AbstractContextManager[Any]]
-# Dyn: eight sizes, eight addresses.
-_DYN = struct.Struct("=16q")
+# Dyn: eight sizes, twelve addresses.
+_DYN = struct.Struct("=20q")
 _ROWS_OFFSET = 8 * (8 + _INPUTS.index("logits_indices"))
 
 
@@ -156,6 +159,9 @@ class Program:
             cu_seqlens_q=inputs["cu_seqlens_q"],
             seq_lens=inputs["seq_lens"],
         )
+        meta.window = dataclasses.replace(
+            meta, slot_mapping=inputs["window_slots"], block_table=inputs["window_table"]
+        )
         only_native: Any = _NothingButViews()  # type: ignore[no-untyped-call]
         with torch.inference_mode(), native.recording(recording), only_native:
             hidden = forward(inputs["input_ids"], inputs["positions"], meta)
@@ -207,6 +213,8 @@ class Program:
         tokens = self._num_tokens = meta.num_tokens
         assert self.fits(tokens, meta.num_seqs)
         index = self._every_row[:tokens] if logits_indices is None else logits_indices
+        window = meta if meta.window is None else meta.window
+        assert window.block_table.stride(0) == meta.block_table.stride(0)
         _DYN.pack_into(
             self._dyn,
             0,
@@ -218,7 +226,9 @@ class Program:
             meta.cu_seqlens_q.data_ptr(),
             meta.seq_lens.data_ptr(),
             index.data_ptr(),
-            0,
+            window.slot_mapping.data_ptr(),
+            window.block_table.data_ptr(),
+            *(0, 0, 0),
         )
         return index
 
@@ -281,4 +291,6 @@ def _dummies(tokens: int, seqs: int, logits: int) -> dict[str, Tensor]:
         "cu_seqlens_q": narrow(seqs + 1),
         "seq_lens": narrow(seqs),
         "logits_indices": wide(logits),
+        "window_slots": wide(tokens),
+        "window_table": narrow(seqs, 2),
     }

@@ -12,7 +12,7 @@ namespace atom {
 
 constexpr int kMaxThreads = 256;
 constexpr int kNumSizes = 8;
-constexpr int kNumInputs = 8;
+constexpr int kNumInputs = 12;
 
 // What changes between two runs of one program: sizes (size[0] is always 1) and the addresses of
 // the step's inputs. In an argument record a recorded input is its number instead of an address.
