@@ -77,8 +77,8 @@ def softmax_scale(config: HFConfig, query: int) -> float:
 class MLA(Mixer):
     """inputs: q [T, H * (N + P)] and kv [T, R + P] as projected -> [T, H * V] of the rank's heads.
 
-    Owns the checkpoint's `kv_b_proj`, as W_uk and W_uv per head. `sparse`: a subclass says in `run`
-    which positions each token sees, as `attend`'s `topk`.
+    Owns the checkpoint's `kv_b_proj`, as W_uk and W_uv per head. `sparse`: a subclass may say in
+    `run` which keys each token sees, as `attend`'s `chosen`.
     """
 
     latent_cache: Tensor  # [B, block_size, R + P] of kv_dtype
@@ -108,8 +108,9 @@ class MLA(Mixer):
         self._norm = (norm,)  # in a tuple: a submodule of the layer above
         shape = {"H": heads, "R": sizes.rank, "P": sizes.rope, "bs": build.block_size}
         self._write = build.select("mla_cache", kv=True, opaque=True, **shape)
-        variant = "topk" if sparse else ""
-        self._attend = build.select("mla_attention", kv=True, opaque=True, variant=variant, **shape)
+        self._attend = build.select("mla_attention", kv=True, opaque=True, **shape)
+        if sparse:
+            self._attend_chosen = build.select("sparse_mla", kv=True, opaque=True, **shape)
 
     def slots(self, path: str) -> Iterator[WeightSlot]:
         sizes = self.sizes
@@ -150,10 +151,11 @@ class MLA(Mixer):
         positions: Tensor,
         meta: AttentionMetadata,
         *,
-        topk: Tensor | None = None,
+        chosen: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Attention itself; with `topk` [T, k] int32 over these positions only, -1 for none."""
+        """Attention itself; with `chosen` [T, k] int32 over the keys in these slots only, as of op
+        `sparse_mla`."""
         sizes = self.sizes
         heads = q.view(-1, self.num_heads, sizes.query)
         q_rope = heads[..., sizes.nope :]
@@ -169,8 +171,11 @@ class MLA(Mixer):
             meta.slot_mapping,
         )
         q_latent = torch.bmm(heads[..., : sizes.nope].transpose(0, 1), self.w_uk).transpose(0, 1)
-        chosen = () if topk is None else (topk,)
-        mixed = self._attend(q_latent, q_rope, self.latent_cache, meta, self.scale, *chosen)
+        cache, scale = self.latent_cache, self.scale
+        if chosen is None:
+            mixed = self._attend(q_latent, q_rope, cache, meta, scale)
+        else:
+            mixed = self._attend_chosen(q_latent, q_rope, cache, chosen, scale)
         return self._values(mixed, out)
 
     def _values(self, mixed: Tensor, out: Tensor | None) -> Tensor:

@@ -45,9 +45,8 @@ class MLAAttention(Protocol):
     """op `mla_attention`. Causal attention of queries over the latents: -> [T, H, R].
 
     q_latent [T, H, R] and q_rope [T, H, P], already rotated, are dotted with c and r; the result is
-    the weighted sum of c. Rows, masks and padding are as of `paged_attention`. With `topk` [T, k]
-    int32 (a query's variant is then "topk") a query sees only these positions of its sequence, each
-    once; negative ones are nothing, and none is later than the query.
+    the weighted sum of c. Rows, masks and padding are as of `paged_attention`. Over some of the
+    keys only: op `sparse_mla` of `atom.ops.contracts_sparse`.
     """
 
     def __call__(
@@ -57,7 +56,6 @@ class MLAAttention(Protocol):
         cache: Tensor,
         meta: AttentionMetadata,
         scale: float,
-        topk: Tensor | None = None,
     ) -> Tensor: ...
 
 

@@ -44,25 +44,13 @@ def gather_latents(cache: Tensor, blocks: Tensor, length: int) -> Tensor:
     return pages.flatten(0, 1)[:length].float()
 
 
-def _seen(start: int, end: int, topk: Tensor | None, device: torch.device) -> Tensor:
-    """[end - start, end] bool: the keys that the queries at positions start..end see."""
-    positions = torch.arange(start, end, device=device).unsqueeze(1)
-    seen = torch.arange(end, device=device) <= positions
-    if topk is None:
-        return seen
-    chosen = torch.zeros(end - start, end + 1, dtype=torch.bool, device=device)
-    places = topk.long().masked_fill(topk < 0, end)  # the last column takes what is nothing
-    return seen & chosen.scatter_(1, places, True)[:, :end]
-
-
-@register("mla_attention", "reference", variants=frozenset({"", "topk"}))
+@register("mla_attention", "reference")
 def mla_attention(
     q_latent: Tensor,
     q_rope: Tensor,
     cache: Tensor,
     meta: AttentionMetadata,
     scale: float,
-    topk: Tensor | None = None,
 ) -> Tensor:
     out = torch.zeros_like(q_latent, memory_format=torch.contiguous_format)
     rank = q_latent.shape[2]
@@ -72,8 +60,8 @@ def mla_attention(
         if low == high:
             continue
         keys = gather_latents(cache, meta.block_table[s], end)
-        chosen = None if topk is None else topk[low:high]
-        mask = _seen(end - (high - low), end, chosen, cache.device)
+        positions = torch.arange(end - (high - low), end, device=cache.device)
+        mask = torch.arange(end, device=cache.device) <= positions.unsqueeze(1)
         queries = torch.cat((q_latent[low:high], q_rope[low:high]), -1).transpose(0, 1).float()
         scores = (queries @ keys.T) * scale
         weights = F.softmax(scores.masked_fill_(~mask, float("-inf")), -1)
