@@ -11,9 +11,11 @@ import functools
 import torch
 from torch import Tensor
 
+from atom.ops.contracts import SILU, GatedActivation
 from atom.ops.registry import OpQuery, register
 from atom.ops.triton import moe_route, moe_routing, support
 from atom.ops.triton.elementwise import add_rms_norm_apart, rms_norm
+from atom.ops.triton.moe_act import Extras
 from atom.ops.triton.moe_config import Config, PairConfig, Problem, choose
 from atom.ops.triton.moe_grouped import experts_grouped
 from atom.ops.triton.moe_pairs import Choice, experts_by_pair
@@ -86,16 +88,25 @@ register("topk_softmax", "triton", _declines_routing, traced=_topk_operator)(
 register("topk_route", "triton", _declines_route)(moe_route.topk_route)
 
 
-@register("fused_experts", "triton", _declines_experts)
-def fused_experts(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+@register("fused_experts", "triton", _declines_experts, variants=None)
+def fused_experts(
+    x: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    act: GatedActivation = SILU,
+    b13: Tensor | None = None,
+    b2: Tensor | None = None,
+) -> Tensor:
     """See contracts.FusedExperts. Called behind an operator that tracers do not look into."""
     weights, ids = weights.contiguous(), ids.contiguous()
     if x.shape[0] == 0:
         return torch.empty_like(x)
-    config = config_for(x, w2, ids.shape[1])
+    config, extras = config_for(x, w2, ids.shape[1]), Extras(act, b13, b2)
     if isinstance(config, PairConfig):
-        return experts_by_pair(x, w13, w2, Choice(ids.shape[1], ids, weights), config)
-    return experts_grouped(x, w13, w2, weights, ids, config)
+        return experts_by_pair(x, w13, w2, Choice(ids.shape[1], ids, weights), config, extras)
+    return experts_grouped(x, w13, w2, weights, ids, config, extras)
 
 
 @register("sparse_moe", "triton", _declines_fused)

@@ -115,9 +115,10 @@ def by_rule(problem: Problem, num_tokens: int, itemsize: int = 2) -> Config:
     pairs = num_tokens * problem.top_k
     if pairs <= min(32, problem.num_experts):  # more would read the same experts again
         width = 1024 // support.next_power_of_2(problem.top_k)  # for 2048 values a step
-        return PairConfig(
-            PairTile(8, _block_k(problem.hidden, 256), num_stages=3),
-            PairTile(2, _block_k(problem.wide, width), num_warps=2, num_stages=3, early=4),
+        first, second = _block_k(problem.hidden, 256), _block_k(problem.wide, width)
+        return PairConfig(  # narrow tiles have more rows: as many bytes are on their way
+            PairTile(max(8, 2048 // first), first, num_stages=3),
+            PairTile(max(2, 2 * width // second), second, num_warps=2, num_stages=3, early=4),
         )
     rows = pairs / problem.num_experts
     half = 2 if itemsize > 2 else 1  # bytes of a tile of weights stay the same

@@ -1,7 +1,7 @@
 """Many tokens: the experts' products as one grouped matrix product, on the tensor cores.
 
 Rows are pairs in the order of `moe_order.Order`. The first product gathers the tokens' rows and
-leaves silu(gate) * up in that order; the second weights each row and puts it where its pair
+leaves the activated values in that order; the second weights each row and puts it where its pair
 belongs; `combine_kernel` sums a token's rows. Nothing is added with atomics.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from atom.ops.triton.launch import begin, pdl_options
+from atom.ops.triton.moe_act import PLAIN, Extras, activate
 from atom.ops.triton.moe_config import GroupedConfig, Tile
 from atom.ops.triton.moe_order import Order, sort_pairs
 from atom.ops.triton.support import next_power_of_2
@@ -36,6 +37,7 @@ def tile_of(program, num_m, num_n, GROUP_M: tl.constexpr):
 def grouped_gate_up_kernel(
     x,
     w13,
+    b13,
     hidden,
     places,
     experts,
@@ -52,9 +54,12 @@ def grouped_gate_up_kernel(
     EVEN: tl.constexpr,
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
+    KIND: tl.constexpr,
+    LIMIT: tl.constexpr,
+    BIAS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """hidden [rows of the order, N] = silu(gate) * up. A program owns BLOCK_N columns of both.
+    """hidden [rows of the order, N] = act(gate, up). A program owns BLOCK_N columns of both.
 
     TMA: w13 is a tensor descriptor of [E * 2N, K].
     """
@@ -94,7 +99,11 @@ def grouped_gate_up_kernel(
             right = tl.load(ups + start, mask=inside[:, None], other=0.0)
         gate = tl.dot(left, middle, gate, input_precision=PRECISION)
         up = tl.dot(left, right, up, input_precision=PRECISION)
-    out = gate * tl.sigmoid(gate) * up
+    if BIAS:
+        bias = b13 + expert.to(tl.int64) * (2 * N) + cols
+        gate += tl.load(bias, mask=wanted, other=0.0).to(tl.float32)[None, :]
+        up += tl.load(bias + N, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    out = activate(gate, up, KIND, LIMIT)
     target = hidden + places_here[:, None] * N + cols[None, :]
     tl.store(target, out.to(hidden.dtype.element_ty), mask=wanted[None, :])
 
@@ -103,6 +112,7 @@ def grouped_gate_up_kernel(
 def grouped_down_kernel(
     hidden,
     w2,
+    b2,
     out,
     places,
     experts,
@@ -118,6 +128,7 @@ def grouped_down_kernel(
     EVEN: tl.constexpr,
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
+    BIAS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """out [pairs, N]: each pair's row times its weight.
@@ -152,6 +163,9 @@ def grouped_down_kernel(
             left = tl.load(a + start, mask=inside[None, :], other=0.0)
             right = tl.load(b + start, mask=inside[:, None], other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
+    if BIAS:
+        bias = b2 + expert.to(tl.int64) * N + cols
+        total += tl.load(bias, mask=wanted, other=0.0).to(tl.float32)[None, :]
     weight = tl.load(weights + pair, mask=known, other=0.0)
     result = total * weight[:, None]
     target = out + pair.to(tl.int64)[:, None] * N + cols[None, :]
@@ -180,7 +194,9 @@ def described(matrices: Tensor, rows: int, cols: int) -> Any:
     return TensorDescriptor.from_tensor(matrices.view(-1, matrices.shape[-1]), [rows, cols])
 
 
-def gate_up(x: Tensor, w13: Tensor, order: Order, top_k: int, tile: Tile) -> Tensor:
+def gate_up(
+    x: Tensor, w13: Tensor, order: Order, top_k: int, tile: Tile, extras: Extras = PLAIN
+) -> Tensor:
     """[rows of the order, I]; rows that fill a block up hold numbers that mean nothing."""
     size, wide = x.shape[1], w13.shape[1] // 2
     hidden = torch.empty(order.max_blocks * order.block_m, wide, dtype=x.dtype, device=x.device)
@@ -188,6 +204,7 @@ def gate_up(x: Tensor, w13: Tensor, order: Order, top_k: int, tile: Tile) -> Ten
     grouped_gate_up_kernel[(order.max_blocks * triton.cdiv(wide, tile.block_n),)](
         x,
         described(w13, tile.block_n, tile.block_k) if tile.tma else w13,
+        extras.b13,
         hidden,
         order.places,
         order.experts,
@@ -204,6 +221,7 @@ def gate_up(x: Tensor, w13: Tensor, order: Order, top_k: int, tile: Tile) -> Ten
         EVEN=size % tile.block_k == 0,
         TMA=tile.tma,
         PRECISION="ieee",
+        **extras.constants(),
         PDL=bool(options),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -212,7 +230,9 @@ def gate_up(x: Tensor, w13: Tensor, order: Order, top_k: int, tile: Tile) -> Ten
     return hidden
 
 
-def down(hidden: Tensor, w2: Tensor, order: Order, weights: Tensor, tile: Tile) -> Tensor:
+def down(
+    hidden: Tensor, w2: Tensor, order: Order, weights: Tensor, tile: Tile, extras: Extras = PLAIN
+) -> Tensor:
     """[pairs, K], weighted; rows of pairs that are not in the order are not written."""
     _, size, wide = w2.shape
     rows = torch.empty(order.num_pairs, size, dtype=hidden.dtype, device=hidden.device)
@@ -220,6 +240,7 @@ def down(hidden: Tensor, w2: Tensor, order: Order, weights: Tensor, tile: Tile) 
     grouped_down_kernel[(order.max_blocks * triton.cdiv(size, tile.block_n),)](
         described(hidden, order.block_m, tile.block_k) if tile.tma else hidden,
         described(w2, tile.block_n, tile.block_k) if tile.tma else w2,
+        extras.b2,
         rows,
         order.places,
         order.experts,
@@ -235,6 +256,7 @@ def down(hidden: Tensor, w2: Tensor, order: Order, weights: Tensor, tile: Tile) 
         EVEN=wide % tile.block_k == 0,
         TMA=tile.tma,
         PRECISION="ieee",
+        BIAS=extras.b2 is not None,
         PDL=bool(options),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -265,9 +287,15 @@ def combine(rows: Tensor, ids: Tensor) -> Tensor:
 
 
 def experts_grouped(
-    x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, config: GroupedConfig
+    x: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    config: GroupedConfig,
+    extras: Extras = PLAIN,
 ) -> Tensor:
     """Of contracts.FusedExperts; weights and ids are contiguous."""
     order = sort_pairs(ids, w13.shape[0], config.block_m)
-    hidden = gate_up(x, w13, order, ids.shape[1], config.gate_up)
-    return combine(down(hidden, w2, order, weights, config.down), ids)
+    hidden = gate_up(x, w13, order, ids.shape[1], config.gate_up, extras)
+    return combine(down(hidden, w2, order, weights, config.down, extras), ids)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from atom.ops.triton.launch import pdl_options
+from atom.ops.triton.moe_act import PLAIN, Extras, activate
 from atom.ops.triton.moe_config import PairConfig, PairTile
 from atom.ops.triton.support import next_power_of_2
 
@@ -22,6 +23,7 @@ from atom.ops.triton.support import next_power_of_2
 def pair_gate_up_kernel(
     x,
     w13,
+    b13,
     logits,
     ids,
     hidden,
@@ -36,9 +38,12 @@ def pair_gate_up_kernel(
     BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr,
     STAGES: tl.constexpr,
+    KIND: tl.constexpr,
+    LIMIT: tl.constexpr,
+    BIAS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """hidden [pairs, N] = silu(gate) * up, of one pair and BLOCK_N columns.
+    """hidden [pairs, N] = act(gate, up), of one pair and BLOCK_N columns.
 
     FROM_LOGITS: the pair's expert is the one of its rank among the token's logits. Else `ids` says
     it, -1: none.
@@ -75,8 +80,12 @@ def pair_gate_up_kernel(
         value = value.to(tl.float32)[None, :]
         gate += tl.load(gates + start, mask=mask, other=0.0).to(tl.float32) * value
         up += tl.load(ups + start, mask=mask, other=0.0).to(tl.float32) * value
-    g = tl.sum(gate, axis=1)
-    out = g * tl.sigmoid(g) * tl.sum(up, axis=1)
+    gate_sum, up_sum = tl.sum(gate, axis=1), tl.sum(up, axis=1)
+    if BIAS:
+        bias = b13 + tl.maximum(expert, 0).to(tl.int64) * (2 * N) + rows
+        gate_sum += tl.load(bias, mask=known, other=0.0).to(tl.float32)
+        up_sum += tl.load(bias + N, mask=known, other=0.0).to(tl.float32)
+    out = activate(gate_sum, up_sum, KIND, LIMIT)
     places = hidden + pair.to(tl.int64) * N + rows
     tl.store(places, out.to(hidden.dtype.element_ty), mask=rows < N)
 
@@ -85,6 +94,7 @@ def pair_gate_up_kernel(
 def pair_down_kernel(
     hidden,
     w2,
+    b2,
     logits,
     ids,
     weights,
@@ -102,6 +112,7 @@ def pair_down_kernel(
     EVEN: tl.constexpr,
     EARLY: tl.constexpr,
     STAGES: tl.constexpr,
+    BIAS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """out [T, N] of one token and BLOCK_N columns: the weighted sum over its experts.
@@ -159,7 +170,11 @@ def pair_down_kernel(
         row = tl.load(source + start, mask=here, other=0.0)
         matrix = tl.load(tile + start, mask=here, other=0.0)
         sums += matrix.to(tl.float32) * row.to(tl.float32)
-    products = tl.reshape(tl.sum(sums, axis=1), (BLOCK_J, BLOCK_N))
+    values = tl.sum(sums, axis=1)
+    if BIAS:
+        bias = b2 + tl.maximum(expert, 0).to(tl.int64) * N + column
+        values += tl.load(bias, mask=known, other=0.0).to(tl.float32)
+    products = tl.reshape(values, (BLOCK_J, BLOCK_N))
     result = tl.sum(products * shares[:, None], axis=0)
     tl.store(out + token * N + columns, result.to(out.dtype.element_ty), mask=columns < N)
 
@@ -175,7 +190,9 @@ class Choice(NamedTuple):
     renormalize: bool = False  # of the weights that logits say
 
 
-def gate_up(x: Tensor, w13: Tensor, choice: Choice, tile: PairTile) -> Tensor:
+def gate_up(
+    x: Tensor, w13: Tensor, choice: Choice, tile: PairTile, extras: Extras = PLAIN
+) -> Tensor:
     """x [T, K] -> [pairs, I]."""
     (num_tokens, size), top_k = x.shape, choice.top_k
     experts, wide, pairs = w13.shape[0], w13.shape[1] // 2, num_tokens * top_k
@@ -184,6 +201,7 @@ def gate_up(x: Tensor, w13: Tensor, choice: Choice, tile: PairTile) -> Tensor:
     pair_gate_up_kernel[(pairs, triton.cdiv(wide, tile.block_n))](
         x,
         w13,
+        extras.b13,
         choice.logits,
         choice.ids,
         hidden,
@@ -198,6 +216,7 @@ def gate_up(x: Tensor, w13: Tensor, choice: Choice, tile: PairTile) -> Tensor:
         BLOCK_K=tile.block_k,
         EVEN=size % tile.block_k == 0,
         STAGES=tile.num_stages,
+        **extras.constants(),
         PDL=bool(options),
         num_warps=tile.num_warps,
         **options,
@@ -205,7 +224,9 @@ def gate_up(x: Tensor, w13: Tensor, choice: Choice, tile: PairTile) -> Tensor:
     return hidden
 
 
-def down(hidden: Tensor, w2: Tensor, choice: Choice, tile: PairTile) -> Tensor:
+def down(
+    hidden: Tensor, w2: Tensor, choice: Choice, tile: PairTile, extras: Extras = PLAIN
+) -> Tensor:
     """hidden [pairs, I] -> [T, K], summed over a token's pairs. Launched right after `gate_up`."""
     top_k, (experts, size, wide) = choice.top_k, w2.shape
     num_tokens = hidden.shape[0] // top_k
@@ -214,6 +235,7 @@ def down(hidden: Tensor, w2: Tensor, choice: Choice, tile: PairTile) -> Tensor:
     pair_down_kernel[(num_tokens, triton.cdiv(size, tile.block_n))](
         hidden,
         w2,
+        extras.b2,
         choice.logits,
         choice.ids,
         choice.weights,
@@ -231,6 +253,7 @@ def down(hidden: Tensor, w2: Tensor, choice: Choice, tile: PairTile) -> Tensor:
         EVEN=wide % tile.block_k == 0,
         EARLY=min(tile.early, triton.cdiv(wide, tile.block_k)),
         STAGES=tile.num_stages,
+        BIAS=extras.b2 is not None,
         PDL=bool(options),
         num_warps=tile.num_warps,
         **options,
@@ -239,7 +262,13 @@ def down(hidden: Tensor, w2: Tensor, choice: Choice, tile: PairTile) -> Tensor:
 
 
 def experts_by_pair(
-    x: Tensor, w13: Tensor, w2: Tensor, choice: Choice, config: PairConfig
+    x: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    choice: Choice,
+    config: PairConfig,
+    extras: Extras = PLAIN,
 ) -> Tensor:
     """Of contracts.FusedExperts."""
-    return down(gate_up(x, w13, choice, config.gate_up), w2, choice, config.down)
+    hidden = gate_up(x, w13, choice, config.gate_up, extras)
+    return down(hidden, w2, choice, config.down, extras)

@@ -11,10 +11,11 @@ from atom.layers.moe import FusedMoE, SparseMoE
 from atom.layers.norm import RMSNorm
 from atom.models.loader import load_dummy
 from atom.ops import registry
-from atom.ops.contracts import Routing
+from atom.ops.contracts import SILU, GatedActivation, Routing
 from atom.ops.reference.moe import fused_experts as reference_experts
 from atom.ops.registry import OpQuery, candidates
 from atom.ops.triton import moe, moe_config, moe_grouped, moe_order, moe_pairs, moe_routing
+from atom.ops.triton.moe_act import PLAIN, Extras
 from atom.ops.triton.moe_config import GroupedConfig, PairConfig, PairTile, Tile
 from atom.ops.triton.moe_pairs import Choice
 
@@ -100,12 +101,14 @@ def make_experts(
     return x, w13, w2, weights, ids.to(device)
 
 
-def by_config(config: moe_config.Config, arguments: tuple[Tensor, ...]) -> Tensor:
+def by_config(
+    config: moe_config.Config, arguments: tuple[Tensor, ...], extras: Extras = PLAIN
+) -> Tensor:
     x, w13, w2, weights, ids = arguments
     if isinstance(config, PairConfig):
         choice = Choice(ids.shape[1], ids, weights)
-        return moe_pairs.experts_by_pair(x, w13, w2, choice, config)
-    return moe_grouped.experts_grouped(x, w13, w2, weights, ids, config)
+        return moe_pairs.experts_by_pair(x, w13, w2, choice, config, extras)
+    return moe_grouped.experts_grouped(x, w13, w2, weights, ids, config, extras)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -125,6 +128,29 @@ def test_experts(
         *(t.double() for t in (x, w13, w2)), torch.where(ids < 0, 0.0, weights).double(), ids
     )
     close(by_config(config, arguments), want, 1e-2 if dtype == torch.bfloat16 else 1e-4)
+
+
+OSS = GatedActivation("gpt_oss", 1.0)  # the limit bites
+EXTRAS = {
+    "gpt_oss": (OSS, True, True),
+    "gpt_oss, another rank": (OSS, True, False),  # rank 0 alone adds the second bias
+    "silu, limited": (GatedActivation("silu", 0.5), False, False),
+    "silu, biases": (SILU, True, True),
+}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("config", [PAIR, SMALL], ids=["pairs", "small"])
+def test_activations_and_biases(device: str, config: moe_config.Config, name: str) -> None:
+    act, first, second = EXTRAS[name]
+    tokens = 5 if isinstance(config, PairConfig) else 23
+    x, w13, w2, weights, ids = make_experts(tokens, 7, 64, 48, 3, torch.float32, device)
+    b13 = torch.randn(7, 96, device=device) if first else None
+    b2 = torch.randn(7, 64, device=device) if second else None
+    weights = torch.where(ids < 0, 0.0, weights)
+    want = reference_experts(x, w13, w2, weights, ids, act, b13, b2)
+    arguments = (x, w13, w2, weights, ids)
+    close(by_config(config, arguments, Extras(act, b13, b2)), want, 1e-4)
 
 
 def test_experts_are_the_same_every_time(device: str) -> None:

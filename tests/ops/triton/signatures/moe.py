@@ -21,50 +21,65 @@ def _kinds(bf16: str = "", fp32: str = "", i32p: str = "", i32: str = "") -> dic
     }
 
 
-def gate_up(m: int, n: int, k: int, warps: int, stages: int, tma: bool = False) -> Row:
-    kinds = _kinds("x w13 hidden", "", "places experts count", "x_stride num_pairs N K")
+PLAIN = {"KIND": "silu", "LIMIT": 0.0, "BIAS": False, "b13": None}
+OSS = {"KIND": "gpt_oss", "LIMIT": 7.0, "BIAS": True}
+
+
+def gate_up(
+    m: int, n: int, k: int, warps: int, stages: int, tma: bool = False, oss: bool = False
+) -> Row:
+    pointers = "x w13 hidden" + " b13" * oss
+    kinds = _kinds(pointers, "", "places experts count", "x_stride num_pairs N K")
     return (
         moe_grouped.grouped_gate_up_kernel,
         kinds | ({"w13": f"tensordesc<bf16[{n},{k}]>"} if tma else {}),
         {"TOP_K": 8, "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 1, "EVEN": True}
-        | {"TMA": tma, "PRECISION": "ieee", "PDL": True},
+        | {"TMA": tma, "PRECISION": "ieee", "PDL": True, **(OSS if oss else PLAIN)},
         {"num_warps": warps, "num_stages": stages, **PDL},
     )
 
 
-def down(m: int, n: int, k: int, warps: int, stages: int, tma: bool = False) -> Row:
-    kinds = _kinds("hidden w2 out", "weights", "places experts count", "num_pairs N K")
+def down(
+    m: int, n: int, k: int, warps: int, stages: int, tma: bool = False, bias: bool = False
+) -> Row:
+    pointers = "hidden w2 out" + " b2" * bias
+    kinds = _kinds(pointers, "weights", "places experts count", "num_pairs N K")
     tiles = {"hidden": f"tensordesc<bf16[{m},{k}]>", "w2": f"tensordesc<bf16[{n},{k}]>"}
     return (
         moe_grouped.grouped_down_kernel,
         kinds | (tiles if tma else {}),
         {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 1, "EVEN": True, "TMA": tma}
-        | {"PRECISION": "ieee", "PDL": True},
+        | {"PRECISION": "ieee", "PDL": True, "BIAS": bias, **({} if bias else {"b2": None})},
         {"num_warps": warps, "num_stages": stages, **PDL},
     )
 
 
-def pair_gate_up(from_logits: bool, n: int, k: int, warps: int, stages: int) -> Row:
+def pair_gate_up(
+    from_logits: bool, n: int, k: int, warps: int, stages: int, oss: bool = False
+) -> Row:
     unused = {"ids": None} if from_logits else {"logits": None}
     return (
         moe_pairs.pair_gate_up_kernel,
-        _kinds("x w13 hidden", "", "", "x_stride K N E")
+        _kinds("x w13 hidden" + " b13" * oss, "", "", "x_stride K N E")
         | ({"logits": "*fp32"} if from_logits else {"ids": "*i32"}),
         {"TOP_K": 8, "FROM_LOGITS": from_logits, "BLOCK_E": 128, "BLOCK_N": n, "BLOCK_K": k}
-        | {"EVEN": True, "STAGES": stages, "PDL": True, **unused},
+        | {"EVEN": True, "STAGES": stages, "PDL": True, **unused, **(OSS if oss else PLAIN)},
         {"num_warps": warps, **PDL},
     )
 
 
-def pair_down(from_logits: bool, n: int, k: int, warps: int, stages: int, early: int) -> Row:
+def pair_down(
+    from_logits: bool, n: int, k: int, warps: int, stages: int, early: int, bias: bool = False
+) -> Row:
     unused = {"ids": None, "weights": None} if from_logits else {"logits": None}
+    unused |= {} if bias else {"b2": None}
     return (
         moe_pairs.pair_down_kernel,
-        _kinds("hidden w2 out", "", "", "K N E")
+        _kinds("hidden w2 out" + " b2" * bias, "", "", "K N E")
         | ({"logits": "*fp32"} if from_logits else {"ids": "*i32", "weights": "*fp32"}),
         {"TOP_K": 8, "FROM_LOGITS": from_logits, "RENORMALIZE": from_logits, "BLOCK_E": 128}
         | {"BLOCK_J": 8, "BLOCK_N": n, "BLOCK_K": k, "EVEN": True, "EARLY": early}
-        | {"STAGES": stages, "PDL": True, **unused},
+        | {"STAGES": stages, "BIAS": bias, "PDL": True, **unused},
         {"num_warps": warps, **PDL},
     )
 
@@ -109,6 +124,10 @@ SIGNATURES: list[Row] = [
     pair_gate_up(False, 8, 256, 4, 1),
     pair_down(True, 2, 256, 4, 1, 3),
     pair_down(False, 2, 256, 4, 3, 0),
+    pair_gate_up(False, 8, 64, 4, 3, oss=True),
+    pair_down(False, 2, 64, 2, 3, 4, bias=True),
+    gate_up(64, 64, 64, 4, 3, oss=True),
+    down(64, 128, 64, 4, 4, bias=True),
     router({"num_tokens": "i32"}),
     router({}, num_tokens=1),
     (
