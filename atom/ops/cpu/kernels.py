@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 
+from atom.ops.cpu import delta
 from atom.ops.cpu.build import CannotBuild
 from atom.ops.registry import OpQuery, register
 
@@ -54,6 +55,7 @@ def _unavailable() -> None:
     raise AssertionError("declined for every query")
 
 
+register("gated_delta_net", "cpu")(delta.gated_delta_net)  # of torch's own products
 try:
     from atom.ops.cpu import native as _native
 
