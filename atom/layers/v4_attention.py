@@ -37,7 +37,7 @@ class GroupedLinear(Layer):
         self._rows = slice(share.start * out_features, share.stop * out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        grouped = x.unflatten(1, (self.groups, -1)).transpose(0, 1)
+        grouped = x.view(-1, self.groups, self.shape[1]).transpose(0, 1)
         return torch.bmm(grouped, self.weight.transpose(1, 2)).transpose(0, 1).flatten(1)
 
     __call__ = forward
@@ -127,8 +127,8 @@ class V4Attention(nn.Module):
         self._q_split = [self.mixer.width, index_heads * index_dim]
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        latent, *inputs = self.in_proj(x).split(self._split, -1)
-        q, index_q = self.q_proj(self.q_norm(latent)).split(self._q_split, -1)
+        latent, *inputs = self.in_proj(x).split_with_sizes(self._split, 1)
+        q, index_q = self.q_proj(self.q_norm(latent)).split_with_sizes(self._q_split, 1)
         if len(inputs) == 4:
             inputs.insert(2, index_q)
         return self.wo_b(self.wo_a(self.mixer([q, *inputs], positions)))

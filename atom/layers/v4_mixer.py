@@ -116,19 +116,20 @@ class V4Mixer(Mixer):
         self._select(build)
 
     def _select(self, build: BuildContext) -> None:
-        shape = {"Hq": self.num_heads, "D": self.head_dim, "R": self._cos_sin.shape[1]}
-        shape |= {"bs": build.block_size, "window": self.window}
-        choose = partial(build.select, kv=True, opaque=True)
         compressor, indexer = self._compressor[0], self._indexer[0]
-        self._write = choose("v4_write", **shape)
         ratio = 0 if compressor is None else compressor.ratio
-        self._attend = choose("v4_attention", **shape, ratio=ratio, k=self.index_topk)
+        rotated = self._cos_sin.shape[1]
+        choose = partial(
+            build.select, kv=True, opaque=True, R=rotated, bs=build.block_size, ratio=ratio
+        )
+        heads, dim, best = self.num_heads, self.head_dim, self.index_topk
+        self._write = choose("v4_write", Hq=heads, D=dim)
+        self._attend = choose("v4_attention", Hq=heads, D=dim, window=self.window, k=best)
         if compressor is not None:
-            self._compress = choose("v4_compress", **shape, ratio=ratio)
+            self._compress = choose("v4_compress", D=dim)
         if indexer is not None:
-            shape |= {"D": indexer.head_dim}
-            self._choose = choose("v4_choose", **shape, ratio=ratio, k=self.index_topk)
-            self._compress_index = choose("v4_compress", **shape, ratio=ratio)
+            self._choose = choose("v4_choose", D=indexer.head_dim, k=best)
+            self._compress_index = choose("v4_compress", D=indexer.head_dim)
 
     def slots(self, path: str) -> Iterator[WeightSlot]:
         yield WeightSlot(sibling(path, "attn_sink"), (self.total_heads,), self._take)
@@ -174,7 +175,7 @@ class V4Mixer(Mixer):
         assert meta.window is not None, "a model with window caches"
         norm, compressor, indexer = self._norm[0], self._compressor[0], self._indexer[0]
         q = self._write(
-            inputs[0].unflatten(1, (self.num_heads, self.head_dim)),
+            inputs[0].view(-1, self.num_heads, self.head_dim),
             inputs[1],
             norm.weight,
             norm.eps,
@@ -218,7 +219,7 @@ class V4Mixer(Mixer):
         if meta.max_seq_len // indexer.ratio <= self.index_topk:
             return None
         chosen: Tensor = self._choose(
-            q.unflatten(1, (-1, indexer.head_dim)),
+            q.view(len(q), -1, indexer.head_dim),
             weights,
             self.index_keys,
             positions,

@@ -81,6 +81,7 @@ class V4MoE(SparseMoE):
     ) -> None:
         correction = "" if vocab_size else "bias"
         super().__init__(build, experts, correction=correction, shared=shared)
+        self._shared = (shared,)  # in a tuple: SparseMoE's submodule
         self.named: TokenExperts | None = None
         if vocab_size:
             self.named = TokenExperts(build, vocab_size, experts.num_experts, experts.top_k)
@@ -89,6 +90,6 @@ class V4MoE(SparseMoE):
         logits = self.gate(x)
         if self.named is not None:
             logits = self.named(logits, ids)
-        return self.experts.sum(self.experts.part(x, logits) + self.shared_experts(x))
+        return self.experts.sum(self.experts.part(x, logits) + self._shared[0](x))
 
     __call__ = forward  # type: ignore[assignment]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from atom.errors import ModelError
@@ -19,7 +18,7 @@ from atom.layers.moe import FusedMoE
 from atom.layers.norm import RMSNorm
 from atom.layers.rows import SampledRows
 from atom.layers.v4_attention import V4Attention
-from atom.layers.v4_hyper import HyperConnection, Streams
+from atom.layers.v4_hyper import Streams
 from atom.layers.v4_moe import ClampedMLP, V4MoE
 from atom.models.common import CausalLM, check_config
 from atom.models.v4_config import V4Config
@@ -43,14 +42,16 @@ class Block(nn.Module):
 
     def forward(self, positions: Tensor, ids: Tensor, streams: Streams) -> Streams:
         x, values, post, comb = self.hc_attn(streams)
-        assert post is not None and comb is not None
+        assert post is not None
+        assert comb is not None
         out = self.attn(x, positions)
         if self.rows is not None:
             out, values = self.rows(out, values)
             post, comb = self.rows(post, comb)
             ids, _ = self.rows(ids, ids)
         x, values, post, comb = self.hc_ffn(Streams(values, Pending(out, post, comb)))
-        assert post is not None and comb is not None
+        assert post is not None
+        assert comb is not None
         return Streams(values, Pending(self.ffn(x, ids), post, comb))
 
     __call__ = forward
@@ -77,7 +78,7 @@ def moe(config: V4Config, build: BuildContext, index: int) -> V4MoE:
 class DeepseekV4ForCausalLM(CausalLM):
     """Modules are named as the checkpoint's tensors are."""
 
-    weight_map = (
+    weight_map: tuple[tuple[str, str], ...] = (
         (".w1.weight", ".gate_proj.weight"),
         (".w3.weight", ".up_proj.weight"),
         (".w2.weight", ".down_proj.weight"),

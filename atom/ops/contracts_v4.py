@@ -87,9 +87,9 @@ class V4Choose(Protocol):
     """op `v4_choose`. The entries that each token attends to: [T, k] int32, -1 for none.
 
     q [T, Hi, Di] is rotated by `positions`; an entry's score is the sum over heads of
-    weights [T, Hi] * max(q . key, 0) / sqrt(Di Hi). Chosen are the k best of those that are complete
-    at the token, (p + 1) // r of them, in any order; all of them where they are no more than k.
-    `keys` [B, bs // r, Di] are the entries' index keys.
+    weights [T, Hi] * max(q . key, 0), up to a constant factor. Chosen are the k best of those that
+    are complete at the token, (p + 1) // r of them, in any order; all where they are no more than
+    k. `keys` [B, bs // r, Di] are the entries' index keys.
     """
 
     def __call__(
@@ -161,8 +161,8 @@ class HyperMix(Protocol):
     softmax over rows of (scale[2] mix + base) + e, whose columns are then divided by their sum + e,
     after which rows and columns are so in turn `iterations` - 1 times; e = `hyper_eps`.
 
-    Returns (x [T, H], streams [T, N, H], post, comb), x the RMS norm of sum_k pre[k] stream k. Without
-    post and comb in `fn` (before the head) these are None. `streams` may be overwritten.
+    Returns (x [T, H], streams [T, N, H], post, comb), x the RMS norm of sum_k pre[k] stream k.
+    Without post and comb in `fn` (before the head) these are None. `streams` may be overwritten.
     """
 
     def __call__(

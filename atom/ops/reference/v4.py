@@ -22,7 +22,7 @@ def rotate_tail(x: Tensor, positions: Tensor, cos_sin: Tensor, back: bool = Fals
     if back:
         sin = -sin
     size = cos_sin.shape[1]
-    even, odd = x[..., -size:].unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x[..., -size:].reshape(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
     return torch.cat((x[..., :-size], turned), -1)
 
@@ -79,7 +79,7 @@ def v4_write(
 def pool(x: Tensor, compressor: Compressor, first: bool) -> Tensor:
     """x [n r, 2 W] float32, the tokens of n entries -> those entries [n, D] (with overlap, one less
     unless it is the `first` of all that x begins with), neither normed nor rotated."""
-    values, gates = x.unflatten(0, (-1, compressor.ratio)).chunk(2, dim=-1)
+    values, gates = x.view(-1, compressor.ratio, x.shape[1]).chunk(2, dim=-1)
     gates = gates + compressor.bias
     if compressor.overlap:
         (old, new), (old_gates, new_gates) = values.chunk(2, -1), gates.chunk(2, -1)
@@ -90,7 +90,8 @@ def pool(x: Tensor, compressor: Compressor, first: bool) -> Tensor:
             new, new_gates = new[1:], new_gates[1:]
         values = torch.cat((old[:-1], new), 1)
         gates = torch.cat((old_gates[:-1], new_gates), 1)
-    return (values * gates.softmax(1)).sum(1)
+    out: Tensor = (values * gates.softmax(1)).sum(1)
+    return out
 
 
 @register("v4_compress", "reference")

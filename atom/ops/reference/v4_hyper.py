@@ -42,7 +42,7 @@ def hyper_mix(
     if len(base) == n:
         return x, streams, None, None
     post = 2 * torch.sigmoid(mix[:, n : 2 * n] * scale[1] + base[n : 2 * n])
-    comb = torch.softmax((mix[:, 2 * n :] * scale[2] + base[2 * n :]).unflatten(1, (n, n)), -1)
+    comb = (mix[:, 2 * n :] * scale[2] + base[2 * n :]).view(-1, n, n).softmax(-1)
     return x, streams, post, sinkhorn(comb + e, e, weights.iterations)
 
 
