@@ -208,7 +208,9 @@ class LatentAttention(nn.Module):
         if sizes.q_rank:
             query = Part("q_a_proj", sizes.q_rank, ALL)
             self.q_a_layernorm = RMSNorm(build, sizes.q_rank, LATENT_EPS)
-            self.q_b_proj = ColumnParallelLinear(build, sizes.q_rank, sizes.heads * sizes.query)
+            self.q_b_proj: LinearBase = ColumnParallelLinear(
+                build, sizes.q_rank, sizes.heads * sizes.query
+            )
             first = sizes.q_rank
         else:
             rows = slice(heads.start * sizes.query, heads.stop * sizes.query)
@@ -227,7 +229,7 @@ class LatentAttention(nn.Module):
         self.attn = self.make_mixer(config, build, softmax_scale(config, sizes.query), rotary)
         self.o_proj = RowParallelLinear(build, sizes.heads * sizes.value, config.hidden_size, bias)
         self.rows: SampledRows | None = None  # of the last block only
-        self._split = (first, sizes.latent)
+        self._split: tuple[int, ...] = (first, sizes.latent)
 
     def make_mixer(
         self, config: HFConfig, build: BuildContext, scale: float, rotary: RotaryEmbedding

@@ -1,0 +1,208 @@
+"""Sparse latent attention: an indexer scores all keys cheaply, attention reads the best of them.
+
+Formulas: DeepSeek-V3.2-Exp's report, section 2.1, and `atom.ops.contracts_sparse`. The Hadamard
+rotation and float8 of DeepSeek's own code change no product in exact arithmetic and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from atom.errors import ModelError
+from atom.layers.build import BuildContext
+from atom.layers.caches import FULL, CacheSpec
+from atom.layers.linear import LinearBase, Part
+from atom.layers.mla import MLA, LatentAttention, MLASizes
+from atom.layers.norm import RMSNorm
+from atom.layers.rotary import RotaryEmbedding
+from atom.layers.weights import ALL, CheckpointTensor, Layer, WeightSlot
+from atom.ops.contracts import AttentionMetadata
+from atom.ops.contracts_sparse import IndexNorm
+
+if TYPE_CHECKING:
+    from atom.models.hf_config import HFConfig
+
+NORM_EPS = 1e-6  # of the keys' layer norm, in every published model
+
+
+class IndexSizes(NamedTuple):
+    heads: int
+    dim: int
+    topk: int  # keys that a query attends to
+
+    @classmethod
+    def of(cls, config: HFConfig) -> IndexSizes:
+        sizes = cls(*(config.positive_int(f"index_{n}") for n in ("n_heads", "head_dim", "topk")))
+        rope = config.positive_int("qk_rope_head_dim")
+        if sizes.dim < rope:
+            raise ModelError(
+                f"{config.where}: index_head_dim {sizes.dim} is less than the {rope} channels that "
+                "are rotated (qk_rope_head_dim)"
+            )
+        return sizes
+
+
+class Indexer(Layer):
+    """The layer norm of index keys, and the kernels. Its projections are parts of the block's, and
+    its cache is the mixer's. Every rank has all index heads: they must agree on the keys."""
+
+    def __init__(
+        self, build: BuildContext, sizes: IndexSizes, rotary: RotaryEmbedding, interleaved: bool
+    ) -> None:
+        super().__init__()
+        self.build = build
+        self.sizes = sizes
+        self._rotary = rotary
+        self._interleaved = interleaved
+        self._norm: dict[str, Tensor] = {}
+        heads, dim, size = sizes.heads, sizes.dim, build.block_size
+        self._write = build.select(
+            "index_cache", opaque=True, Hi=heads, D=dim, R=rotary.size, bs=size
+        )
+        self._best = build.select("index_topk", opaque=True, Hi=heads, D=dim, k=sizes.topk, bs=size)
+
+    def slots(self, path: str) -> Iterator[WeightSlot]:
+        for leaf in ("weight", "bias"):
+            name = f"{path}.k_norm.{leaf}"
+            yield WeightSlot(name, (self.sizes.dim,), partial(self._take, leaf))
+
+    def _take(self, leaf: str, tensor: CheckpointTensor) -> None:
+        self._norm[leaf] = self.build.dense(tensor.read())
+
+    def finish(self) -> None:
+        table = self._rotary.cos_sin
+        self.norm = IndexNorm(
+            **self._norm, eps=NORM_EPS, cos_sin=table, interleaved=self._interleaved
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.norm.weight.nbytes + self.norm.bias.nbytes
+
+    def choose(
+        self, inputs: list[Tensor], positions: Tensor, cache: Tensor, meta: AttentionMetadata
+    ) -> Tensor | None:
+        """inputs: q [T, Hi * Di], k [T, Di] and weights [T, Hi] as projected -> slots as of
+        `index_topk`; None where every query sees all its keys. The step's keys are cached."""
+        (q, k, weights), heads = inputs, None
+        if meta.max_seq_len > self.sizes.topk:
+            heads = q.view(-1, self.sizes.heads, self.sizes.dim)
+        self._write(heads, k, self.norm, positions, cache, meta.slot_mapping)
+        if heads is None:
+            return None
+        slots: Tensor = self._best(heads, weights, cache, meta, self.sizes.topk)
+        return slots
+
+
+class SparseMLA(MLA):
+    """inputs: of `MLA`, then of its `indexer`: q, k and weights. Without an indexer it sees the
+    keys that `source`, a layer before it, has chosen in the same step."""
+
+    index_cache: Tensor  # [B, block_size, Di] of the activations' dtype
+
+    def __init__(
+        self,
+        build: BuildContext,
+        sizes: MLASizes,
+        indexer: Indexer | None,
+        source: SparseMLA | None,
+        *,
+        scale: float,
+        rotary: RotaryEmbedding,
+        norm: RMSNorm,
+    ) -> None:
+        super().__init__(build, sizes, scale=scale, rotary=rotary, norm=norm, sparse=True)
+        self._indexer = (indexer,)  # in a tuple: a submodule of the layer above
+        self._source = (source,)
+        self.chosen: Tensor | None = None  # of the step
+
+    def cache_specs(self) -> tuple[CacheSpec, ...]:
+        indexer = self._indexer[0]
+        if indexer is None:
+            return super().cache_specs()
+        # Not of the cache's dtype: keys are ranked by small differences, and are 1/9 of the cache.
+        shape = (self.block_size, indexer.sizes.dim)
+        return (*super().cache_specs(), CacheSpec("index_cache", FULL, shape, self.build.dtype))
+
+    def run(
+        self,
+        inputs: list[Tensor],
+        positions: Tensor,
+        meta: AttentionMetadata,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        q, kv, *index = inputs
+        indexer, source = self._indexer[0], self._source[0]
+        if indexer is not None:
+            self.chosen = indexer.choose(index, positions, self.index_cache, meta)
+        else:
+            assert source is not None
+            self.chosen = source.chosen
+        return self.attend(q, kv, positions, meta, chosen=self.chosen, out=out)
+
+
+class IndexedAttention(LatentAttention):
+    """The attention block with an indexer or, given `source`, one that shares the other's choice.
+
+    The indexer's products are parts of the block's: over its input, keys and head weights beside
+    the latents; over the normed query latent, index queries beside the rank's queries.
+    """
+
+    attn: SparseMLA
+
+    def __init__(
+        self,
+        config: HFConfig,
+        build: BuildContext,
+        *,
+        interleaved: bool,
+        source: IndexedAttention | None = None,
+    ) -> None:
+        if config.get("attention_bias", False) or not config.get("q_lora_rank"):
+            raise ModelError(
+                f"{config.where}: attention with an indexer needs a q_lora_rank, and no "
+                "attention_bias"
+            )
+        # What `make_mixer` needs, which is called before anything can be registered here.
+        self._interleaved = interleaved
+        self._source = (None if source is None else source.attn,)
+        super().__init__(config, build)
+        if source is None:
+            self._add_products(config, build)
+
+    def _add_products(self, config: HFConfig, build: BuildContext) -> None:
+        sizes, own = IndexSizes.of(config), self.sizes
+        keys = Part("indexer.wk", sizes.dim, ALL)
+        weights = Part("indexer.weights_proj", sizes.heads, ALL)
+        parts = [*self.qkv_a_proj.parts, keys, weights]
+        self.qkv_a_proj = LinearBase(build, config.hidden_size, parts)
+        queries = Part("indexer.wq_b", sizes.heads * sizes.dim, ALL)
+        self.q_b_proj = LinearBase(build, own.q_rank, [*self.q_b_proj.parts, queries])
+        self._split = (own.q_rank, own.latent, sizes.dim, sizes.heads)
+        self._split_q = (self.attn.num_heads * own.query, sizes.heads * sizes.dim)
+
+    def make_mixer(
+        self, config: HFConfig, build: BuildContext, scale: float, rotary: RotaryEmbedding
+    ) -> SparseMLA:
+        (source,) = self._source
+        indexer = None
+        if source is None:
+            indexer = Indexer(build, IndexSizes.of(config), rotary, self._interleaved)
+            self.indexer = indexer
+        norm = self.kv_a_layernorm
+        return SparseMLA(build, self.sizes, indexer, source, scale=scale, rotary=rotary, norm=norm)
+
+    def inputs(
+        self, norm: RMSNorm, x: Tensor, residual: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        if self._source[0] is not None:
+            return super().inputs(norm, x, residual)
+        projected, residual = self.qkv_a_proj.after_norm(norm, x, residual)
+        q, kv, keys, weights = projected.split_with_sizes(self._split, 1)
+        both = self.q_b_proj(self.q_a_layernorm(q))
+        q, queries = both.split_with_sizes(self._split_q, 1)
+        return [q, kv, queries, keys, weights], residual
