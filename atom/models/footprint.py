@@ -1,20 +1,33 @@
-"""What a model takes, from its configuration and file headers alone: weights, KV per token.
+"""What a model takes, from its configuration and file headers alone: weights, caches.
 
-Reads no weights and imports no torch, so that `atom doctor` can plan for a model that this machine
-could never load.
+Reads no weights and imports no torch, so that `atom doctor` and `atom recipe check` can plan for a
+model that this machine could never load.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from atom.models.gguf import GGUFFile
 from atom.models.hf_config import HFConfig
+from atom.models.inventory import (
+    Tensors,
+    caches,
+    expert_size,
+    is_dense,
+    mtp_tensors,
+    num_experts,
+    tensors,
+)
+from atom.models.inventory_types import COPY, EMBEDDING, EXPERTS, SEQUENCE, TOKEN, WINDOW
 from atom.models.source import ModelSource
+from atom.models.stored import DTYPE_BYTES, Scheme, scheme_of
 from atom.ops.registry import OpQuery
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+__all__ = ["DTYPE_BYTES"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +41,24 @@ class Footprint:
     max_model_len: int | None  # the model's own limit
 
 
+class CacheUse(NamedTuple):
+    """Bytes over all layers of one kind of cache on one rank: of a token (on average, where one
+    entry stands for several), of a token of the window, or of a sequence (`lives`)."""
+
+    name: str
+    lives: str
+    bytes: float
+    window: int
+    layers: int
+    kept: int  # tokens of a block whose values are kept; 0: all
+
+    def of_block(self, block_size: int) -> float:
+        """Bytes of a block, or of a sequence's slot."""
+        if self.lives == SEQUENCE:
+            return self.bytes
+        return self.bytes * min(block_size, self.kept or block_size)
+
+
 def footprint(source: ModelSource, dtype: str, kv_dtype: str, *, keep_stored: bool) -> Footprint:
     """`dtype` and `kv_dtype` are torch names. `keep_stored`: weights stay in their stored form."""
     config = source.config
@@ -37,22 +68,102 @@ def footprint(source: ModelSource, dtype: str, kv_dtype: str, *, keep_stored: bo
     else:
         parameters = count_parameters(config)
         files = [p.stat().st_size for p in source.path.glob("*.safetensors")]
-        stored = sum(files) or parameters * DTYPE_BYTES.get(config.dtype or "bfloat16", 2)
+        stored = sum(files) or weight_bytes(config, stored_dtype(config))
         known = "the files" if files else "the configuration"
     limit = config.get("max_position_embeddings")
     return Footprint(
         parameters=parameters,
         weight_bytes=stored if keep_stored else parameters * DTYPE_BYTES[dtype],
         weights_from=known,
-        kv_bytes_per_token=kv_bytes_per_token(config, kv_dtype),
+        kv_bytes_per_token=kv_bytes_per_token(config, kv_dtype, dtype),
         max_model_len=limit if isinstance(limit, int) else None,
     )
 
 
-def kv_bytes_per_token(config: HFConfig, kv_dtype: str) -> int:
-    """Keys and values of one token over all layers."""
-    per_layer = 2 * config.num_key_value_heads * config.head_dim
-    return config.positive_int("num_hidden_layers") * per_layer * DTYPE_BYTES[kv_dtype]
+def stored_dtype(config: HFConfig) -> str:
+    """The dtype of tensors that are not quantised."""
+    return config.dtype if config.dtype in DTYPE_BYTES else "bfloat16"
+
+
+def count_parameters(config: HFConfig, *, mtp: bool = False) -> int:
+    """Parameters of the language model; `mtp`: those of its multi-token prediction instead.
+
+    Copies of embedding and head are not counted, nor are tables of integers.
+    """
+    found = mtp_tensors(config) if mtp else tensors(config)
+    return sum(t.parameters for t in found if t.group != COPY and t.dtype != "int64")
+
+
+def active_parameters(config: HFConfig) -> int:
+    """Parameters that a token is computed with, as model cards count: of the experts those it is
+    sent to, and no embedding but where that is the output head, too."""
+    top_k = config.get("num_experts_per_tok") or 0
+    total = 0
+    for t in tensors(config):
+        looked_up = t.group == EMBEDDING and "head" not in t.name and not config.tie_word_embeddings
+        if not looked_up and t.dtype != "int64":
+            share = top_k / num_experts(config) if t.group == EXPERTS else 1
+            total += int(t.parameters * share)
+    return total
+
+
+def weight_bytes(
+    config: HFConfig, dtype: str, *, ranks: int = 1, mtp: bool = False, packed: bool = True
+) -> int:
+    """Bytes of the weights on one of `ranks` GPUs.
+
+    `dtype` is that of tensors which are not quantised; without `packed`, all are of that dtype.
+    `mtp`: with the multi-token-prediction layers.
+    """
+    scheme = scheme_of(config) if packed else None
+    wanted: list[Iterable[Tensors]] = [tensors(config)]
+    if mtp:
+        wanted.append(t for t in mtp_tensors(config) if t.group != COPY)
+    total = 0.0
+    for group in wanted:
+        for tensor in group:
+            total += _bytes_of(tensor, scheme, dtype) / tensor.share(ranks)
+    return math.ceil(total)
+
+
+def _bytes_of(tensor: Tensors, scheme: Scheme | None, dtype: str) -> int:
+    width = DTYPE_BYTES[tensor.dtype or dtype]
+    return scheme.bytes_of(tensor, width) if scheme else tensor.parameters * width
+
+
+def cache_uses(config: HFConfig, kv_dtype: str, dtype: str, *, ranks: int = 1) -> list[CacheUse]:
+    """What one rank keeps between steps. `kv_dtype` and `dtype` (the activations') are torch
+    names."""
+    widths = {"kv": kv_dtype, "model": dtype, "float32": "float32"}
+    return [
+        CacheUse(
+            need.name,
+            need.lives,
+            need.layers
+            * need.values
+            * DTYPE_BYTES[widths[need.dtype]]
+            / need.ratio
+            / min(ranks, need.ways),
+            need.window,
+            need.layers,
+            need.kept,
+        )
+        for need in caches(config)
+    ]
+
+
+def bytes_of_rows(uses: Iterable[CacheUse], block_size: int) -> dict[str, int]:
+    """`lives` -> bytes of a block (or of a sequence's slot) of all caches that live so."""
+    total = {TOKEN: 0.0, WINDOW: 0.0, SEQUENCE: 0.0}
+    for use in uses:
+        total[use.lives] += use.of_block(block_size)
+    return {lives: math.ceil(size) for lives, size in total.items()}
+
+
+def kv_bytes_per_token(config: HFConfig, kv_dtype: str, dtype: str = "bfloat16") -> int:
+    """What every token of a sequence adds over all layers, on all ranks together."""
+    uses = cache_uses(config, kv_dtype, dtype)
+    return math.ceil(sum(use.bytes for use in uses if use.lives == TOKEN))
 
 
 def activation_bytes(config: HFConfig, tokens: int, samples: int, itemsize: int) -> int:
@@ -62,12 +173,12 @@ def activation_bytes(config: HFConfig, tokens: int, samples: int, itemsize: int)
     sampling holds the logits and three arrays in float32 beside them.
     """
     hidden = config.positive_int("hidden_size")
-    experts = config.get("num_local_experts") or config.get("num_experts") or 0
-    inner = config.positive_int("intermediate_size")
-    width = 2 * hidden + 3 * inner
-    if experts:
-        own = config.get("moe_intermediate_size") or inner
-        width = 2 * hidden + int(config.positive_int("num_experts_per_tok")) * (3 * own + hidden)
+    width = 2 * hidden
+    if num_experts(config):
+        top_k = int(config.positive_int("num_experts_per_tok"))
+        width += top_k * (3 * expert_size(config) + hidden)
+    else:
+        width += 3 * config.positive_int("intermediate_size")
     logits = samples * config.vocab_size * (itemsize + 12)
     return max(tokens * width * itemsize, tokens * hidden * itemsize * 2 + logits)
 
@@ -78,55 +189,14 @@ def _gguf_sizes(file: GGUFFile) -> tuple[int, int]:
     return sum(math.prod(t.shape) for t in tensors), sum(int(t.data.nbytes) for t in tensors)
 
 
-def count_parameters(config: HFConfig) -> int:
-    """Parameters of a decoder with attention and dense or expert MLPs, as this version runs."""
-    hidden = config.positive_int("hidden_size")
-    embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
-    layers = config.positive_int("num_hidden_layers")
-    norms = 2 * hidden
-    mlps = sum(_mlp_parameters(config, layer) for layer in range(layers))
-    return embeddings + layers * (_attention_parameters(config) + norms) + mlps + hidden
-
-
-def _attention_parameters(config: HFConfig) -> int:
-    hidden, dim = config.positive_int("hidden_size"), config.head_dim
-    heads, kv_heads = config.positive_int("num_attention_heads"), config.num_key_value_heads
-    count = 2 * hidden * heads * dim + 2 * hidden * kv_heads * dim
-    if config.architecture.startswith("Qwen2"):
-        count += (heads + 2 * kv_heads) * dim  # biases, but none on the output
-    elif config.get("attention_bias"):
-        count += (heads + 2 * kv_heads) * dim + hidden
-    if config.architecture.startswith("Qwen3"):
-        count += 2 * dim  # norms of the query and key heads
-    return count
-
-
-def _is_dense(config: HFConfig, layer: int) -> bool:
-    """Whether a layer's MLP has no experts."""
-    if not (config.get("num_local_experts") or config.get("num_experts")):
-        return True
-    step = config.get("decoder_sparse_step") or 1
-    return layer in (config.get("mlp_only_layers") or ()) or (layer + 1) % step != 0
-
-
-def _mlp_parameters(config: HFConfig, layer: int) -> int:
-    hidden = config.positive_int("hidden_size")
-    experts = config.get("num_local_experts") or config.get("num_experts") or 0
-    if _is_dense(config, layer):
-        return 3 * hidden * config.positive_int("intermediate_size")
-    own = "moe_intermediate_size" in config
-    size = config.positive_int("moe_intermediate_size" if own else "intermediate_size")
-    return int(experts) * (3 * hidden * size + hidden)
-
-
 def operations(
     config: HFConfig, device: str, dtype: str, kv_dtype: str, weight_format: str, block_size: int
 ) -> list[OpQuery]:
     """What a model of this configuration asks of the kernels: one query per operation."""
     hidden, dim = config.positive_int("hidden_size"), config.head_dim
     heads, kv_heads = config.positive_int("num_attention_heads"), config.num_key_value_heads
-    size = config.positive_int("intermediate_size")
-    experts = config.get("num_local_experts") or config.get("num_experts") or 0
+    experts = num_experts(config)
+    size = config.get("intermediate_size") or expert_size(config)
 
     def ask(op: str, weight: str = "", kv: str = "", **shape: int) -> OpQuery:
         return OpQuery(
@@ -155,14 +225,14 @@ def operations(
             window=int(config.get("sliding_window") or 0),
         ),
     ]
-    if any(_is_dense(config, layer) for layer in range(config.positive_int("num_hidden_layers"))):
+    if any(is_dense(config, layer) for layer in range(config.positive_int("num_hidden_layers"))):
         queries.append(ask("silu_and_mul", I=size))
     if experts:
         top_k = config.positive_int("num_experts_per_tok")
-        expert = config.get("moe_intermediate_size") or size
+        expert = expert_size(config)
         dense = weight_format if weight_format in DTYPE_BYTES else dtype
         queries.append(ask("topk_softmax", E=int(experts), k=top_k))
-        sizes = {"E": int(experts), "K": hidden, "I": int(expert), "k": top_k}
+        sizes = {"E": int(experts), "K": hidden, "I": expert, "k": top_k}
         queries.append(ask("fused_experts", dense, "", **sizes))
     return queries
 

@@ -1,0 +1,49 @@
+"""Published configurations of the models that recipes name, so that a plan needs no network.
+
+Facts only: each file is a hub's config.json without what neither a plan nor a rehearsal reads. A
+model is never run by these: its own files say what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from atom.models.hf_config import HFConfig
+
+# Models whose configuration, as far as it is kept here, is another one's.
+_SAME = {
+    "deepseek-ai/DeepSeek-R1-0528": "deepseek-ai/DeepSeek-R1",
+    "deepseek-ai/DeepSeek-V3": "deepseek-ai/DeepSeek-R1",
+    "deepseek-ai/DeepSeek-V2-Lite": "deepseek-ai/DeepSeek-V2-Lite-Chat",
+    "meta-llama/Llama-3.1-8B": "meta-llama/Llama-3.1-8B-Instruct",
+    "meta-llama/Llama-3.1-70B": "meta-llama/Llama-3.1-70B-Instruct",
+    "meta-llama/Llama-3.3-70B-Instruct": "meta-llama/Llama-3.1-70B-Instruct",
+    "mistralai/Mixtral-8x7B-v0.1": "mistralai/Mixtral-8x7B-Instruct-v0.1",
+    "Qwen/Qwen3-Next-80B-A3B-Thinking": "Qwen/Qwen3-Next-80B-A3B-Instruct",
+}
+
+
+@cache
+def _files() -> dict[str, Any]:
+    """Hub id -> file; "/" is "--" in a file's name."""
+    folder = resources.files("atom.models") / "published"
+    return {
+        file.name.removesuffix(".json").replace("--", "/"): file
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".json")
+    }
+
+
+def published_names() -> list[str]:
+    return sorted([*_files(), *_SAME])
+
+
+def published_config(name: str) -> HFConfig | None:
+    """The configuration of a hub id; None for one that is not kept here."""
+    file = _files().get(_SAME.get(name, name))
+    if file is None:
+        return None
+    return HFConfig(json.loads(file.read_text(encoding="utf-8")), f"the published {name}")
