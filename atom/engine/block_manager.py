@@ -4,6 +4,10 @@ A block is in one of three states: referenced by sequences, idle (unreferenced b
 in LRU order) or free. The prefix cache maps a running xxhash64 of salt and tokens to a published
 block. A hit needs more than the hash: the block's own token ids are compared and its parent must be
 the very block matched before it, so a collision can never serve another prefix's KV.
+
+Where a model has window caches or recurrent state, an entry may also carry the window block of its
+tokens and a checkpoint of the state at its end (`cache_pools`). A hit of n blocks is then usable
+only if the window's blocks before its end are alive, and entry n - 1 has a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,18 +15,20 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import xxhash
 
+from atom.engine.cache_layout import CacheLayout
+from atom.engine.checkpoints import CheckpointPool, decrease
 from atom.engine.sequence import Sequence
-
-NEVER = 2**31 - 1  # a token count that no sequence reaches
+from atom.engine.windows import WindowPool
 
 
 class CachedBlock:
     """A published block: its content, and where it lies while it is alive."""
 
-    __slots__ = ("block_id", "hash", "parent", "token_bytes")
+    __slots__ = ("block_id", "checkpoint", "hash", "parent", "token_bytes", "window_id")
 
     def __init__(
         self, block_id: int, hash_: int, token_bytes: bytes, parent: CachedBlock | str
@@ -31,6 +37,17 @@ class CachedBlock:
         self.hash = hash_
         self.token_bytes = token_bytes  # int32
         self.parent = parent  # the block before it; of the first block, the salt
+        self.window_id = -1  # edited by the pools alone; -1: carries none
+        self.checkpoint = -1
+
+
+class Found(NamedTuple):
+    """What the cache has of a sequence's head, and what it is about to have."""
+
+    hits: list[CachedBlock]  # usable now
+    num_coming: int  # blocks after these that a hit may have once `last` is published
+    last: int | None
+    branch: int  # blocks that others hold or compute, usable or not
 
 
 def _alive(parent: CachedBlock | str) -> bool:
@@ -41,10 +58,17 @@ class BlockManager:
     """Owns every block of the pool. Nothing here is called for a sequence that only decodes
     within a block it already has."""
 
-    def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
+    def __init__(self, layout: CacheLayout, enable_prefix_caching: bool) -> None:
+        num_blocks = layout.num_blocks
+        self.layout = layout
         self.num_blocks = num_blocks
-        self.block_size = block_size
-        self.enable_prefix_caching = enable_prefix_caching
+        self.block_size = layout.block_size
+        self.windows = WindowPool(layout) if layout.window else None
+        self.checkpoints = CheckpointPool(layout) if layout.has_state else None
+        self.is_plain = self.windows is None and self.checkpoints is None
+        self.enable_prefix_caching = enable_prefix_caching and (
+            self.checkpoints is None or self.checkpoints.size > 0
+        )
         self._seed = int.from_bytes(os.urandom(8), "little")  # hashes cannot be guessed
         self._ref_counts = [0] * num_blocks
         self._entries: list[CachedBlock | None] = [None] * num_blocks
@@ -67,14 +91,23 @@ class BlockManager:
     def num_cached(self) -> int:
         return len(self._by_hash)
 
+    @property
+    def saves_states(self) -> bool:
+        return self.checkpoints is not None and self.enable_prefix_caching
+
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
     def match(self, seq: Sequence) -> list[CachedBlock]:
-        """Published blocks that hold the head of `seq`, as far as it may read them.
+        """The longest run of published blocks that holds the head of `seq`, as far as it may be
+        read, and with everything that computing goes on from.
 
         The sequence must have been hashed (`hash_tokens`).
         """
+        chain = self._chain(seq)
+        return chain if self.is_plain else chain[: self._num_usable(chain)]
+
+    def _chain(self, seq: Sequence) -> list[CachedBlock]:
         if not self.enable_prefix_caching:
             return []
         usable = seq.num_cacheable_tokens // self.block_size
@@ -93,8 +126,51 @@ class BlockManager:
             parent = entry
         return hits
 
+    def _num_usable(self, chain: list[CachedBlock]) -> int:
+        span = self.layout.window_span
+        usable = run = 0  # `run`: blocks up to here whose window block is alive
+        for count, entry in enumerate(chain, 1):
+            run = run + 1 if entry.window_id >= 0 else 0
+            if run < min(count, span):
+                continue
+            if self.checkpoints is None or entry.checkpoint >= 0:
+                usable = count
+        return usable
+
+    def look_up(self, seq: Sequence, computing: set[int], saving: set[int]) -> Found:
+        """`match`, and what others are computing behind it.
+
+        `computing` holds the hashes of the blocks that the plan in the making will have computed,
+        `saving` of those at whose end it will have saved the state.
+        """
+        if self.is_plain:
+            hits = self.match(seq)
+            count, last = self.pending_run(seq, len(hits), computing)
+            return Found(hits, count, last, len(hits))
+        chain, checkpoints = self._chain(seq), self.checkpoints
+        start = branch = self._num_usable(chain)
+        count, last = 0, None
+        end = seq.num_cacheable_tokens // self.block_size
+        for i, hash_ in enumerate(seq.block_hashes[start:end], start):
+            coming = hash_ in self._pending or hash_ in computing
+            if not coming and i >= len(chain):
+                break
+            branch = i + 1
+            if not coming:
+                continue
+            if checkpoints is None or hash_ in checkpoints.pending or hash_ in saving:
+                count, last = branch - start, hash_
+        return Found(chain[:start], count, last, branch)
+
     def is_idle(self, block_id: int) -> bool:
         return self._ref_counts[block_id] == 0
+
+    def has_checkpoint(self, seq: Sequence, num_blocks: int) -> bool:
+        """Whether an entry for the end of the sequence's first blocks carries one already."""
+        if num_blocks > len(seq.block_hashes):
+            return False
+        entry = self._by_hash.get(seq.block_hashes[num_blocks - 1])
+        return entry is not None and entry.checkpoint >= 0
 
     def is_pending(self, hash_: int) -> bool:
         return hash_ in self._pending
@@ -140,6 +216,10 @@ class BlockManager:
             seq.block_table.append(block_id)
         seq.num_published = seq.num_pending = len(hits)
         seq.cache_parent = hits[-1] if hits else seq.cache_salt
+        if self.windows is not None:
+            self.windows.acquire(hits, seq)
+        if self.checkpoints is not None:
+            self.checkpoints.acquire(hits)
 
     def allocate(self, seq: Sequence, count: int) -> list[int]:
         """Append `count` blocks to the sequence's table; the planner has seen that they exist."""
@@ -163,6 +243,8 @@ class BlockManager:
                 else:
                     self._idle[block_id] = None
         seq.block_table = []
+        if self.windows is not None:
+            self.windows.release(seq)
 
     def _evict(self) -> int:
         block_id, _ = self._idle.popitem(last=False)
@@ -174,6 +256,10 @@ class BlockManager:
         assert entry is not None, block_id
         del self._by_hash[entry.hash]
         self._entries[block_id] = None
+        if self.windows is not None and entry.window_id >= 0:
+            self.windows.forget(entry.window_id)
+        if self.checkpoints is not None and entry.checkpoint >= 0:
+            self.checkpoints.forget(entry.checkpoint)
         entry.block_id = -1
         entry.parent = ""
 
@@ -205,19 +291,16 @@ class BlockManager:
         for hash_ in seq.block_hashes[seq.num_pending :]:
             self._pending[hash_] = self._pending.get(hash_, 0) + 1
         seq.num_pending = len(seq.block_hashes)
+        if self.checkpoints is not None:
+            self.checkpoints.announce(seq)
 
     def withdraw(self, seq: Sequence) -> None:
         """The sequence leaves: what it announced and has not published will not come."""
         for hash_ in seq.block_hashes[seq.num_published : seq.num_pending]:
-            self._unpend(hash_)
+            decrease(self._pending, hash_)
         seq.num_pending = 0
-
-    def _unpend(self, hash_: int) -> None:
-        left = self._pending[hash_] - 1
-        if left:
-            self._pending[hash_] = left
-        else:
-            del self._pending[hash_]
+        if self.checkpoints is not None:
+            self.checkpoints.withdraw(seq)
 
     def publish(self, seq: Sequence, num_blocks: int) -> None:
         """Offer the sequence's first `num_blocks` blocks, whose KV has been computed."""
@@ -228,11 +311,13 @@ class BlockManager:
         for i in range(seq.num_published, num_blocks):
             hash_ = seq.block_hashes[i]
             if i < seq.num_pending:
-                self._unpend(hash_)
+                decrease(self._pending, hash_)
             token_bytes = seq.tokens[i * size : (i + 1) * size].tobytes()
             if _alive(seq.cache_parent):
                 block_id = seq.block_table[i]
                 seq.cache_parent = self._enter(block_id, hash_, token_bytes, seq.cache_parent)
+                if self.windows is not None:
+                    self.windows.publish(seq.cache_parent, seq, i)
         seq.num_published = num_blocks
 
     def _enter(
@@ -290,3 +375,14 @@ class BlockManager:
             assert entry.hash == hash_, entry.block_id
             assert self._entries[entry.block_id] is entry, entry.block_id
         assert sum(e is not None for e in self._entries) == len(self._by_hash), "stray entry"
+        self._check_carried()
+
+    def _check_carried(self) -> None:
+        """Assert that what the pools say entries carry is what the entries say."""
+        entries = self._by_hash.values()
+        for pool, ids in (
+            (self.windows, [e.window_id for e in entries if e.window_id >= 0]),
+            (self.checkpoints, [e.checkpoint for e in entries if e.checkpoint >= 0]),
+        ):
+            carried = pool.num_cached if pool is not None else 0
+            assert len(set(ids)) == len(ids) == carried, "carried by another entry than known"

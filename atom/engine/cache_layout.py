@@ -28,6 +28,11 @@ class CacheLayout:
     num_checkpoints: int = 0
     checkpoint_interval: int = 0  # tokens between checkpoints within a prompt, whole blocks
 
+    @property
+    def window_span(self) -> int:
+        """Blocks that hold what a token at a block's beginning sees of the tokens before it."""
+        return -(-(self.window - 1) // self.block_size) if self.window else 0
+
 
 def least_window_blocks(window: int, block_size: int, max_num_seqs: int, step_tokens: int) -> int:
     """Blocks that suffice whatever is scheduled: every row its window, and the tokens of the step

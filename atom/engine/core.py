@@ -17,6 +17,7 @@ import msgspec
 from atom.config.schema import Config
 from atom.engine.admission import check_fits
 from atom.engine.block_manager import BlockManager
+from atom.engine.cache_layout import CacheLayout, least_window_blocks
 from atom.engine.messages import EngineInfo, GenerateRequest, SchedulerStats, TokenChunk
 from atom.engine.plan import Runner, StepHandle, StepPlan
 from atom.engine.planner import Limits
@@ -32,6 +33,9 @@ MAX_PROMPT_STEP = {"cpu": 512, "cuda": 1 << 30}
 # Below this a wait for another's prefix costs more than it saves: a step's fixed cost is worth a
 # few tokens on CPU, hundreds on a GPU.
 DEFAULT_MIN_SHARED_TOKENS = {"cpu": 8, "cuda": 128}
+# A checkpoint of recurrent state costs the prompt a step of its own, and not every prompt's prefix
+# comes again: four times as many tokens, which pays where one in four does.
+DEFAULT_MIN_CHECKPOINT_TOKENS = {"cpu": 32, "cuda": 512}
 
 
 class EngineRunner(Runner, Protocol):
@@ -41,6 +45,8 @@ class EngineRunner(Runner, Protocol):
     def num_blocks(self) -> int: ...
     @property
     def block_size(self) -> int: ...
+    @property
+    def cache_layout(self) -> CacheLayout: ...
     @property
     def max_model_len(self) -> int: ...
     @property
@@ -92,7 +98,31 @@ def resolve_limits(config: Config, device: str) -> Limits:
         max_prompt_step=min(max(chunk, MAX_PROMPT_STEP[device]), budget),
         delay_factor=scheduler.scheduler_delay_factor,
         min_shared_tokens=DEFAULT_MIN_SHARED_TOKENS[device],
+        min_checkpoint_tokens=DEFAULT_MIN_CHECKPOINT_TOKENS[device],
+        num_state_slots=scheduler.max_num_seqs,
     )
+
+
+def check_layout(layout: CacheLayout, limits: Limits) -> None:
+    """Assert what scheduling relies on: nobody waits for a window block. No row holds more of
+    them than full blocks, so as many as these suffice too."""
+    if layout.window:
+        rows, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
+        least = least_window_blocks(layout.window, layout.block_size, rows, tokens)
+        assert layout.num_window_blocks >= min(least, layout.num_blocks), (layout, least)
+    assert layout.checkpoint_interval % layout.block_size == 0, layout
+
+
+def caching_off(config: Config, layout: CacheLayout) -> str:
+    """Why no prefix is reused, or ""."""
+    if not config.engine.enable_prefix_caching:
+        return "switched off (enable_prefix_caching = false)"
+    if layout.has_state and not layout.num_checkpoints:
+        return (
+            "the model has recurrent state and no memory is left for checkpoints of it: lower "
+            "max_num_seqs, or give the KV cache more memory"
+        )
+    return ""
 
 
 class EngineCore:
@@ -119,14 +149,17 @@ class EngineCore:
     ) -> None:
         device = runner.device.partition(":")[0]
         limits = resolve_limits(config, device)
-        block_size = runner.block_size
-        caching = config.engine.enable_prefix_caching
+        layout = getattr(runner, "cache_layout", None) or CacheLayout(
+            runner.num_blocks, runner.block_size
+        )
+        check_layout(layout, limits)
+        no_caching = caching_off(config, layout)
         self._runner = runner
         self._clock = clock
         self._seeds = random.Random(config.model.seed)
         self.scheduler = Scheduler(
             limits,
-            BlockManager(runner.num_blocks, block_size, caching),
+            BlockManager(layout, not no_caching),
             tuple(runner.eos_token_ids),
         )
         overlap = config.engine.overlap
@@ -139,16 +172,16 @@ class EngineCore:
             architecture=architecture,
             vocab_size=runner.vocab_size,
             max_model_len=runner.max_model_len,
-            block_size=block_size,
-            num_blocks=runner.num_blocks,
+            block_size=layout.block_size,
+            num_blocks=layout.num_blocks,
             max_num_seqs=limits.max_num_seqs,
             max_num_batched_tokens=limits.max_num_batched_tokens,
             eos_token_ids=list(runner.eos_token_ids),
             dtype=runner.dtype,
             device=runner.device,
             kv_cache_dtype=runner.kv_cache_dtype,
-            prefix_caching=caching,
-            prefix_caching_reason="" if caching else "switched off (enable_prefix_caching = false)",
+            prefix_caching=not no_caching,
+            prefix_caching_reason=no_caching,
             policy=limits.policy,
             overlap=self.overlap,
             startup_s={**(before_s or {}), **runner.startup_s},

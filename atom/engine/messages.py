@@ -103,6 +103,14 @@ class SchedulerStats(msgspec.Struct, array_like=True):
     step_device_s: float = 0.0  # total time spent waiting for the device
     finished: dict[str, int] = {}  # by finish_reason
     graph_steps: int = 0  # steps whose forward was a replay of captured graphs
+    # Of models with window caches or recurrent state.
+    num_window_blocks: int = 0
+    num_used_window_blocks: int = 0
+    num_checkpoints: int = 0
+    num_cached_checkpoints: int = 0  # states of published prefixes
+    checkpoint_saves: int = 0
+    checkpoint_skips: int = 0  # for want of a checkpoint that is not being written
+    checkpoint_restores: int = 0
 
 
 class CoreOutputs(msgspec.Struct, tag="outputs", array_like=True):

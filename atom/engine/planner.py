@@ -16,7 +16,8 @@ Common to all: first come, first served (a head that does not fit is waited for,
 all blocks of a prompt are taken at admission; a prompt whose next blocks another sequence is
 computing right now is held back until they are published, so a shared prefix is computed once.
 Holding back cannot deadlock: only running sequences hold others back, and when one leaves, what it
-announced is withdrawn.
+announced is withdrawn. With recurrent state a prefix can be reused only where its state is saved,
+so a prompt's chunks end there too, and only for such a place is a prompt held back.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atom.engine.block_manager import BlockManager, CachedBlock
+from atom.engine.checkpoints import save_points
 from atom.engine.sequence import RowTable, Sequence
 
 _NO_ROWS = np.zeros(0, np.int32)
@@ -42,6 +44,8 @@ class Limits(NamedTuple):
     max_prompt_step: int  # and while none is
     delay_factor: float
     min_shared_tokens: int  # hold a prompt back only if it saves at least this many tokens
+    min_checkpoint_tokens: int = 1  # end a chunk for a checkpoint only if it may save as many
+    num_state_slots: int = 0  # of the runner's rows; those of checkpoints come after them
 
 
 @dataclass(slots=True)
@@ -62,6 +66,8 @@ class Admission(NamedTuple):
     seq: Sequence
     hits: list[CachedBlock]
     num_scheduled: int
+    branch: int = 0  # leading blocks that others have or compute, whether or not they are hits
+    save_points: tuple[int, ...] = ()  # tokens after which the state is to be saved
 
 
 class Schedule(NamedTuple):
@@ -232,7 +238,8 @@ def _plan_prompts(
     for row in prefill_rows.tolist():
         if budget <= 0:
             break
-        count = min(budget, int(table.prefill_end[row] - table.num_computed[row]))
+        end = min(table.prefill_end[row], table.next_save[row])
+        count = min(budget, int(end - table.num_computed[row]))
         rows.append(row)
         counts.append(count)
         budget -= count
@@ -273,13 +280,13 @@ def _admit(
     num_running = len(state.running)
     taken: set[int] = set()  # idle blocks that an earlier admission of this plan revives
     computing: set[int] = set()  # hashes that the admissions of this plan will compute
+    saving: set[int] = set()  # and at whose end they will save the state
     for seq in state.waiting:
         if budget <= 0 or len(admissions) >= slots:
             break
         if seq.held_on is not None and blocks.is_pending(seq.held_on):
             continue
-        hits = blocks.match(seq)
-        run, last = blocks.pending_run(seq, len(hits), computing)
+        hits, run, last, branch = blocks.look_up(seq, computing, saving)
         if last is not None and run * blocks.block_size >= state.limits.min_shared_tokens:
             held.append((seq, last))
             continue
@@ -288,10 +295,25 @@ def _admit(
         cost = blocks.blocks_for(len(seq.tokens)) - len(hits) + len(revived)
         if cost + num_running + len(admissions) > available:
             break
-        count = min(budget, len(seq.tokens) - len(hits) * blocks.block_size)
-        admissions.append(Admission(seq, hits, count))
+        cached = len(hits) * blocks.block_size
+        points: tuple[int, ...] = ()
+        if blocks.saves_states:
+            points = _save_points(state, seq, cached, branch, saving)
+        end = points[0] if points else len(seq.tokens)
+        count = min(budget, end - cached)
+        admissions.append(Admission(seq, hits, count, branch, points))
         computing.update(seq.block_hashes[len(hits) :])
         taken.update(revived)
         available -= cost
         budget -= count
     return budget
+
+
+def _save_points(
+    state: SchedulerState, seq: Sequence, cached: int, branch: int, saving: set[int]
+) -> tuple[int, ...]:
+    """Where the prompt's chunks must end for checkpoints; enters what they will hold."""
+    size, least = state.blocks.block_size, state.limits.min_checkpoint_tokens
+    points = save_points(seq, cached, branch * size, state.blocks.layout, least)
+    saving.update(seq.block_hashes[point // size - 1] for point in points)
+    return points

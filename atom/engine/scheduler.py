@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atom.engine import planner
-from atom.engine.block_manager import NEVER, BlockManager
+from atom.engine.block_manager import BlockManager
 from atom.engine.messages import SchedulerStats, TokenChunk, TokenLogprobs
 from atom.engine.plan import NewRow, RowBlocks, StepOutput, StepPlan
 from atom.engine.planner import Admission, Limits, Schedule, SchedulerState
-from atom.engine.sequence import RowTable, Sequence
+from atom.engine.row_caches import Extras, RowCaches
+from atom.engine.sequence import NEVER, RowTable, Sequence
 
 
 class Scheduler:
@@ -32,6 +33,9 @@ class Scheduler:
         self.table = RowTable(limits.max_num_seqs)
         self.state = SchedulerState(limits, blocks, self.table)
         self.stats = SchedulerStats(num_blocks=blocks.num_blocks, finished={})
+        self._caches: RowCaches | None = None
+        if not blocks.is_plain:
+            self._caches = RowCaches(blocks, self.table, self.stats, limits.num_state_slots)
         self._eos = eos_token_ids
         self._by_id: dict[str, Sequence] = {}
         self._leaving: list[Sequence] = []  # finished, but a launched step still uses their blocks
@@ -107,6 +111,9 @@ class Scheduler:
         computed = table.num_computed[rows]
         known = table.num_tokens[rows]
         ends = computed + counts
+        extras = Extras()
+        if self._caches is not None:
+            extras = self._caches.apply(schedule.admissions, rows, ends, self._step)
         samples = (ends == known) & (known < table.limit[rows])
         table.num_computed[rows] = ends
         table.num_tokens[rows] = known + samples
@@ -116,7 +123,7 @@ class Scheduler:
         self.stats.steps += 1
         free_rows, table.given_up = table.given_up, []
         return StepPlan(
-            self._step, new_rows, new_blocks, free_rows, rows, computed, counts, samples
+            self._step, new_rows, new_blocks, free_rows, rows, computed, counts, samples, *extras
         )
 
     def _grow(self, rows: NDArray[np.int32]) -> list[RowBlocks]:
@@ -138,6 +145,8 @@ class Scheduler:
         next_publish = num_cached + size if blocks.enable_prefix_caching else NEVER
         row = table.take(seq, num_cached, next_publish)
         blocks.allocate(seq, blocks.blocks_for(len(seq.tokens)) - len(hits))
+        if self._caches is not None:
+            self._caches.enter(admission)
         blocks.announce(seq)
         new_blocks.append(RowBlocks(row, 0, list(seq.block_table)))
         table.capacity[row] = len(seq.block_table) * size
@@ -203,6 +212,8 @@ class Scheduler:
         table = self.table
         done = plan.num_computed + plan.num_scheduled  # tokens whose KV exists now
         self._publish(plan.rows, done)
+        if self._caches is not None:
+            self._caches.collect(plan, done)
         if output.prompt_logprobs:
             self._take_prompt_logprobs(plan.rows, output.prompt_logprobs)
         rows, totals = plan.rows, done
@@ -353,6 +364,8 @@ class Scheduler:
         state, table = self.state, self.table
         holders = [*state.running, *self._leaving]
         self.blocks.check_invariants(holders)
+        if self._caches is not None:
+            self._caches.check_invariants(holders)
         assert len(state.running) <= state.limits.max_num_seqs
         assert len(state.running) + len(state.waiting) == len(self._by_id)
         assert [s.row for s in state.running] == state.running_rows.tolist()

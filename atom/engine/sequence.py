@@ -21,15 +21,18 @@ if TYPE_CHECKING:
     from atom.engine.block_manager import CachedBlock
 
 NO_ROW = -1
+NEVER = 2**31 - 1  # a token count that no sequence reaches
 
 
 class Sequence:
     """The state of one request, from arrival to its last step. Stamps are monotonic seconds."""
 
     __slots__ = (
+        "announced_saves",
         "arrival_t",
         "block_hashes",
         "block_table",
+        "branch",
         "cache_parent",
         "cache_salt",
         "finish_reason",
@@ -37,6 +40,7 @@ class Sequence:
         "first_token_t",
         "hasher",
         "held_on",
+        "last_saved",
         "last_token_t",
         "limit",
         "num_cached_tokens",
@@ -48,9 +52,12 @@ class Sequence:
         "request_id",
         "row",
         "sampling",
+        "save_points",
         "seed",
         "stop_token_ids",
         "tokens",
+        "window_blocks",
+        "window_head",
     )
 
     def __init__(
@@ -79,6 +86,13 @@ class Sequence:
         self.cache_parent: CachedBlock | str = self.cache_salt  # of the next block to publish
         self.held_on: int | None = None  # hash of the block that another sequence is computing
         self.num_cached_tokens = 0
+        # Of models with windows or states only.
+        self.window_blocks: list[int] = []  # of the places from `window_head` on
+        self.window_head = 0
+        self.branch = 0  # leading blocks that others had or computed when it was admitted
+        self.save_points: list[int] = []  # tokens after which the state is saved; next one last
+        self.announced_saves: list[int] = []  # hashes of blocks at whose end a checkpoint comes
+        self.last_saved: CachedBlock | None = None
 
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self.arrival_t = arrival_t
@@ -133,6 +147,11 @@ class RowTable:
         self.limit: NDArray[np.int32] = np.zeros(max_num_seqs, np.int32)
         self.capacity: NDArray[np.int32] = np.zeros(max_num_seqs, np.int32)  # tokens of its blocks
         self.next_publish: NDArray[np.int32] = np.zeros(max_num_seqs, np.int32)  # token count
+        # Of models with windows or states only: tokens that the window blocks have room for, tokens
+        # computed at which the first of them is seen no more, and after which the state is saved.
+        self.window_end: NDArray[np.int32] = np.zeros(max_num_seqs, np.int32)
+        self.window_drop: NDArray[np.int32] = np.zeros(max_num_seqs, np.int32)
+        self.next_save: NDArray[np.int32] = np.full(max_num_seqs, NEVER, np.int32)
         self.last_step: NDArray[np.int64] = np.zeros(max_num_seqs, np.int64)
         self.stops_at_eos: NDArray[np.bool_] = np.zeros(max_num_seqs, np.bool_)
         self.has_stop_ids: NDArray[np.bool_] = np.zeros(max_num_seqs, np.bool_)

@@ -9,6 +9,7 @@ from engine.engine_helpers import GREEDY, Engine, make_config
 
 from atom.engine import block_manager
 from atom.engine.block_manager import BlockManager
+from atom.engine.cache_layout import CacheLayout
 from atom.engine.messages import GenerateRequest
 from atom.engine.sampling_params import SamplingParams
 from atom.engine.sequence import Sequence
@@ -35,7 +36,7 @@ def finish(blocks: BlockManager, seq: Sequence) -> None:
 
 
 def test_free_blocks_go_first_then_the_longest_idle_tail_first() -> None:
-    blocks = BlockManager(8, 2, True)
+    blocks = BlockManager(CacheLayout(8, 2), True)
     old, young = make_seq([1, 2, 3, 4]), make_seq([5, 6, 7, 8])
     compute(blocks, old)
     compute(blocks, young)
@@ -51,7 +52,7 @@ def test_free_blocks_go_first_then_the_longest_idle_tail_first() -> None:
 
 
 def test_a_hit_makes_an_idle_block_young_again() -> None:
-    blocks = BlockManager(4, 2, True)
+    blocks = BlockManager(CacheLayout(4, 2), True)
     first, second = make_seq([1, 2, 9]), make_seq([3, 4, 9])
     for seq in (first, second):
         compute(blocks, seq)
@@ -85,7 +86,7 @@ def test_idle_hits_count_as_consumed() -> None:
 
 @pytest.mark.parametrize("length", [1, 4, 5, 8, 9])
 def test_at_least_one_token_is_left_to_compute(length: int) -> None:
-    blocks = BlockManager(16, 4, True)
+    blocks = BlockManager(CacheLayout(16, 4), True)
     first, second = make_seq(list(range(length))), make_seq(list(range(length)))
     compute(blocks, first)
     assert len(compute_hits(blocks, second)) == (length - 1) // 4
@@ -97,7 +98,7 @@ def compute_hits(blocks: BlockManager, seq: Sequence) -> list[Any]:
 
 
 def test_salts_keep_tenants_apart() -> None:
-    blocks = BlockManager(16, 4, True)
+    blocks = BlockManager(CacheLayout(16, 4), True)
     compute(blocks, make_seq(list(range(9)), "tenant a"))
     assert compute_hits(blocks, make_seq(list(range(9)), "tenant b")) == []
     assert compute_hits(blocks, make_seq(list(range(9)), "")) == []
@@ -117,7 +118,7 @@ class OneHash:
 
 def test_a_collision_never_serves_anothers_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_manager.xxhash, "xxh64", OneHash)
-    blocks = BlockManager(16, 2, True)
+    blocks = BlockManager(CacheLayout(16, 2), True)
     compute(blocks, make_seq([1, 2, 3, 4, 5]))
     for tokens, salt in (([9, 2, 3], ""), ([3, 4, 5], ""), ([1, 2, 3], "salt")):
         assert compute_hits(blocks, make_seq(tokens, salt)) == []
@@ -125,7 +126,7 @@ def test_a_collision_never_serves_anothers_prefix(monkeypatch: pytest.MonkeyPatc
 
 def test_equal_blocks_under_another_parent_do_not_match() -> None:
     """Same hash, same own tokens, another past: only the parent tells them apart."""
-    blocks = BlockManager(16, 2, True)
+    blocks = BlockManager(CacheLayout(16, 2), True)
     one = make_seq([1, 2, 5, 6, 0])
     compute(blocks, one)
     other = make_seq([3, 4, 5, 6, 0])
@@ -136,7 +137,7 @@ def test_equal_blocks_under_another_parent_do_not_match() -> None:
 
 
 def test_a_child_whose_parent_was_evicted_is_not_found_and_gives_way() -> None:
-    blocks = BlockManager(16, 2, True)
+    blocks = BlockManager(CacheLayout(16, 2), True)
     seq = make_seq([1, 2, 3, 4, 5])
     compute(blocks, seq)
     finish(blocks, seq)
@@ -217,7 +218,7 @@ def test_each_token_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_seeds_differ_between_engines() -> None:
-    first, second = BlockManager(4, 2, True), BlockManager(4, 2, True)
+    first, second = BlockManager(CacheLayout(4, 2), True), BlockManager(CacheLayout(4, 2), True)
     seqs = [make_seq([1, 2, 3]), make_seq([1, 2, 3])]
     first.hash_tokens(seqs[0])
     second.hash_tokens(seqs[1])
@@ -236,7 +237,7 @@ def test_seeds_differ_between_engines() -> None:
     ],
 )
 def test_the_self_check_sees_harm(harm: Any, words: str) -> None:
-    blocks = BlockManager(8, 2, True)
+    blocks = BlockManager(CacheLayout(8, 2), True)
     seq = make_seq([1, 2, 3, 4, 5])
     compute(blocks, seq)
     finish(blocks, seq)

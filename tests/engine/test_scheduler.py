@@ -9,6 +9,7 @@ import pytest
 from engine.engine_helpers import GREEDY, Clock, Engine, make_config
 
 from atom.engine.block_manager import BlockManager
+from atom.engine.cache_layout import CacheLayout
 from atom.engine.core import (
     DEFAULT_PREFILL_CHUNK,
     MAX_PROMPT_STEP,
@@ -120,7 +121,7 @@ def test_who_waits_for_whom_by_default() -> None:
 def test_256_prompts_of_1024_tokens_are_admitted_16_a_step() -> None:
     config = make_config(policy="throughput", num_blocks=20_000, block_size=16)
     limits = resolve_limits(config, "cuda")
-    scheduler = Scheduler(limits, BlockManager(20_000, 16, True), ())
+    scheduler = Scheduler(limits, BlockManager(CacheLayout(20_000, 16), True), ())
     sampling = greedy(128)
     for i in range(256):
         tokens = [i + 1, *prompt(1023, i)]

@@ -4,7 +4,8 @@ It keeps a shadow KV cache. Each slot holds a value that depends on the token wr
 all before it, read through the block table as attention would; each sampled token is a hash over
 the whole context read back from the slots. So a wrong prefix hit, a block reused too early or
 written by two sequences changes tokens; with `verify` it is also caught on the spot, as is any
-position that is computed twice, out of order, or not at all. numpy only.
+position that is computed twice, out of order, or not at all. Window blocks and recurrent states, if
+`FakeOptions` asks for them, hold the same values and are read as such a model would. numpy only.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atom.config.schema import Config
+from atom.engine.cache_layout import CacheLayout, least_window_blocks
 from atom.engine.messages import TokenLogprobs
 from atom.engine.plan import NewRow, RowBlocks, StepOutput, StepPlan
+from atom.engine.runner.fake_caches import ShadowCaches
 from atom.engine.sampling_params import SamplingParams
 from atom.errors import RequestError
 
@@ -35,6 +38,11 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
     eos_after: int | None = None  # the first eos is sampled as this output token, counted from 1
     max_model_len: int = 4096
     num_blocks: int = 1024  # unless the configuration gives num_kvcache_blocks
+    window: int = 0  # tokens that window caches show; 0: there are none
+    spare_window_blocks: int = 64  # beyond those that rows may need
+    has_state: bool = False
+    num_checkpoints: int = 0
+    checkpoint_interval: int = 0
     verify: bool = True  # False: tokens depend on seed and position alone, for timing the host
     step_s: float = 0.0  # simulated device time of a step
     fail_at_step: int | None = None  # launching this step raises, as a device fault would
@@ -103,6 +111,24 @@ def reference_tokens(
     return tokens[len(prompt) :]
 
 
+def _layout(options: FakeOptions, config: Config, num_blocks: int, size: int) -> CacheLayout:
+    windows = 0
+    if options.window:
+        scheduler = config.scheduler
+        rows, tokens = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
+        least = least_window_blocks(options.window, size, rows, tokens)
+        windows = min(least, num_blocks) + options.spare_window_blocks
+    return CacheLayout(
+        num_blocks=num_blocks,
+        block_size=size,
+        window=options.window,
+        num_window_blocks=windows,
+        has_state=options.has_state,
+        num_checkpoints=options.num_checkpoints,
+        checkpoint_interval=options.checkpoint_interval,
+    )
+
+
 class _Row:
     """A row of the persistent batch, with its token pool."""
 
@@ -159,8 +185,14 @@ class FakeRunner:
         self.computed_tokens = 0
         self._slots: U64 = np.zeros(self.num_blocks * self.block_size, np.uint64)
         self._users = [0] * self.num_blocks  # rows whose table holds the block
-        self._rows: list[_Row | None] = [None] * config.scheduler.max_num_seqs
-        self._seeds: U64 = np.zeros(config.scheduler.max_num_seqs, np.uint64)
+        rows = config.scheduler.max_num_seqs
+        self.cache_layout = _layout(self.options, config, self.num_blocks, self.block_size)
+        places = -(-self.max_model_len // self.block_size)
+        self._shadow: ShadowCaches | None = None
+        if self.options.window or self.options.has_state:
+            self._shadow = ShadowCaches(self.cache_layout, rows, places)
+        self._rows: list[_Row | None] = [None] * rows
+        self._seeds: U64 = np.zeros(rows, np.uint64)
         self._free_at = 0.0  # when the simulated device is done with what was launched
 
     def launch(self, plan: StepPlan) -> _Done:
@@ -211,6 +243,10 @@ class FakeRunner:
         for row, start in zip(rows, computed, strict=True):
             if self._row(row).computed < 0:
                 self._enter(self._row(row), start)
+        if self._shadow is not None:
+            self._shadow.begin(plan)
+            for row, start in zip(rows, computed, strict=True):
+                self._shadow.read(row, self._row(row).values, start, start)
         tokens: list[int] = []
         logprobs: list[TokenLogprobs | None] = []
         prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
@@ -224,10 +260,22 @@ class FakeRunner:
             if plan.samples[index]:
                 tokens.append(self._sample(row))
                 logprobs.append(self._logprobs(row, tokens[-1], row.new.sampling.logprobs))
+        if self._shadow is not None:
+            self._run_shadow(self._shadow, plan)
         asked = any(entry is not None for entry in logprobs)
         return StepOutput(
             np.array(tokens, np.int32), logprobs if asked else None, prompt_logprobs or None
         )
+
+    def _run_shadow(self, shadow: ShadowCaches, plan: StepPlan) -> None:
+        """All rows write, then all read, as a layer does; then states are saved."""
+        ends = (plan.num_computed + plan.num_scheduled).tolist()
+        spans = list(zip(plan.rows.tolist(), plan.num_computed.tolist(), ends, strict=True))
+        for row, start, end in spans:
+            shadow.write(row, self._row(row).values, start, end)
+        for row, start, end in spans:
+            shadow.read(row, self._row(row).values, start, end)
+        shadow.end(plan)
 
     def _row(self, row: int) -> _Row:
         found = self._rows[row]
