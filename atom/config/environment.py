@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from atom.config.coerce import coerce_text
-from atom.config.fields import Setting, every_setting, nearest
+from atom.config.fields import Setting, nearest, variables
 from atom.config.support import REFUSED_ENVIRONMENT
 from atom.errors import ConfigError
 
@@ -136,7 +136,7 @@ def environment_problem(env: Mapping[str, str]) -> str | None:
 def _known() -> dict[str, Setting | None]:
     """Every ATOM_ name -> its setting, or None for a process variable."""
     table: dict[str, Setting | None] = {v.name: None for v in PROCESS_VARIABLES}
-    for setting in every_setting():
+    for setting in variables():
         table[setting.env] = setting
         if setting.env_alias:
             table[setting.env_alias] = setting

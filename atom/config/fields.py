@@ -18,11 +18,19 @@ from functools import lru_cache
 from typing import Any, Union
 
 from atom.config.bench import BenchConfig
+from atom.config.deployment import DeploymentConfig
 from atom.config.eval import EvalConfig, EvalTask
 from atom.config.schema import Config
 
 # Section of a recipe -> the tree of its tool: dataclasses in groups, whose keys all stand in it.
-TOOLS: dict[str, type] = {"bench": BenchConfig, "eval": EvalConfig}
+TOOLS: dict[str, type] = {
+    "deployment": DeploymentConfig,
+    "bench": BenchConfig,
+    "eval": EvalConfig,
+}
+
+# Sections that a recipe alone has: neither flags nor variables.
+RECIPE_ONLY = ("deployment",)
 
 # Section -> what the user's names below it stand for, and the keys of such a table.
 NAMED_TABLES: dict[str, tuple[str, type]] = {"eval": ("TASK", EvalTask)}
@@ -167,6 +175,11 @@ def table_settings(tool: str) -> dict[str, Setting]:
 def every_setting() -> list[Setting]:
     """The server's and all tools', without those of named tables."""
     return [*settings().values(), *(s for tool in TOOLS for s in tool_settings(tool).values())]
+
+
+def variables() -> list[Setting]:
+    """The settings that have a variable of the environment."""
+    return [s for s in every_setting() if s.tool not in RECIPE_ONLY]
 
 
 def _table(root: type, tool: str) -> dict[str, Setting]:

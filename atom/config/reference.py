@@ -11,13 +11,14 @@ from atom.config import familiar, familiar_eval
 from atom.config.environment import OTHER_VARIABLES, PROCESS_VARIABLES, Variable
 from atom.config.fields import (
     NAMED_TABLES,
+    RECIPE_ONLY,
     TOOLS,
     Setting,
-    every_setting,
     sections,
     settings,
     table_settings,
     tool_settings,
+    variables,
 )
 from atom.config.support import (
     LATER_SECTIONS,
@@ -90,6 +91,8 @@ def _flags() -> str:
         ]
         parts.append(_table(("flag", "type", "default", "meaning"), rows))
     for tool in TOOLS:
+        if tool in RECIPE_ONLY:
+            continue
         parts.append(f"## [{tool}] {_tool_title(tool)}\n")
         parts += _tool_groups(tool, "flag")
         parts += _FAMILIAR[tool]()
@@ -196,7 +199,7 @@ def _environment() -> str:
             _code(s.show(s.default)),
             s.doc,
         )
-        for s in every_setting()
+        for s in variables()
     ]
     return "\n".join(
         [

@@ -120,6 +120,6 @@ def test_the_reference_holds_every_setting_once() -> None:
 def test_names_of_variables_are_unique_over_all_trees() -> None:
     names = [s.env for s in every_setting()]
     assert len(names) == len(set(names))
-    assert set(TOOLS) == {"bench", "eval"}
+    assert set(TOOLS) == {"deployment", "bench", "eval"}
     assert not {s.section for s in settings().values()} & set(TOOLS)
     assert Config() == resolve(None, {"ATOM_BENCH_MODEL": "x"})
