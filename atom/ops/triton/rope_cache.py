@@ -18,7 +18,7 @@ from atom.ops.triton.rotation import to_cache
 
 
 @triton.jit
-def _pairs(rows, mask, R: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
+def load_pairs(rows, mask, R: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
     """The R rotated channels of the heads at `rows` [H, 1] as two of [H, HALF] float32."""
     i = tl.arange(0, HALF)[None, :]
     if INTERLEAVED:
@@ -32,7 +32,7 @@ def _pairs(rows, mask, R: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.cons
 
 
 @triton.jit
-def _store_pairs(
+def store_pairs(
     rows, a, b, mask, R: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr
 ):  # fmt: skip
     i = tl.arange(0, HALF)[None, :]
@@ -56,7 +56,7 @@ def _rotate(
     dtype = source.dtype.element_ty
     to_type = target.dtype.element_ty
     j = tl.arange(0, REST)[None, :] if REST > 0 else 0
-    a, b = _pairs(source, mask, R, HALF, INTERLEAVED)
+    a, b = load_pairs(source, mask, R, HALF, INTERLEAVED)
     if REST > 0:
         in_rest = mask & (j < D - R)
         rest = tl.load(source + R + j, mask=in_rest, other=0.0).to(tl.float32)
@@ -66,7 +66,7 @@ def _rotate(
             total += tl.sum(rest * rest, 1)
         factor = tl.rsqrt(total / D + eps)[:, None]
         weights = norm + tl.zeros((1, 1), tl.int32)
-        weight_a, weight_b = _pairs(weights, True, R, HALF, INTERLEAVED)
+        weight_a, weight_b = load_pairs(weights, True, R, HALF, INTERLEAVED)
         a = (a * factor * weight_a).to(dtype).to(tl.float32)
         b = (b * factor * weight_b).to(dtype).to(tl.float32)
         if REST > 0:
@@ -74,7 +74,7 @@ def _rotate(
             rest = (rest * factor * weight).to(dtype).to(tl.float32)
     new_a = to_cache((a * cos - b * sin).to(dtype), scale, to_type)
     new_b = to_cache((b * cos + a * sin).to(dtype), scale, to_type)
-    _store_pairs(target, new_a, new_b, mask, R, HALF, INTERLEAVED)
+    store_pairs(target, new_a, new_b, mask, R, HALF, INTERLEAVED)
     if REST > 0:
         tl.store(target + R + j, to_cache(rest.to(dtype), scale, to_type), mask=in_rest)
 
