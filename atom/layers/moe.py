@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from atom.layers.build import BuildContext, dtype_name
 from atom.layers.linear import ReplicatedLinear
 from atom.layers.norm import RMSNorm
 from atom.layers.weights import ALL, CheckpointTensor, Layer, WeightSlot
-from atom.ops.contracts import SILU, GatedActivation, Routing
+from atom.ops.contracts import SILU, GatedActivation, MXFP4Weight, Routing
 
 NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
@@ -26,8 +27,8 @@ class FusedMoE(Layer):
     a subclass reads what is added to both products.
     """
 
-    w13: Tensor  # [E, 2I, K] of the rank: gate rows first
-    w2: Tensor  # [E, K, I]
+    w13: Tensor | MXFP4Weight  # [E, 2I, K] of the rank: gate rows first
+    w2: Tensor | MXFP4Weight  # [E, K, I]
     b13: Tensor | None  # [E, 2I], as w13
     b2: Tensor | None  # [E, K], added by rank 0
 
@@ -54,11 +55,15 @@ class FusedMoE(Layer):
         self.bias = bias
         self.b13 = self.b2 = None
         self.correction: Tensor | None = None  # [E] float32, added to scores when choosing
-        self.share = build.parallel.shard(intermediate_size, "the experts' intermediate size")
+        self.share = self._part(build, intermediate_size)
         self.local_size: int = self.share.stop - self.share.start
         self._sum = build.all_reduce()
         self._handle = custom_ops.remember(self) if build.traceable else ""
         self._targets: dict[str, Tensor] = {}  # while loading: where gate, up and down go
+
+    def _part(self, build: BuildContext, size: int) -> slice:
+        """The rank's share of the intermediate size."""
+        return build.parallel.shard(size, "the experts' intermediate size")
 
     def forward(self, x: Tensor, logits: Tensor) -> Tensor:
         return self.sum(self.part(x, logits))
@@ -150,10 +155,10 @@ class FusedMoE(Layer):
         if not self._targets:
             dtype, device = self.build.storage_dtype(stored), self.build.device
             count, hidden, size = self.num_experts, self.hidden_size, self.local_size
-            self.w13 = torch.empty(count, 2 * size, hidden, dtype=dtype, device=device)
-            self.w2 = torch.empty(count, hidden, size, dtype=dtype, device=device)
-            gate, up = self.w13[:, :size], self.w13[:, size:]
-            self._targets = {"gate": gate, "up": up, "down": self.w2}
+            first = torch.empty(count, 2 * size, hidden, dtype=dtype, device=device)
+            second = torch.empty(count, hidden, size, dtype=dtype, device=device)
+            self.w13, self.w2 = first, second
+            self._targets = {"gate": first[:, :size], "up": first[:, size:], "down": second}
         return self._targets[kind]
 
     def finish(self) -> None:
@@ -161,10 +166,19 @@ class FusedMoE(Layer):
         self._plain_route = self.routing.is_plain and self.correction is None
         op = "topk_softmax" if self._plain_route else "topk_route"
         self._route = self.build.select(op, opaque=True, E=self.num_experts, k=self.top_k)
-        self._experts = self.build.select(
+        self._experts = self._choose(self.weight_format)[0]
+
+    @property
+    def weight_format(self) -> str:
+        """Known once the weights are loaded."""
+        return "mxfp4" if isinstance(self.w13, MXFP4Weight) else dtype_name(self.w13.dtype)
+
+    def _choose(self, weight_format: str) -> tuple[Callable[..., Any], str]:
+        """The kernel for weights of this format, and its backend."""
+        return self.build.choose(
             "fused_experts",
             opaque=True,
-            weight_format=dtype_name(self.w13.dtype),
+            weight_format=weight_format,
             variant=self.variant,
             E=self.num_experts,
             K=self.hidden_size,

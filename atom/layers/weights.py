@@ -33,6 +33,10 @@ class CheckpointTensor(Protocol):
         """A part of a tensor of any rank, floating point."""
         ...
 
+    def packed(self, *index: slice) -> Tensor:
+        """A part of a tensor of bytes, as stored."""
+        ...
+
     def integers(self, limit: int) -> Tensor:
         """The whole of a tensor of integers from 0 to `limit` - 1."""
         ...

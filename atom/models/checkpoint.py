@@ -51,6 +51,12 @@ class SafetensorsTensor:
             )
         return part
 
+    def packed(self, *index: slice) -> Tensor:
+        part: Tensor = self._slice[index]
+        if part.dtype != _BYTES:
+            raise ModelError(f"{self.name} is stored as {part.dtype}: this format has bytes")
+        return part
+
     def integers(self, limit: int) -> Tensor:
         values: Tensor = self._slice[:]
         if values.is_floating_point() or not 0 <= int(values.min()) <= int(values.max()) < limit:
@@ -131,6 +137,9 @@ class GGUFCheckpointTensor:
         data = self._tensor.data[tuple(index[:-1])]
         return _dense(self._tensor.qtype, data, self.shape[-1])[..., index[-1]]
 
+    def packed(self, *index: slice) -> Tensor:
+        raise ModelError(f"{self.name}: GGUF blocks are not those of safetensors")
+
     def integers(self, limit: int) -> Tensor:
         raise ModelError(f"{self.name}: a GGUF tensor of integers is not supported")
 
@@ -189,6 +198,16 @@ class DummyTensor:
         generator.manual_seed(zlib.crc32(f"{self.seed} {self.name}".encode()))
         values = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         return values.normal_(0.0, self.std, generator=generator)[index]
+
+    def packed(self, *index: slice) -> Tensor:
+        """Bytes; of scales, those that make values of about `std`."""
+        if self.name.endswith("scales"):
+            scale = torch.full(self.shape, 127 - 7, dtype=torch.uint8, device=self.device)
+            return scale[index]
+        generator = torch.Generator(self.device)
+        generator.manual_seed(zlib.crc32(f"{self.seed} {self.name}".encode()))
+        values = torch.empty(self.shape, dtype=torch.uint8, device=self.device)
+        return values.random_(0, 256, generator=generator)[index]
 
     def integers(self, limit: int) -> Tensor:
         """Counting up, row after row: a row of no more than `limit` names nothing twice."""

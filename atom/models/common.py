@@ -226,6 +226,8 @@ class CausalLM(nn.Module):
     # Parts of a checkpoint that this model leaves out on purpose, by the beginning of their names:
     # towers of other modalities.
     skipped_weights: ClassVar[tuple[str, ...]] = ()
+    # Methods of `quantization_config` whose weights this model reads.
+    quantisations: ClassVar[tuple[str, ...]] = ()
     # Weights of RMS norms are this much more than the checkpoint says.
     norm_offset: ClassVar[float] = 0.0
 

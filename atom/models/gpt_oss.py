@@ -8,6 +8,7 @@ from atom.errors import ModelError
 from atom.layers.build import BuildContext
 from atom.layers.moe import SparseMoE
 from atom.layers.moe_interleaved import InterleavedExperts
+from atom.layers.mxfp4 import MXFP4Experts
 from atom.models.common import CausalLM, DecoderLayer, SelfAttention, layer_window
 from atom.ops.contracts import GatedActivation, Routing
 
@@ -26,6 +27,7 @@ def _window(config: HFConfig, index: int) -> int:
 
 class GptOssForCausalLM(CausalLM):
     weight_map = ((".mlp.router.", ".mlp.gate."),)
+    quantisations = ("mxfp4",)  # of the experts
 
     def make_layer(self, config: HFConfig, build: BuildContext, index: int) -> DecoderLayer:
         if (alpha := config.get("swiglu_alpha", ALPHA)) != ALPHA:
@@ -33,7 +35,8 @@ class GptOssForCausalLM(CausalLM):
         bias = bool(config.get("attention_bias", True))
         window = _window(config, index)
         attn = SelfAttention(config, build, qkv_bias=bias, o_bias=bias, sinks=True, window=window)
-        experts = InterleavedExperts(
+        packed = (config.get("quantization_config") or {}).get("quant_method") == "mxfp4"
+        experts = (MXFP4Experts if packed else InterleavedExperts)(
             build,
             hidden_size=config.hidden_size,
             intermediate_size=config.positive_int("intermediate_size"),

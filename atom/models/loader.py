@@ -69,7 +69,8 @@ def load_model(
     `mtp`: with the checkpoint's multi-token-prediction layers, which are left out otherwise.
     """
     hf = source.config
-    if method := _weight_quantisation(hf):
+    model_class = resolve(hf.architecture)
+    if (method := _weight_quantisation(hf)) and method not in model_class.quantisations:
         raise ModelError(f"{source.name}: quantised safetensors ({method}) are not supported yet")
     file = GGUFFile(source.path) if source.format == "gguf" else None
     keep = config.model.dtype == "auto" and device.type == "cpu"
@@ -86,7 +87,7 @@ def load_model(
         selects_rows=selects_rows,
         mtp=mtp,
     )
-    model = resolve(hf.architecture)(hf, build)
+    model = model_class(hf, build)
     if config.model.load_dummy:
         load_dummy(model, config.model.seed, stored_dtype(hf, build), device)
     else:

@@ -57,6 +57,28 @@ class GGUFWeight:
     shape: tuple[int, int]  # [N, K]
 
 
+@dataclass(slots=True)
+class MXFP4Weight:
+    """Matrices [E, N, K] of experts in MXFP4: numbers of four bits (e2m1: a sign, and 0, 0.5, 1,
+    1.5, 2, 3, 4 or 6), each 32 of a row times a power of two (e8m0).
+
+    `data` [E, N, K / 2] uint8: of the 16 bytes of a group, byte i holds values i (low bits) and
+    i + 16. `scales` [E, N, K / 32] uint8, of which 2^(s - 127).
+    """
+
+    data: Tensor
+    scales: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        experts, rows, half = self.data.shape
+        return experts, rows, 2 * half
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + self.scales.nbytes
+
+
 class PackedLinear(Protocol):
     """A weight in the form its kernel wants; opaque outside the backend that packed it."""
 
@@ -315,15 +337,16 @@ class FusedExperts(Protocol):
 
     x [T, K]; w13 [E, 2I, K] gate rows first; w2 [E, K, I]; ids local to the rank, -1 =
     elsewhere, which contributes zero. b13 [E, 2I] and b2 [E, K] are added to the products. Returns
-    [T, K] in x's dtype. A query's `variant` is "" for plain SiLU without biases; "act" or "bias" or
+    [T, K] in x's dtype. With the `weight_format` "mxfp4", w13 and w2 are MXFP4Weights. A query's
+    `variant` is "" for plain SiLU without biases; "act" or "bias" or
     "act,bias" where the last three arguments are used, and only then are they given.
     """
 
     def __call__(
         self,
         x: Tensor,
-        w13: Tensor,
-        w2: Tensor,
+        w13: Tensor | MXFP4Weight,
+        w2: Tensor | MXFP4Weight,
         weights: Tensor,
         ids: Tensor,
         act: GatedActivation = SILU,

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atom.ops.contracts import SILU, GatedActivation, Routing
+from atom.ops.contracts import SILU, GatedActivation, MXFP4Weight, Routing
 from atom.ops.reference.elementwise import silu_and_mul
+from atom.ops.reference.mxfp4 import dequantize
 from atom.ops.registry import register
 
 
@@ -69,15 +70,19 @@ def gated(hidden: Tensor, act: GatedActivation) -> Tensor:
     return (up + 1) * gate * torch.sigmoid(1.702 * gate)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tensor:
-    return F.linear(x, weight[expert].to(x.dtype), None if bias is None else bias[expert])
+def _linear(x: Tensor, weight: Tensor | MXFP4Weight, bias: Tensor | None, expert: int) -> Tensor:
+    if isinstance(weight, MXFP4Weight):
+        matrix = dequantize(weight.data[expert], weight.scales[expert])
+    else:
+        matrix = weight[expert]
+    return F.linear(x, matrix.to(x.dtype), None if bias is None else bias[expert])
 
 
 @register("fused_experts", "reference", variants=None)
 def fused_experts(
     x: Tensor,
-    w13: Tensor,
-    w2: Tensor,
+    w13: Tensor | MXFP4Weight,
+    w2: Tensor | MXFP4Weight,
     weights: Tensor,
     ids: Tensor,
     act: GatedActivation = SILU,
