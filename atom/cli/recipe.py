@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atom.cli import recipe_plan as plans
 from atom.cli.common import add_row, console, print_json, resolve_target, table
 from atom.cli.flags import CONTEXT, SettingsCommand, with_settings
 from atom.config import Resolved, ResolvedTool, resolve, resolve_tool
 from atom.config.fields import (
     NAMED_TABLES,
+    RECIPE_ONLY,
     TOOLS,
     Setting,
     settings,
@@ -27,6 +30,9 @@ from atom.config.resolve import DEFAULT
 from atom.config.schema import SECTIONS
 from atom.config.serial import public_tree
 from atom.errors import AtomError, ConfigError
+
+if TYPE_CHECKING:
+    from atom.engine.deployment import DeploymentPlan, Target
 
 app = typer.Typer(
     context_settings=CONTEXT,
@@ -42,28 +48,79 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def check(
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.")],
     as_json: Json = False,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="Plan for this kind of GPU, not the recipe's.")
+    ] = None,
+    gpu_memory_gb: Annotated[
+        float | None,
+        typer.Option("--gpu-memory-gb", help="Plan for GPUs of so many GiB.", min=0.001),
+    ] = None,
 ) -> None:
-    """Validate recipes; exit code 2 if any is wrong. The environment has no say."""
-    readers = {tool: importlib.import_module(f"atom.{tool}.settings").read for tool in TOOLS}
-    problems: dict[str, str | None] = {}
-    for path in recipes:
-        try:
-            resolve(path)
-            for tool, read in readers.items():
-                read(resolve_tool(tool, path))
-            problems[str(path)] = None
-        except AtomError as error:
-            problems[str(path)] = str(error)
+    """Validate recipes and plan their memory; exit code 2 if one is wrong or does not fit.
+
+    The environment has no say. A recipe whose checkpoint this version cannot load is planned all
+    the same, and said to be so.
+    """
+    target = None
+    if gpu is not None or gpu_memory_gb is not None:
+        target = plans.make_target(gpu, gpu_memory_gb, "--gpu")
+    checked = [_check(path, target) for path in recipes]
     if as_json:
-        print_json([{"recipe": p, "ok": e is None, "error": e} for p, e in problems.items()])
+        print_json([found.as_json() for found in checked])
     else:
-        for path_text, problem in problems.items():
-            if problem is None:
-                typer.echo(f"{path_text}: ok")
-            else:
-                sys.stderr.write(f"atom: error: {problem}\n")
-    if any(problems.values()):
+        for found in checked:
+            found.print()
+    if not all(found.good for found in checked):
         raise typer.Exit(ConfigError.exit_code)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """`error`: the recipe is wrong. `no_plan`: why its memory could not be planned."""
+
+    path: Path
+    error: str | None = None
+    no_plan: str | None = None
+    plan: DeploymentPlan | None = None
+
+    @property
+    def good(self) -> bool:
+        return self.error is None and (self.plan is None or not self.plan.problem)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "recipe": str(self.path),
+            "ok": self.good,
+            "error": self.error,
+            "no_plan": self.no_plan,
+            "plan": None if self.plan is None else plans.as_json(self.plan),
+        }
+
+    def print(self) -> None:
+        if self.error is not None:
+            sys.stderr.write(f"atom: error: {self.error}\n")
+        elif self.plan is None:
+            typer.echo(f"{self.path}: valid; no plan: {self.no_plan}")
+        else:
+            typer.echo(f"{self.path}: {plans.verdict(self.plan)}")
+            for what, figures in plans.lines(self.plan):
+                typer.echo(f"  {what:<8} {figures}")
+
+
+def _check(path: Path, target: Target | None) -> Checked:
+    try:
+        resolve(path)
+        for tool in TOOLS:
+            if tool not in RECIPE_ONLY:
+                read = importlib.import_module(f"atom.{tool}.settings").read
+                read(resolve_tool(tool, path))
+        target = target or plans.recipe_target(path)
+    except AtomError as error:
+        return Checked(path, error=str(error))
+    try:
+        return Checked(path, plan=plans.plan_recipe(path, target))
+    except AtomError as error:
+        return Checked(path, no_plan=str(error))
 
 
 @app.command(cls=SettingsCommand)

@@ -213,3 +213,8 @@ def caches(config: HFConfig) -> list[CacheNeed]:
 def has_state(config: HFConfig) -> bool:
     """Whether some layer keeps a recurrent state."""
     return any(is_linear(config, i) for i in range(config.positive_int("num_hidden_layers")))
+
+
+def block_multiple(config: HFConfig) -> int:
+    """Tokens of a KV block must be a multiple of this."""
+    return inventory_v4.block_multiple(config) if is_v4(config) else 1

@@ -19,6 +19,7 @@ from atom.models.inventory_types import (
 )
 
 _F32 = "float32"
+_RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
 
 
 def tensors(config: HFConfig) -> Iterator[Tensors]:
@@ -26,8 +27,9 @@ def tensors(config: HFConfig) -> Iterator[Tensors]:
     vocab = (config.vocab_size, hidden)
     yield Tensors("embed.weight", vocab, ALL, EMBEDDING)
     for layer in range(config.positive_int("num_hidden_layers")):
-        hashed = layer < int(config.get("num_hash_layers") or 0)
-        yield from _block(config, f"layers.{layer}.", ratio_of(config, layer), hashed)
+        yield from _block(
+            config, f"layers.{layer}.", ratio_of(config, layer), _is_hashed(config, layer)
+        )
     yield Tensors("norm.weight", (hidden,), 1, NORM)
     yield from _collapse(config, "")
     yield Tensors("head.weight", vocab, ALL, EMBEDDING)
@@ -35,8 +37,25 @@ def tensors(config: HFConfig) -> Iterator[Tensors]:
 
 def ratio_of(config: HFConfig, layer: int) -> int:
     """Tokens per compressed entry of a layer; 0: it has a window only."""
-    ratios = config.compress_ratios
-    return int(ratios[layer]) if layer < len(ratios) else 0
+    ratios = _ratios(config)
+    return ratios[layer] if layer < len(ratios) else 0
+
+
+def _ratios(config: HFConfig) -> list[int]:
+    """In the published spelling, or in transformers'."""
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return [int(ratio) for ratio in config.compress_ratios]
+    rates = _RATES | (config.get("compress_rates") or {})
+    return [int(rates.get(kind, 0)) for kind in kinds]
+
+
+def _is_hashed(config: HFConfig, layer: int) -> bool:
+    """Whether the token's id chooses a layer's experts."""
+    kinds = config.get("mlp_layer_types")
+    if kinds is not None:
+        return layer < len(kinds) and bool(kinds[layer] == "hash_moe")
+    return layer < int(config.get("num_hash_layers", 3))
 
 
 def mtp_tensors(config: HFConfig, count: int) -> Iterator[Tensors]:
@@ -138,12 +157,17 @@ def caches(config: HFConfig, layer: int) -> list[CacheNeed]:
         return found
     seen = 2 * ratio if ratio == 4 else ratio
     widths = [dim]
-    found.append(CacheNeed("compressed", TOKEN, dim, ratio=ratio))
+    found.append(CacheNeed(f"compressed {ratio}:1", TOKEN, dim, ratio=ratio))
     if ratio == 4:
         keys = config.positive_int("index_head_dim")
         widths.append(keys)
-        found.append(CacheNeed("index keys", TOKEN, keys, ratio=ratio))
-    name = "values and gates before compression"
+        found.append(CacheNeed(f"index keys {ratio}:1", TOKEN, keys, ratio=ratio))
+    name = f"values and gates to be compressed {ratio}:1"
     before = sum(2 * compressed_width(width, ratio) for width in widths)
     found.append(CacheNeed(name, WINDOW, before, dtype="model", window=seen, kept=2 * seen))
     return found
+
+
+def block_multiple(config: HFConfig) -> int:
+    """A block holds whole compressed entries."""
+    return max([1, *_ratios(config)])

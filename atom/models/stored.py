@@ -100,3 +100,34 @@ def is_skipped(name: str, skipped: Sequence[str]) -> bool:
         if found:
             return True
     return False
+
+
+# Architectures whose quantised safetensors are read, and how these are quantised.
+LOADED: dict[str, tuple[str, ...]] = {"GptOssForCausalLM": ("mxfp4",)}
+
+
+def quantisation_of_weights(config: HFConfig) -> str:
+    """The method by which weights are quantised; "" if none is, though the KV cache may have
+    scales."""
+    found = dict(config.get("quantization_config") or {})
+    method = str(found.get("quant_method", "unknown"))
+    if not found:
+        return ""
+    if method == "compressed-tensors" and found.get("kv_cache_scheme"):
+        return method if found.get("config_groups") else ""
+    if method == "modelopt" and found.get("kv_cache_quant_algo"):
+        return method if found.get("quant_algo") else ""
+    return method
+
+
+def why_not_loaded(config: HFConfig) -> str:
+    """Why this version cannot read safetensors of this configuration; "" if it can."""
+    method = quantisation_of_weights(config)
+    if not method or method in LOADED.get(config.architecture, ()):
+        return ""
+    scheme = scheme_of(config)
+    words = f"{method}: {scheme.words}" if scheme is not None and scheme.words else method
+    return (
+        f"quantised safetensors ({words}) are not supported yet: use a checkpoint of this model "
+        "in bfloat16"
+    )

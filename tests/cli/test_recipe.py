@@ -24,10 +24,15 @@ def recipes(tmp_path: Path) -> tuple[str, str]:
 
 def test_check(recipes: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = recipes
-    assert atom(capsys, "recipe", "check", good) == (0, f"{good}: ok\n", "")
-    ran = atom(capsys, "recipe", "check", bad, good)
-    assert ran.code == 2
-    assert ran.out == f"{good}: ok\n"
+    ran = atom(capsys, "recipe", "check", good)
+    assert (ran.code, ran.err) == (0, "")
+    first, *plan = ran.out.splitlines()
+    assert first == f"{good}: no [deployment] says on which GPU: give --gpu or --gpu-memory-gb"
+    assert [line.split()[0] for line in plan] == ["model", "weights", "cache"]
+    assert "SmolLM2-135M-Instruct" in plan[0]
+    both = atom(capsys, "recipe", "check", bad, good)
+    assert (both.code, both.out) == (2, ran.out)
+    ran = both
     assert ran.err.startswith(f"atom: error: {bad}:2: unknown key max_num_seq in [scheduler]")
 
 
@@ -36,8 +41,9 @@ def test_check_json(recipes: tuple[str, str], capsys: pytest.CaptureFixture[str]
     ran = atom(capsys, "recipe", "check", "--json", good, bad)
     assert (ran.code, ran.err) == (2, "")
     first, second = json.loads(ran.out)
-    assert first == {"recipe": good, "ok": True, "error": None}
-    assert second["ok"] is False
+    assert (first["recipe"], first["ok"], first["error"]) == (good, True, None)
+    assert (first["plan"]["fits"], first["plan"]["parameters"]) == (None, 134_515_008)
+    assert (second["ok"], second["plan"]) == (False, None)
     assert "max_num_seqs" in second["error"]
 
 
