@@ -55,7 +55,7 @@ def make_case(
     padding: int = 0,
     device: str = "cpu",
 ) -> Case:
-    """`sequences`: tokens done and new of each; (0, 0) is padding of a captured step, without a
+    """`sequences`: tokens done and new of each; (-1, 1) is padding of a captured step, without a
     slot. `padding`: rows past the step's tokens."""
     params = make_params(heads, dims, taps, dtype, device)
     total = sum(new for _, new in sequences)
@@ -69,7 +69,7 @@ def make_case(
         starts.append(starts[-1] + new)
         lengths.append(done + new)
         held.append(slot if done + new else -1)
-        if done:
+        if done > 0:
             rows = torch.arange(max(0, done - taps), done) % taps
             conv_state[slot, rows] = torch.randn(len(rows), params.channels)
             state[slot] = torch.randn(state.shape[1:]) * 0.3
@@ -96,7 +96,7 @@ STEPS: dict[str, list[tuple[int, int]]] = {
     "one token": [(0, 1)],
     "two tokens": [(2, 2), (1, 2), (3, 2)],
     "decode": [(1, 1), (0, 1), (7, 1), (130, 1), (2, 1)],
-    "captured decode": [(5, 1), (64, 1), (0, 0), (0, 0)],
+    "captured decode": [(5, 1), (64, 1), (-1, 1), (-1, 1)],
     "prompt": [(0, 150)],
     "whole chunks": [(0, 64), (64, 128)],
     "mixed": [(9, 1), (0, 70), (33, 65), (0, 3), (4, 1), (1, 2)],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from atom.ops.triton import (
     attention,
+    delta,
     elementwise,
     embedding,
     linear,
@@ -14,10 +15,14 @@ from atom.ops.triton import (
     paged_attention,
     reshape_and_cache,
     rotary,
+    sparse_cache,
+    sparse_mla,
+    sparse_topk,
 )
 
 __all__ = [
     "attention",
+    "delta",
     "elementwise",
     "embedding",
     "linear",
@@ -25,4 +30,7 @@ __all__ = [
     "paged_attention",
     "reshape_and_cache",
     "rotary",
+    "sparse_cache",
+    "sparse_mla",
+    "sparse_topk",
 ]

@@ -1,0 +1,24 @@
+"""Gated DeltaNet's kernels against the reference, for every kind of step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from delta_cases import STEPS, check_same, make_case
+
+from atom.ops.triton.delta import gated_delta_net
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_steps(steps: str, device: str) -> None:
+    case = make_case(STEPS[steps], (1, 2), (32, 16), padding=2, device=device)
+    check_same(case, gated_delta_net, TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("steps", ["decode", "mixed"])
+def test_half_precision(steps: str, dtype: torch.dtype, device: str) -> None:
+    case = make_case(STEPS[steps], (2, 2), (16, 16), dtype=dtype, device=device)
+    check_same(case, gated_delta_net, TOLERANCE[dtype])
