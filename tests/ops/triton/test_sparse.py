@@ -1,0 +1,160 @@
+"""Kernels of sparse attention against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_cases import relative_error
+from harness import make_metadata, poison
+from torch import Tensor
+
+from atom.ops.contracts import AttentionMetadata
+from atom.ops.contracts_sparse import IndexNorm
+from atom.ops.reference import sparse as reference
+from atom.ops.triton import sparse_cache, sparse_mla, sparse_topk
+from atom.ops.triton.sparse_mla import Cut
+
+F32, BF16, FP8 = torch.float32, torch.bfloat16, torch.float8_e4m3fn
+SIZE = 16
+
+
+def step(
+    chunks: list[tuple[int, int]], padding: int, device: str
+) -> tuple[AttentionMetadata, list[Tensor]]:
+    """Sequences of (tokens in the cache, new ones), and the slots of each."""
+    counts = [-(-(done + new) // SIZE) for done, new in chunks]
+    order = torch.randperm(sum(counts) + 2).tolist()
+    rows = [([order.pop() for _ in range(n)], *c) for n, c in zip(counts, chunks, strict=True)]
+    slots = [
+        make_metadata([(blocks, 0, done + new)], SIZE, 0, device).slot_mapping
+        for blocks, done, new in rows
+    ]
+    return make_metadata(rows, SIZE, padding, device), slots
+
+
+def filled(slots: list[Tensor], dim: int, dtype: torch.dtype, device: str) -> Tensor:
+    """A cache that is NaN but at `slots`."""
+    blocks = sum(-(-len(s) // SIZE) for s in slots) + 2
+    cache = poison(torch.empty(blocks * SIZE, dim, dtype=dtype, device=device))
+    values = torch.randn(sum(map(len, slots)), dim).to(device, dtype)
+    raw = cache.view(torch.uint8) if dtype == FP8 else cache
+    raw[torch.cat(slots)] = values.view(torch.uint8) if dtype == FP8 else values
+    return cache.view(blocks, SIZE, dim)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize(("dim", "rotated"), [(32, 16), (48, 48)])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("short", [False, True])
+def test_index_cache(
+    device: str, dtype: torch.dtype, dim: int, rotated: int, interleaved: bool, short: bool
+) -> None:
+    meta, slots = step([(5, 3), (0, 2)], 1, device)
+    fused = torch.randn(6, 20 * dim + dim).to(device, dtype)  # strided rows, as of a projection
+    table = torch.randn(30, rotated, device=device)
+    weight, bias = torch.randn(2, dim).to(device, dtype)
+    norm = IndexNorm(weight, bias, 1e-6, table, interleaved)
+    positions = torch.tensor([5, 6, 7, 0, 1, 29], device=device)
+    caches, queries = [], []
+    for run in (reference.index_cache, sparse_cache.index_cache):
+        mine = fused.clone()
+        q, k = mine[:, : 20 * dim].view(6, 20, dim), mine[:, 20 * dim :]
+        cache = filled(slots, dim, dtype, device)
+        cache.fill_(7.0)
+        run(None if short else q, k, norm, positions, cache, meta.slot_mapping)
+        caches.append(cache)
+        queries.append(q)
+    limit = 1e-6 if dtype == F32 else 4e-3
+    assert relative_error(caches[1], caches[0]) < limit
+    assert relative_error(queries[1], queries[0]) < limit
+    assert torch.equal(caches[1] == 7.0, caches[0] == 7.0)
+
+
+def check_topk(
+    q: Tensor, weights: Tensor, cache: Tensor, meta: AttentionMetadata, k: int, **cut: int
+) -> None:
+    got = sparse_topk.index_topk(q, weights, cache, meta, k, **cut)
+    want = reference.index_topk(q, weights, cache, meta, k)
+    assert got.dtype == torch.int32
+    assert torch.equal(got, want)
+
+
+# Sequences, dtype, k, segment, workspace
+TOPK_CASES = {
+    "prefill, a segment": ([(0, 10), (11, 3)], F32, 8, 64, 1 << 20),
+    "mixed, several segments": ([(40, 1), (3, 9)], BF16, 8, 16, 1 << 20),
+    "three stages": ([(70, 2)], F32, 4, 8, 1 << 20),
+    "a tile at a time": ([(13, 9), (16, 1)], F32, 8, 16, 1),
+    "decode": ([(70, 1), (3, 1), (8, 1), (7, 1)], BF16, 8, 32, 1 << 20),
+    "decode in parts": ([(50, 1), (3, 1), (40, 1)], F32, 6, 16, 110),
+    "shorter than k": ([(3, 4), (0, 2)], F32, 32, 64, 1 << 20),
+    "k that is no power of two": ([(20, 2)], BF16, 7, 16, 1 << 20),
+}
+
+
+@pytest.mark.parametrize("name", TOPK_CASES)
+def test_index_topk(device: str, name: str) -> None:
+    chunks, dtype, k, segment, workspace = TOPK_CASES[name]
+    meta, slots = step(chunks, 3, device)
+    cache, tokens = filled(slots, 32, F32, device), meta.num_tokens + 3
+    # Small whole numbers: both sums are exact, and there are ties.
+    q = torch.randint(-2, 3, (tokens, 3, 32)).to(device, dtype)
+    weights = torch.randint(-3, 4, (tokens, 3)).to(device, dtype)
+    cache = cache.mul(2).round().clamp(-3, 3).to(dtype)
+    check_topk(q, weights, cache, meta, k, segment=segment, workspace=workspace)
+
+
+def test_index_topk_of_padding_sequences(device: str) -> None:
+    meta, slots = step([(40, 1), (30, 1), (20, 1)], 0, device)
+    meta.seq_lens[1] = 0
+    cache = filled(slots, 32, F32, device)
+    q, weights = torch.randn(3, 16, 32, device=device), torch.randn(3, 16, device=device)
+    check_topk(q, weights, cache, meta, 8, segment=32)
+    assert (sparse_topk.index_topk(q, weights, cache, meta, 8)[1] == -1).all()
+
+
+def test_zeros_of_both_signs_are_equal(device: str) -> None:
+    meta, slots = step([(20, 1)], 0, device)
+    cache = filled(slots, 32, F32, device)
+    q = torch.zeros(1, 2, 32, device=device)
+    weights = torch.tensor([[-1.0, 1.0]], device=device)
+    check_topk(q, weights, cache, meta, 5, segment=32)
+
+
+@pytest.mark.parametrize(
+    ("heads", "sizes", "dtype", "kv", "cut"),
+    [
+        (4, (64, 16), F32, F32, Cut(16, 16, 1, 4, 1)),
+        (20, (32, 16), F32, F32, Cut(16, 16, 4, 4, 1)),
+        (20, (64, 16), BF16, BF16, Cut(32, 32, 2, 4, 1)),
+        (4, (64, 16), BF16, FP8, Cut(16, 16, 2, 4, 1)),
+        (4, (64, 16), F32, F32, None),
+    ],
+    ids=str,
+)
+def test_sparse_mla(
+    device: str, heads: int, sizes: tuple[int, int], dtype: torch.dtype, kv: torch.dtype,
+    cut: Cut | None,
+) -> None:  # fmt: skip
+    rank, rope = sizes
+    _, slots = step([(70, 1), (30, 1)], 0, device)
+    cache = filled(slots, rank + rope, kv, device)
+    chosen = torch.full((5, 40), -1, dtype=torch.int32, device=device)
+    for row, (count, source) in enumerate([(40, 0), (31, 1), (1, 0), (0, 0), (17, 1)]):
+        picked = torch.randperm(len(slots[source]))[:count].sort().values.to(device)
+        chosen[row, :count] = slots[source][picked].int()
+    # Queries as they come: a product by head, and a part of a projection.
+    q_latent = torch.randn(heads, 5, rank).to(device, dtype).transpose(0, 1)
+    q_rope = torch.randn(5, heads, 2 * rope).to(device, dtype)[..., rope:]
+    want = reference.sparse_mla(q_latent, q_rope, cache, chosen, 0.2)
+    got = sparse_mla.sparse_mla(q_latent, q_rope, cache, chosen, 0.2, cut=cut)
+    assert got.shape == want.shape
+    assert relative_error(got, want) < (1e-5 if dtype == F32 else 8e-3)
+    assert not got[3].any()
+
+
+def test_the_cut_gives_every_multiprocessor_work() -> None:
+    assert sparse_mla.choose_cut(1, 16, 2048, 2, 132).parts == 8
+    assert sparse_mla.choose_cut(4096, 128, 2048, 2, 132) == Cut(64, 32, 1, 8, 2)
+    assert sparse_topk.stages(131072, 2048, 16384) == [(131072, 8), (16384, 1)]
+    assert [s.segments for s in sparse_topk.stages(163840, 2048, 16384)] == [10, 2, 1]
