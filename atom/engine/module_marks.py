@@ -17,6 +17,7 @@ from atom.layers.activation import SiluAndMul
 from atom.layers.attention import Attention
 from atom.layers.embedding import ParallelLMHead
 from atom.layers.linear import LinearBase, MergedColumnParallelLinear
+from atom.layers.mixer import Mixer
 from atom.layers.moe import FusedMoE, SparseMoE
 from atom.layers.norm import RMSNorm
 from atom.layers.rotary import RotaryEmbedding
@@ -51,6 +52,7 @@ _METHODS: tuple[tuple[type, Methods], ...] = (
     (MergedColumnParallelLinear, {**_LINEAR, "after_norm_gated": _after_norm_gated}),
     (LinearBase, _LINEAR),
     (Attention, {**_FORWARD, "step": own, "run": own}),
+    (Mixer, {**_FORWARD, "step": own, "run": own}),
     (FusedMoE, {**_FORWARD, "run": own, "sum": own}),
     (SparseMoE, {"forward": _sparse_moe, "__call__": _sparse_moe}),
     (Layer, _FORWARD),
@@ -108,7 +110,7 @@ def seen_by_dynamo(model: nn.Module) -> Iterator[tuple[str, Any, Methods]]:
         methods = methods_of(thing)
         assert methods is not None
         if not isinstance(thing, RotaryEmbedding):
-            names = (*_SEEN, "run") if isinstance(thing, Attention) else _SEEN
+            names = (*_SEEN, "run") if isinstance(thing, (Attention, Mixer)) else _SEEN
             yield path, thing, {name: methods[name] for name in methods if name in names}
     yield from ((path, block, _FORWARD) for path, block in _blocks(model))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,11 @@ class Mixer(Layer):
         """The layer itself, into `out` [T, width] if it is given. Inputs may be overwritten. Rows
         past `meta.num_tokens` are padding: of `out` they may hold anything finite."""
         raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What a trace says of it: its `kind` and the sizes that its work follows from, of the
+        rank's share. See `atom.engine.runner.facts`."""
+        return {}
 
     # Most have no weights of their own.
 

@@ -17,7 +17,8 @@ ALIGNMENT = 16  # bytes, that the kernels of a piece count on
 
 
 class Behind(NamedTuple):
-    """What stands behind an operator `atom::*`: a method of its layer."""
+    """What stands behind an operator `atom::*`: a method of its layer. Of an argument that is a
+    list of tensors, all are consumed or none."""
 
     method: str
     num_arguments: int  # the first ones of the operator's, which may have more for its fake
@@ -27,6 +28,7 @@ class Behind(NamedTuple):
 SAMPLED_ROWS = "atom::sampled_rows"  # after it, the number of tokens is another
 LAYER_OPS = {
     "atom::attention": Behind("step", 2, (0,)),
+    "atom::mix": Behind("step", 2, (0,)),
     "atom::experts": Behind("run", 2, ()),
     "atom::sparse_moe": Behind("run", 4, (0, 1)),
     "atom::all_reduce": Behind("run", 1, (0,)),
@@ -46,9 +48,11 @@ class PieceCall(msgspec.Struct, frozen=True, tag="piece"):
 
 
 class Argument(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A value by its number, or a dtype by its name, or, where both are None, a literal."""
+    """A value by its number, a list of them, a dtype by its name, or, where all are None, a
+    literal."""
 
     value: int | None = None
+    values: list[int] | None = None
     dtype: str | None = None
     literal: bool | int | float | str | list[int] | None = None
 
@@ -61,12 +65,17 @@ class OpCall(msgspec.Struct, frozen=True, tag="op"):
     layer: Path | None  # of LAYER_OPS: where the layer hangs
     arguments: list[Argument]
     outputs: list[int | None]
-    copied: list[int] = []  # arguments that it may overwrite although they are read again
+    copied: list[int] = []  # inputs that it may overwrite although they are read again: indices
     scope: str = ""  # as a piece's
 
     @property
     def inputs(self) -> list[int]:
-        return [a.value for a in self.arguments if a.value is not None]
+        """Values that it reads, those of lists one by one."""
+        found = []
+        for argument in self.arguments:
+            found += [] if argument.value is None else [argument.value]
+            found += argument.values or []
+        return found
 
 
 class Plan(msgspec.Struct, frozen=True):

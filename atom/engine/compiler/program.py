@@ -108,18 +108,22 @@ class Program:
             arguments = arguments[: behind.num_arguments]
         elif step.op != VIEW:
             call = _kernel(step.op)
-        inputs = tuple(self._argument(argument) for argument in arguments)
+        counts = [None if a.values is None else len(a.values) for a in arguments]
+        call = call if all(count is None for count in counts) else _with_lists(call, counts)
+        inputs = tuple(i for argument in arguments for i in self._argument(argument))
         call = _with_copies(call, step.copied) if step.copied else call
         if step.op == SAMPLED_ROWS:
             call, outputs = _counted(call), [*outputs, NUM_TOKENS]
         return Step(call, inputs, tuple(outputs), dead, is_piece=False)
 
-    def _argument(self, argument: Argument) -> int:
+    def _argument(self, argument: Argument) -> list[int]:
+        if argument.values is not None:
+            return argument.values
         if argument.value is not None:
-            return argument.value
+            return [argument.value]
         literal = argument.literal
         self._start.append(literal if argument.dtype is None else getattr(torch, argument.dtype))
-        return len(self._start) - 1
+        return [len(self._start) - 1]
 
 
 def _kernel(op: str) -> Callable[..., Any]:
@@ -140,6 +144,19 @@ def _counted(call: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         results = call(*args)
         return *results, results[0].shape[0]
+
+    return run
+
+
+def _with_lists(call: Callable[..., Any], counts: list[int | None]) -> Callable[..., Any]:
+    """Takes lists of so many values one by one; None: an argument that is no list."""
+
+    def run(*values: Any) -> Any:
+        args, at = list[Any](), 0
+        for count in counts:
+            args.append(values[at] if count is None else list(values[at : at + count]))
+            at += 1 if count is None else count
+        return call(*args)
 
     return run
 

@@ -146,7 +146,12 @@ class _Splitter:
         else:
             assert not name.startswith("atom::"), f"{name} is missing in LAYER_OPS"
         consumes = LAYER_OPS[name].consumes if layer is not None else ()
-        copied = [i for i in consumes if self._is_read_after(args[i], node)]
+        copied, at = [], 0
+        for i, arg in enumerate(args):
+            nodes = _nodes_of(arg)
+            if i in consumes:
+                copied += [at + j for j, n in enumerate(nodes) if self._is_read_after(n, node)]
+            at += len(nodes)
         arguments = [self._argument(arg) for arg in args]
         outputs: list[int | None]
         if isinstance(node.meta["val"], Tensor):
@@ -156,14 +161,19 @@ class _Splitter:
             outputs = [taken.get(i) for i in range(len(node.meta["val"]))]
         self._steps.append(OpCall(name, layer, arguments, outputs, copied, scope_of(node)))
 
-    def _is_read_after(self, value: Any, reader: fx.Node) -> bool:
+    def _is_read_after(self, value: fx.Node, reader: fx.Node) -> bool:
         """Whether anything reads the memory of `value` once `reader` has run."""
-        memory = _storage(value) if isinstance(value, fx.Node) else None
+        memory = _storage(value)
         return memory is not None and self._last_read[memory] > self._order[reader]
 
     def _argument(self, arg: Any) -> Argument:
         if isinstance(arg, fx.Node):
             return Argument(value=self._numbers[arg])
+        nodes = _nodes_of(arg)
+        if nodes:
+            if len(nodes) < len(arg):
+                raise CannotCompile("a list holds tensors and other things")
+            return Argument(values=[self._numbers[node] for node in nodes])
         if isinstance(arg, torch.dtype):
             return Argument(dtype=str(arg).removeprefix("torch."))
         return Argument(literal=list(arg) if isinstance(arg, tuple | list) else arg)
@@ -234,6 +244,13 @@ class _Splitter:
         aligned = value.storage_offset() * value.element_size() % ALIGNMENT == 0
         text = f"{value.dtype}{sizes}@{value.device}{'' if aligned else ' unaligned'}"
         return text.replace(self._symbol, "T")
+
+
+def _nodes_of(arg: Any) -> list[fx.Node]:
+    """The values in an argument, in order: itself, those of a list, or none."""
+    if isinstance(arg, fx.Node):
+        return [arg]
+    return [a for a in arg if isinstance(a, fx.Node)] if isinstance(arg, tuple | list) else []
 
 
 def _scope(group: list[fx.Node]) -> str:

@@ -26,6 +26,7 @@ from atom.engine.marks import Marks
 from atom.engine.module_marks import mark_modules
 from atom.errors import ConfigError
 from atom.layers.context import ForwardContext, set_forward_context
+from atom.layers.mixer import Mixer
 from atom.ops.contracts import AttentionMetadata
 from atom.ops.cpu import build
 
@@ -119,10 +120,13 @@ def _in_pieces(model: Any, config: Config, device: torch.device) -> Choice:
 def _choose_program(model: Any, config: Config, why_no_pieces: str) -> Choice:
     """The whole step as one native program, if every operation of the model is native."""
 
-    def eager(why: Exception) -> Choice:
+    def eager(why: object) -> Choice:
         reason = f"level 3, but there is no native program: {why}; no pieces: {why_no_pieces}"
         return Choice(model.forward, None, "eager", reason, (4,))
 
+    mixers = {type(m).__name__: None for m in model.modules() if isinstance(m, Mixer)}
+    if mixers:
+        return eager(f"{', '.join(mixers)}: of torch's operations")
     try:  # its module binds the kernels, which a machine without a compiler has not
         from atom.ops.cpu.program import CannotRecord, Program
     except build.CannotBuild as why:

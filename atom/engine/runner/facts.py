@@ -15,6 +15,7 @@ from atom.layers.attention import Attention
 from atom.layers.build import dtype_name
 from atom.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from atom.layers.linear import LinearBase
+from atom.layers.mixer import Mixer
 from atom.layers.moe import FusedMoE, Router
 from atom.layers.norm import RMSNorm
 from atom.ops.contracts import GGUFWeight
@@ -58,6 +59,8 @@ def _facts(thing: Any) -> Facts:
             return _linear(thing.packed, thing.weight_bytes)
         case Attention():
             return _attention(thing)
+        case Mixer():
+            return thing.facts()
         case FusedMoE():
             return _moe(thing)
         case VocabParallelEmbedding():
@@ -99,7 +102,7 @@ def _moe(layer: FusedMoE) -> Facts:
         "hidden_size": layer.hidden_size,
         "intermediate_size": layer.local_size,
         "weight_bytes": layer.weight_bytes,
-        "weight_format": dtype_name(layer.w13.dtype),
+        "weight_format": layer.weight_format,
     }
 
 

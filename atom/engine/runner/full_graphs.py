@@ -16,7 +16,7 @@ from torch import Tensor
 from atom.engine.marks import Scope
 from atom.engine.runner.capture import Graph, Recorder
 from atom.engine.runner.inputs import InputBatch, StepInputs
-from atom.engine.runner.piecewise import Forward, attention_output
+from atom.engine.runner.piecewise import Forward, Inputs, attention_output
 from atom.layers.context import ForwardContext, set_forward_context
 from atom.ops.contracts import AttentionMetadata
 
@@ -56,11 +56,18 @@ class FullGraphs:
         self._cu_seqlens = zeros(self._most_seqs + 1)
         self._seq_lens = zeros(self._most_seqs)
         self._table = zeros(self._most_seqs, batch.max_blocks)
+        self._window_slots = self._window_table = self._state_slots = None
+        if batch.window is not None:
+            self._window_slots = torch.full_like(self._slot_mapping, -1)
+            self._window_table = torch.zeros_like(self._table)
+        if batch.has_state:
+            self._state_slots = torch.full_like(self._seq_lens, -1)
         self._captured: dict[int, _Captured] = {}
 
     @property
     def static_bytes(self) -> int:
-        return self._table.nbytes + 3 * self._input_ids.nbytes + 2 * self._cu_seqlens.nbytes
+        tables = self._table.nbytes * (1 if self._window_table is None else 2)
+        return tables + 4 * self._input_ids.nbytes + 3 * self._cu_seqlens.nbytes
 
     def size_for(self, num_tokens: int, num_seqs: int) -> int:
         """The captured size that serves such a step; 0 if none does."""
@@ -72,7 +79,9 @@ class FullGraphs:
 
     def capture(self, size: int) -> None:
         """Record the graph of `size`, within the recorder's session."""
-        self._slot_mapping.fill_(-1)
+        for padded in (self._slot_mapping, self._window_slots, self._state_slots):
+            if padded is not None:
+                padded.fill_(-1)
         self._cu_seqlens.zero_()
         with Scope("warm_up"):
             self._body(size)
@@ -81,24 +90,30 @@ class FullGraphs:
         self._captured[size] = _Captured(graph, self._recorder.alias(hidden))
 
     def _body(self, size: int) -> Tensor:
-        count = min(size, self._most_seqs)
-        meta = AttentionMetadata(
-            num_tokens=size,
-            num_seqs=count,
-            max_query_len=max(size, 2),  # not decode: a sequence may have any number of tokens
-            max_seq_len=self._max_model_len,
-            slot_mapping=self._slot_mapping[:size],
-            block_table=self._table[:count],
-            cu_seqlens_q=self._cu_seqlens[: count + 1],
-            seq_lens=self._seq_lens[:count],
-        )
+        meta = self._metadata(size, self._slot_mapping, self._table)
+        if self._window_slots is not None and self._window_table is not None:
+            meta.window = self._metadata(size, self._window_slots, self._window_table)
 
-        def attend(layer: Any, qkv: Tensor, positions: Tensor) -> Tensor:
-            out: Tensor = layer.run(qkv, positions, meta, attention_output(layer, qkv))
+        def attend(layer: Any, inputs: Inputs, positions: Tensor) -> Tensor:
+            out: Tensor = layer.run(inputs, positions, meta, attention_output(layer, inputs))
             return out
 
         with set_forward_context(ForwardContext(meta, attend)):
             return self._forward(self._input_ids[:size], self._positions[:size])
+
+    def _metadata(self, size: int, slots: Tensor, table: Tensor) -> AttentionMetadata:
+        count = min(size, self._most_seqs)
+        return AttentionMetadata(
+            num_tokens=size,
+            num_seqs=count,
+            max_query_len=max(size, 2),  # not decode: a sequence may have any number of tokens
+            max_seq_len=self._max_model_len,
+            slot_mapping=slots[:size],
+            block_table=table[:count],
+            cu_seqlens_q=self._cu_seqlens[: count + 1],
+            seq_lens=self._seq_lens[:count],
+            state_slots=None if self._state_slots is None else self._state_slots[:count],
+        )
 
     # -- a step ---------------------------------------------------------------------------------
 
@@ -120,3 +135,11 @@ class FullGraphs:
         self._seq_lens[:count].copy_(meta.seq_lens)
         self._seq_lens[count:].zero_()
         self._table[:count, :columns].copy_(meta.block_table)
+        if self._state_slots is not None:
+            assert meta.state_slots is not None
+            self._state_slots[:count].copy_(meta.state_slots)
+            self._state_slots[count:].fill_(-1)
+        if self._window_slots is not None and self._window_table is not None:
+            assert meta.window is not None
+            self._window_slots[:size].copy_(meta.window.slot_mapping)
+            self._window_table[:count, :columns].copy_(meta.window.block_table)

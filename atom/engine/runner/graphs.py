@@ -25,6 +25,7 @@ from atom.engine.runner.graph_plan import GraphPlan
 from atom.engine.runner.inputs import InputBatch, StepInputs
 from atom.engine.runner.piecewise import Forward, PiecewiseGraphs
 from atom.layers.linear import LinearBase
+from atom.layers.mixer import Mixer
 from atom.layers.moe import FusedMoE
 
 log = logging.getLogger("atom.runner")
@@ -161,7 +162,7 @@ def launch_bound_tokens(model: Any) -> int:
             operations += module.weight_bytes * module.top_k / module.num_experts
         elif isinstance(module, LinearBase):
             operations += module.weight_bytes
-    launch_s = len(model.attention_layers()) * _LAYER_LAUNCH_S
+    launch_s = len(model.cache_layers()) * _LAYER_LAUNCH_S
     return int(launch_s * _OPERATIONS_PER_S / operations)
 
 
@@ -174,7 +175,7 @@ def uncapturable(model: Any) -> str:
     """Why `model` cannot be captured: which operations read values on the host. Empty: it can."""
     found = set()
     for module in model.modules():
-        for name in _KERNELS:
+        for name in vars(module) if isinstance(module, Mixer) else _KERNELS:
             kernel = getattr(module, name, None)
             if getattr(kernel, "__module__", "").startswith(_READS_BACK):
                 found.add(getattr(kernel, "__name__", name))

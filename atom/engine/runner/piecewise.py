@@ -1,6 +1,7 @@
 """Steps of any kind as graphs cut at attention: pieces are replayed, attention runs between them.
+Whatever else mixes tokens counts as attention here.
 
-Attention gets the step's own metadata, so one set of pieces serves every mixture of prompts and
+It gets the step's own metadata, so one set of pieces serves every mixture of prompts and
 decodes of up to its number of tokens. What lies beyond the step's tokens is padding: position 0,
 slot -1, and zeros as the output of attention, so that no garbage reaches a router or a reduction.
 """
@@ -23,16 +24,22 @@ from atom.ops.contracts import AttentionMetadata
 Forward = Callable[[Tensor, Tensor], Tensor]
 
 
-def attention_output(layer: Any, qkv: Tensor) -> Tensor:
-    """[T, Hq, D] of zeros, for an attention that leaves the rows of padding alone."""
-    return qkv.new_zeros(qkv.shape[0], layer.num_heads, layer.head_dim)
+Inputs = Tensor | list[Tensor]  # an attention's QKV, or what another mixer gets
+
+
+def attention_output(layer: Any, inputs: Inputs) -> Tensor:
+    """[T, Hq, D], or [T, width] of a mixer, of zeros, for one that leaves the rows of padding
+    alone."""
+    if isinstance(inputs, list):
+        return inputs[0].new_zeros(inputs[0].shape[0], layer.width)
+    return inputs.new_zeros(inputs.shape[0], layer.num_heads, layer.head_dim)
 
 
 class _Attention(NamedTuple):
     """What runs between two pieces. The tensors are the pieces' memory."""
 
     layer: Any
-    qkv: Tensor
+    inputs: Inputs
     positions: Tensor
     out: Tensor
 
@@ -80,12 +87,13 @@ class PiecewiseGraphs:
         pieces: list[Graph] = []
         attention: list[_Attention] = []
 
-        def cut(layer: Any, qkv: Tensor, positions: Tensor) -> Tensor:
+        def cut(layer: Any, inputs: Inputs, positions: Tensor) -> Tensor:
             # Made by the piece before, so that the rows of padding are zero when attention runs.
-            out = attention_output(layer, qkv)
+            out = attention_output(layer, inputs)
             pieces.append(recorder.end())
             alias = recorder.alias
-            attention.append(_Attention(layer, alias(qkv), alias(positions), alias(out)))
+            of = [alias(x) for x in inputs] if isinstance(inputs, list) else alias(inputs)
+            attention.append(_Attention(layer, of, alias(positions), alias(out)))
             recorder.begin()
             return out
 
@@ -98,7 +106,7 @@ class PiecewiseGraphs:
         self._captured[size] = _Captured(pieces, attention, recorder.alias(hidden))
 
     def _forward_around(
-        self, around: Callable[[Any, Tensor, Tensor], Tensor], ids: Tensor, positions: Tensor
+        self, around: Callable[[Any, Any, Tensor], Tensor], ids: Tensor, positions: Tensor
     ) -> Tensor:
         with set_forward_context(ForwardContext(_nothing(ids), around)):
             return self._forward(ids, positions)
@@ -109,11 +117,11 @@ class PiecewiseGraphs:
         """hidden [size, H] of a step whose tensors are padded to `size`."""
         captured, meta = self._captured[size], inputs.attention
         self._fill(size, inputs)
-        for piece, (layer, qkv, positions, out) in zip(
+        for piece, (layer, of, positions, out) in zip(
             captured.pieces, captured.attention, strict=False
         ):
             piece.replay()
-            layer.run(qkv, positions, meta, out)
+            layer.run(of, positions, meta, out)
         captured.pieces[-1].replay()
         return captured.hidden
 
@@ -122,8 +130,8 @@ class PiecewiseGraphs:
         self._positions[:size].copy_(inputs.positions)
 
 
-def _skip(layer: Any, qkv: Tensor, positions: Tensor) -> Tensor:
-    return attention_output(layer, qkv)
+def _skip(layer: Any, inputs: Inputs, positions: Tensor) -> Tensor:
+    return attention_output(layer, inputs)
 
 
 def _nothing(ids: Tensor) -> AttentionMetadata:
