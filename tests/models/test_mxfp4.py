@@ -71,9 +71,9 @@ def test_shares_of_a_size_that_does_not_divide() -> None:
     shares = [share(2880, rank, 4) for rank in range(4)]
     assert [s.stop - s.start for s in shares] == [736, 736, 704, 704]
     assert [s.start for s in shares[1:]] == [s.stop for s in shares[:-1]]
-    with pytest.raises(ModelError, match="tensor_parallel_size 8 .* 4 groups"):
+    with pytest.raises(ModelError, match=r"tensor_parallel_size 8 .* 4 groups"):
         share(128, 0, 8)
-    with pytest.raises(ModelError, match="intermediate_size 100 .* 32"):
+    with pytest.raises(ModelError, match=r"intermediate_size 100 .* 32"):
         share(100, 0, 1)
 
 

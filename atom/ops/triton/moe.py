@@ -11,9 +11,9 @@ import functools
 import torch
 from torch import Tensor
 
-from atom.ops.contracts import SILU, GatedActivation
+from atom.ops.contracts import SILU, GatedActivation, MXFP4Weight
 from atom.ops.registry import OpQuery, register
-from atom.ops.triton import moe_route, moe_routing, support
+from atom.ops.triton import moe_mxfp4, moe_mxfp4_pairs, moe_route, moe_routing, support
 from atom.ops.triton.elementwise import add_rms_norm_apart, rms_norm
 from atom.ops.triton.moe_act import Extras
 from atom.ops.triton.moe_config import Config, PairConfig, Problem, choose
@@ -55,12 +55,22 @@ def _declines_route(query: OpQuery) -> str | None:
 def _declines_experts(query: OpQuery) -> str | None:
     if query.dtype not in _DTYPES:
         return f"dtype {query.dtype} is not one of {', '.join(_DTYPES)}"
+    if query.weight_format == "mxfp4":
+        return _declines_mxfp4(query)
     if query.weight_format != query.dtype:
         return f"weights of {query.weight_format} with activations of {query.dtype}"
     sizes = dict(query.shape)
     for name in ("K", "I"):
         if sizes.get(name, 0) % 8:
             return f"{name}={sizes[name]} is not a multiple of 8"
+    return _declines_routing(query)
+
+
+def _declines_mxfp4(query: OpQuery) -> str | None:
+    sizes = dict(query.shape)
+    for name in ("K", "I"):
+        if sizes.get(name, 0) % 32:
+            return f"{name}={sizes[name]} is not a multiple of 32, the values of a group of MXFP4"
     return _declines_routing(query)
 
 
@@ -91,8 +101,8 @@ register("topk_route", "triton", _declines_route)(moe_route.topk_route)
 @register("fused_experts", "triton", _declines_experts, variants=None)
 def fused_experts(
     x: Tensor,
-    w13: Tensor,
-    w2: Tensor,
+    w13: Tensor | MXFP4Weight,
+    w2: Tensor | MXFP4Weight,
     weights: Tensor,
     ids: Tensor,
     act: GatedActivation = SILU,
@@ -103,10 +113,31 @@ def fused_experts(
     weights, ids = weights.contiguous(), ids.contiguous()
     if x.shape[0] == 0:
         return torch.empty_like(x)
-    config, extras = config_for(x, w2, ids.shape[1]), Extras(act, b13, b2)
+    extras = Extras(act, b13, b2)
+    if isinstance(w13, MXFP4Weight):
+        assert isinstance(w2, MXFP4Weight), "both products are of one format"
+        return _packed_experts(x, w13, w2, weights, ids, extras)
+    assert isinstance(w2, Tensor), "both products are of one format"
+    config = config_for(x, w2, ids.shape[1])
     if isinstance(config, PairConfig):
         return experts_by_pair(x, w13, w2, Choice(ids.shape[1], ids, weights), config, extras)
     return experts_grouped(x, w13, w2, weights, ids, config, extras)
+
+
+def _packed_experts(
+    x: Tensor,
+    w13: MXFP4Weight,
+    w2: MXFP4Weight,
+    weights: Tensor,
+    ids: Tensor,
+    extras: Extras,
+) -> Tensor:
+    (experts, size, wide), top_k = w2.shape, ids.shape[1]
+    problem = Problem(experts, size, wide, top_k)
+    config = moe_mxfp4.choose(problem, x.shape[0], x.element_size())
+    if isinstance(config, PairConfig):
+        return moe_mxfp4_pairs.experts_by_pair(x, w13, w2, weights, ids, config, extras)
+    return moe_mxfp4.experts_grouped(x, w13, w2, weights, ids, config, extras)
 
 
 @register("sparse_moe", "triton", _declines_fused)
