@@ -42,10 +42,6 @@ class EngineRunner(Runner, Protocol):
     """A runner, and what the engine must know about it. All of it is known once it is made."""
 
     @property
-    def num_blocks(self) -> int: ...
-    @property
-    def block_size(self) -> int: ...
-    @property
     def cache_layout(self) -> CacheLayout: ...
     @property
     def max_model_len(self) -> int: ...
@@ -149,9 +145,7 @@ class EngineCore:
     ) -> None:
         device = runner.device.partition(":")[0]
         limits = resolve_limits(config, device)
-        layout = getattr(runner, "cache_layout", None) or CacheLayout(
-            runner.num_blocks, runner.block_size
-        )
+        layout = runner.cache_layout
         check_layout(layout, limits)
         no_caching = caching_off(config, layout)
         self._runner = runner

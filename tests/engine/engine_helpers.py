@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from engine.naive_cache import NaiveCache
+from engine.naive_cache import Entry, NaiveCache
 
 from atom.config.schema import Config, EngineConfig, ModelConfig, SchedulerConfig
 from atom.engine.core import EngineCore
@@ -60,6 +60,7 @@ class JudgedRow:
         self.computed = -1
         self.parent = 0  # serial of the last published block
         self.num_published = 0
+        self.window: dict[int, int] = {}  # place -> window block, as long as a token may see it
 
 
 class JudgedRunner(FakeRunner):
@@ -68,8 +69,9 @@ class JudgedRunner(FakeRunner):
     def __init__(self, config: Config, options: FakeOptions | None = None) -> None:
         super().__init__(config, options)
         self.config = config
-        self.caching = config.engine.enable_prefix_caching
-        self.naive = NaiveCache(self.block_size)
+        self.caching = True
+        layout = self.cache_layout
+        self.naive = NaiveCache(self.block_size, layout.window, layout.has_state)
         self.judged: dict[int, JudgedRow] = {}
         self.salts: dict[str, str] = {}
         self.ended: set[str] = set()  # the driver adds what it has seen ending
@@ -80,6 +82,7 @@ class JudgedRunner(FakeRunner):
 
     def launch(self, plan: StepPlan) -> Any:
         self._judge_blocks(plan)
+        self._judge_windows_and_states(plan)
         self._judge_policy(plan)
         self.launched.append(plan)
         return Judged(self, plan, super().launch(plan))
@@ -104,6 +107,7 @@ class JudgedRunner(FakeRunner):
             hits = blocks.block_ids[: len(expected)]
             assert hits == [e.block_id for e in expected], "hits are other blocks"
             self.naive.hold(row.name, hits)
+            self._judge_hit(new.row, expected, plan)
         for blocks in plan.new_blocks:
             row = self.judged[blocks.row]
             skip = row.num_published if blocks.start == 0 else 0
@@ -113,6 +117,43 @@ class JudgedRunner(FakeRunner):
             self.naive.hold(row.name, blocks.block_ids[skip:])
             row.table += blocks.block_ids
         assert len(self.naive.users) <= self.num_blocks
+
+    def _judge_hit(self, row_id: int, expected: list[Entry], plan: StepPlan) -> None:
+        """What an admission got of windows and states."""
+        if self.naive.window:
+            seen = max(0, len(expected) * self.block_size - self.naive.window + 1)
+            blocks = next(b for b in plan.new_window_blocks if b.row == row_id)
+            shown = [e.window_id for e in expected[seen // self.block_size :]]
+            assert blocks.start == min(seen // self.block_size, len(expected))
+            assert blocks.block_ids[: len(shown)] == shown, "window hits are other blocks"
+            row = self.judged[row_id]
+            row.window = dict(enumerate(shown, blocks.start))
+        if self.naive.has_state:
+            restored = [copy.source for copy in plan.restores if copy.target == row_id]
+            assert restored == [e.checkpoint for e in expected[-1:]], "restored from elsewhere"
+
+    def _judge_windows_and_states(self, plan: StepPlan) -> None:
+        ends = dict(
+            zip(plan.rows.tolist(), (plan.num_computed + plan.num_scheduled).tolist(), strict=True)
+        )
+        assert {copy.target for copy in plan.restores} <= {new.row for new in plan.new_rows}
+        for row_id, start, ids in plan.new_window_blocks:
+            row = self.judged[row_id]
+            new = [(p, id_) for p, id_ in enumerate(ids, start) if p not in row.window]
+            held = self.held_windows()
+            assert not held & {id_ for _, id_ in new}, "a window block that is in use"
+            for place, id_ in new:
+                self.naive.overwrite_window(id_)
+                row.window[place] = id_
+            assert max(row.window) == (ends[row_id] - 1) // self.block_size, "too many or too few"
+        for source, target in plan.saves:
+            assert ends[source] % self.block_size == 0, "a state saved in mid-block"
+            self.naive.overwrite_checkpoint(target)
+
+    def held_windows(self, given_up: Collection[str] = ()) -> set[int]:
+        """Window blocks that a row's next tokens see; not of the rows `given_up`."""
+        rows = [row for row in self.judged.values() if row.name not in given_up]
+        return {id_ for row in rows for id_ in row.window.values()}
 
     def _judge_policy(self, plan: StepPlan) -> None:
         scheduler = self.config.scheduler
@@ -165,9 +206,24 @@ class JudgedRunner(FakeRunner):
                 head = row.tokens[: (i + 1) * self.block_size]
                 row.parent = self.naive.publish(row.table[i], row.salt, head, row.parent)
                 row.num_published = i + 1
+                entry = self.naive.entry(row.parent)
+                if self.naive.window and entry is not None and entry.window_id < 0:
+                    entry.window_id = row.window[i]
+        self._saved_and_passed(plan, rows, ends)
         sampled = [row for row, samples in zip(rows, plan.samples.tolist(), strict=True) if samples]
         for row_id, token_id in zip(sampled, output.token_ids.tolist(), strict=True):
             self.judged[row_id].tokens.append(token_id)
+
+    def _saved_and_passed(self, plan: StepPlan, rows: list[int], ends: list[int]) -> None:
+        for source, target in plan.saves:
+            row = self.judged[source]
+            entry = self.naive.entry(row.parent)
+            if row.name not in self.ended and entry is not None and entry.checkpoint < 0:
+                entry.checkpoint = target
+        for row_id, end in zip(rows, ends, strict=True):
+            row = self.judged[row_id]
+            first = max(0, end - self.naive.window + 1) // self.block_size
+            row.window = {place: id_ for place, id_ in row.window.items() if place >= first}
 
 
 class Judged:
@@ -193,6 +249,7 @@ class Engine:
         self.chunks: dict[str, list[TokenChunk]] = {}
         self.finished: dict[str, str] = {}
         self.runner.limit_of = self._limit_of
+        self.runner.caching = self.core.info.prefix_caching
 
     def _limit_of(self, name: str) -> int:
         request = self.requests[name]
@@ -245,7 +302,13 @@ class Engine:
         }
         blocks = self.core.scheduler.blocks
         assert blocks.num_used == len(held)
-        assert blocks.num_cached == len(self.runner.naive.entries)
+        entries = self.runner.naive.entries
+        assert blocks.num_cached == len(entries)
+        if blocks.windows is not None:
+            assert blocks.windows.num_used == len(self.runner.held_windows(given_up))
+            assert blocks.windows.num_cached == sum(e.window_id >= 0 for e in entries)
+        if blocks.checkpoints is not None:
+            assert blocks.checkpoints.num_cached == sum(e.checkpoint >= 0 for e in entries)
 
     def run(self, max_steps: int = 10_000) -> None:
         for _ in range(max_steps):
@@ -264,7 +327,10 @@ class Engine:
         core = self.core
         core.check_invariants()
         assert not core.has_work
-        assert core.scheduler.blocks.num_used == 0
+        blocks = core.scheduler.blocks
+        assert blocks.num_used == 0
+        assert blocks.windows is None or blocks.windows.num_used == 0
+        assert blocks.checkpoints is None or blocks.checkpoints.num_used == 0
         assert core.scheduler.table.num_free == core.info.max_num_seqs
 
 
