@@ -38,6 +38,25 @@ def find_tile(
     return seq, start + first, count - first, position
 
 
+@triton.jit
+def _load_query(
+    q, weights, line, q_row, weight_row,
+    HEADS: tl.constexpr, HEADS_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
+):  # fmt: skip
+    """Heads [D_PAD, HEADS_PAD] of a token, and their weights [1, HEADS_PAD] float32."""
+    d, head = tl.arange(0, D_PAD)[:, None], tl.arange(0, HEADS_PAD)[None, :]
+    mask = (d < D) & (head < HEADS)
+    x = tl.load(q + line * q_row + head * D + d, mask=mask, other=0.0)
+    w = tl.load(weights + line * weight_row + head, mask=head < HEADS, other=0.0)
+    return x, w.to(tl.float32)
+
+
+@triton.jit
+def _score(keys, x, w, PRECISION: tl.constexpr):
+    products = tl.dot(keys.to(x.dtype), x, input_precision=PRECISION)
+    return tl.sum(tl.maximum(products, 0.0) * w, 1)
+
+
 @triton.jit(do_not_specialize=["first_tile", "num_seqs", "table_row", "width"])
 def index_scores_kernel(
     scores, q, weights, cache, block_table, cu_seqlens, seq_lens, first_tile, num_seqs,
@@ -46,30 +65,38 @@ def index_scores_kernel(
     TOP_K: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (n, t): the n-th BLOCK_N keys and tile first_tile + t."""
-    at, row = tl.program_id(0) * BLOCK_N, tl.program_id(1)
+    """Program (n, t): tile first_tile + t, and blocks of BLOCK_N keys from the n-th on, as
+    far apart as there are programs for the tile."""
+    row = tl.program_id(1)
     seq, token, count, position = find_tile(
         first_tile + row, cu_seqlens, seq_lens, num_seqs, BLOCK_Q
     )
     queries = tl.minimum(count, BLOCK_Q)
     end = position + queries  # keys that the last query sees
-    if (queries < 1) | (end <= TOP_K) | (at >= end):
+    if (queries < 1) | (end <= TOP_K):
         return
-    key, d, head = at + tl.arange(0, BLOCK_N), tl.arange(0, D_PAD), tl.arange(0, HEADS_PAD)
-    live, in_head = key < end, d < D
-    pages = block_table + seq.to(tl.int64) * table_row + key // BLOCK_SIZE
-    page = tl.load(pages, mask=live, other=0).to(tl.int64)
-    places = cache + page * cache_block + key % BLOCK_SIZE * cache_slot
-    # A slot without a key may hold NaN; its score is not stored.
-    keys = tl.load(places[:, None] + d[None, :], mask=in_head[None, :], other=0.0)
-    mask = (head < HEADS)[None, :] & in_head[:, None]
-    for i in range(queries):
-        line = (token + i).to(tl.int64)
-        x = tl.load(q + line * q_row + head[None, :] * D + d[:, None], mask=mask, other=0.0)
-        w = tl.load(weights + line * weight_row + head, mask=head < HEADS, other=0.0)
-        products = tl.dot(keys.to(x.dtype), x, input_precision=PRECISION)
-        total = tl.sum(tl.maximum(products, 0.0) * w.to(tl.float32)[None, :], 1)
-        tl.store(scores + (row * BLOCK_Q + i).to(tl.int64) * width + key, total, mask=live)
+    d = tl.arange(0, D_PAD)
+    pages = block_table + seq.to(tl.int64) * table_row
+    line = token.to(tl.int64)
+    target = scores + (row * BLOCK_Q).to(tl.int64) * width
+    if BLOCK_Q == 1:
+        x, w = _load_query(q, weights, line, q_row, weight_row, HEADS, HEADS_PAD, D, D_PAD)
+    for at in range(tl.program_id(0) * BLOCK_N, end, tl.num_programs(0) * BLOCK_N):
+        key = at + tl.arange(0, BLOCK_N)
+        live = key < end
+        page = tl.load(pages + key // BLOCK_SIZE, mask=live, other=0).to(tl.int64)
+        places = cache + page * cache_block + key % BLOCK_SIZE * cache_slot
+        # A slot without a key may hold NaN; its score is not stored.
+        keys = tl.load(places[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0)
+        if BLOCK_Q == 1:
+            tl.store(target + key, _score(keys, x, w, PRECISION), mask=live)
+        else:
+            for i in range(queries):
+                x, w = _load_query(
+                    q, weights, line + i, q_row, weight_row, HEADS, HEADS_PAD, D, D_PAD
+                )
+                total = _score(keys, x, w, PRECISION)
+                tl.store(target + tl.cast(i, tl.int64) * width + key, total, mask=live)
 
 
 class Tiling(NamedTuple):
@@ -102,7 +129,11 @@ def index_scores(
     heads, dim = q.shape[1:]
     wide = q.element_size() > 2
     block_n = 32 if wide else 128
-    grid = (triton.cdiv(meta.max_seq_len, block_n), rows // tiling.block_q)
+    # A step of short sequences may run in a graph for long ones: few programs that find no keys.
+    tiles = rows // tiling.block_q
+    most = (8 if tiling.block_q == 1 else 64) * support.num_sms(q.device.index or 0)
+    blocks = min(triton.cdiv(meta.max_seq_len, block_n), max(most // tiles, 1))
+    grid = (blocks, tiles)
     index_scores_kernel[grid](
         scores, q, weights, cache, meta.block_table, meta.cu_seqlens_q, meta.seq_lens, first_tile,
         meta.num_seqs, q.stride(0), weights.stride(0), *cache.stride()[:2],
@@ -110,5 +141,5 @@ def index_scores(
         HEADS=heads, HEADS_PAD=max(16, support.next_power_of_2(heads)), D=dim,
         D_PAD=max(16, support.next_power_of_2(dim)), TOP_K=k, BLOCK_SIZE=cache.shape[1],
         BLOCK_Q=tiling.block_q, BLOCK_N=block_n, PRECISION="ieee" if wide else "tf32",
-        num_warps=4, num_stages=1 if tiling.block_q == 1 else 2,
+        num_warps=4, num_stages=3 if tiling.block_q == 1 else 2,
     )  # fmt: skip

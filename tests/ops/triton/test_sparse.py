@@ -11,7 +11,7 @@ from torch import Tensor
 from atom.ops.contracts import AttentionMetadata
 from atom.ops.contracts_sparse import IndexNorm
 from atom.ops.reference import sparse as reference
-from atom.ops.triton import sparse_cache, sparse_mla, sparse_topk
+from atom.ops.triton import sparse_cache, sparse_mla, sparse_scores, sparse_topk
 from atom.ops.triton.sparse_mla import Cut
 
 F32, BF16, FP8 = torch.float32, torch.bfloat16, torch.float8_e4m3fn
@@ -83,7 +83,7 @@ def check_topk(
 TOPK_CASES = {
     "prefill, a segment": ([(0, 10), (11, 3)], F32, 8, 64, 1 << 20),
     "mixed, several segments": ([(40, 1), (3, 9)], BF16, 8, 16, 1 << 20),
-    "three stages": ([(70, 2)], F32, 4, 8, 1 << 20),
+    "four stages": ([(33, 1)], F32, 4, 8, 1 << 20),
     "a tile at a time": ([(13, 9), (16, 1)], F32, 8, 16, 1),
     "decode": ([(70, 1), (3, 1), (8, 1), (7, 1)], BF16, 8, 32, 1 << 20),
     "decode in parts": ([(50, 1), (3, 1), (40, 1)], F32, 6, 16, 110),
@@ -102,6 +102,18 @@ def test_index_topk(device: str, name: str) -> None:
     weights = torch.randint(-3, 4, (tokens, 3)).to(device, dtype)
     cache = cache.mul(2).round().clamp(-3, 3).to(dtype)
     check_topk(q, weights, cache, meta, k, segment=segment, workspace=workspace)
+
+
+@pytest.mark.parametrize("chunks", [[(100, 1), (5, 1)], [(75, 3)]], ids=str)
+def test_programs_that_score_many_blocks(
+    device: str, monkeypatch: pytest.MonkeyPatch, chunks: list[tuple[int, int]]
+) -> None:
+    monkeypatch.setattr(sparse_scores.support, "num_sms", lambda _: 0)
+    meta, slots = step(chunks, 0, device)
+    cache = filled(slots, 32, F32, device)
+    q = torch.randn(meta.num_tokens, 16, 32, device=device)
+    weights = torch.randn(meta.num_tokens, 16, device=device)
+    check_topk(q, weights, cache, meta, 16, segment=64)
 
 
 def test_index_topk_of_padding_sequences(device: str) -> None:
@@ -151,6 +163,27 @@ def test_sparse_mla(
     assert got.shape == want.shape
     assert relative_error(got, want) < (1e-5 if dtype == F32 else 8e-3)
     assert not got[3].any()
+
+
+def test_the_sizes_of_published_models(device: str, on_gpu: bool) -> None:
+    """64 index heads of 128, 2048 keys of up to 40000."""
+    if not on_gpu:
+        pytest.skip("too much for the interpreter")
+    meta, slots = step([(39999, 1), (1500, 1), (20000, 1), (17000, 70), (0, 2100)], 0, device)
+    cache = filled(slots, 128, F32, device).mul(2).round().clamp(-3, 3).to(BF16)
+    q = torch.randint(-2, 3, (meta.num_tokens, 64, 128)).to(device, BF16)
+    weights = torch.randint(-3, 4, (meta.num_tokens, 64)).to(device, BF16)
+    check_topk(q, weights, cache, meta, 2048)
+    check_topk(q, weights, cache, meta, 2048, workspace=1 << 22)
+    chosen = sparse_topk.index_topk(q, weights, cache, meta, 2048)
+    latents = filled(slots, 576, BF16, device)
+    for heads in (16, 128):
+        q_latent = torch.randn(heads, meta.num_tokens, 512).to(device, BF16).transpose(0, 1)
+        q_rope = torch.randn(meta.num_tokens, heads, 64).to(device, BF16)
+        for rows in (slice(0, 3), slice(None)):
+            args = (q_latent[rows], q_rope[rows], latents, chosen[rows], 0.05)
+            error = relative_error(sparse_mla.sparse_mla(*args), reference.sparse_mla(*args))
+            assert error < 8e-3
 
 
 def test_the_cut_gives_every_multiprocessor_work() -> None:

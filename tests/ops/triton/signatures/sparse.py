@@ -40,7 +40,7 @@ def _scores(dtype: str, heads: int, block_q: int, block_n: int) -> Row:
             "BLOCK_SIZE": 16, "BLOCK_Q": block_q, "BLOCK_N": block_n,
             "PRECISION": "ieee" if dtype == "fp32" else "tf32",
         },
-        {"num_warps": 4, "num_stages": 1 if block_q == 1 else 2},
+        {"num_warps": 4, "num_stages": 3 if block_q == 1 else 2},
     )  # fmt: skip
 
 
@@ -87,18 +87,18 @@ _MERGE: Row = (
 
 SIGNATURES: list[Row] = [
     _cache("bf16", False),
-    _cache("bf16", True),
     _scores("bf16", 64, 1, 128),
     _scores("bf16", 32, 8, 128),
     _keep(0, 8, 16384),
-    _keep(1, 1, 16384),
     _attend("bf16", "bf16", sparse_mla.Cut(16, 16, 8, 4, 1)),
     _attend("bf16", "fp8e4nv", sparse_mla.Cut(64, 32, 1, 8, 2)),
     _MERGE,
 ]
 
 SLOW_SIGNATURES: list[Row] = [
+    _cache("bf16", True),
     _cache("fp32", False),
+    _keep(1, 1, 16384),
     _scores("fp32", 64, 8, 32),
     _keep(2, 8, 8192),
     _attend("bf16", "bf16", sparse_mla.Cut(64, 32, 1, 8, 2)),
