@@ -88,8 +88,8 @@ class V4Choose(Protocol):
 
     q [T, Hi, Di] is rotated by `positions`; an entry's score is the sum over heads of
     weights [T, Hi] * max(q . key, 0), up to a constant factor. Chosen are the k best of those that
-    are complete at the token, (p + 1) // r of them, in any order; all where they are no more than
-    k. `keys` [B, bs // r, Di] are the entries' index keys.
+    are complete at the token, (p + 1) // r of them, in any order, before any -1; all where they are
+    no more than k. `keys` [B, bs // r, Di] are the entries' index keys.
     """
 
     def __call__(

@@ -11,6 +11,8 @@ from atom.ops.triton import (
     elementwise,
     embedding,
     linear,
+    mla_attention,
+    mla_cache,
     moe,
     paged_attention,
     reshape_and_cache,
@@ -18,6 +20,11 @@ from atom.ops.triton import (
     sparse_cache,
     sparse_mla,
     sparse_topk,
+    v4_attention,
+    v4_choose,
+    v4_compress,
+    v4_hyper,
+    v4_write,
 )
 
 __all__ = [
@@ -26,6 +33,8 @@ __all__ = [
     "elementwise",
     "embedding",
     "linear",
+    "mla_attention",
+    "mla_cache",
     "moe",
     "paged_attention",
     "reshape_and_cache",
@@ -33,4 +42,9 @@ __all__ = [
     "sparse_cache",
     "sparse_mla",
     "sparse_topk",
+    "v4_attention",
+    "v4_choose",
+    "v4_compress",
+    "v4_hyper",
+    "v4_write",
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "signatures"
-CUDA_ONLY = ("PDL", "PACKED")  # constexprs that are False for ROCm
+CUDA_ONLY = ("PDL", "PACKED", "TF32X3")  # constexprs that are False for ROCm
 CUDA_OPTIONS = ("launch_pdl", "maxnreg")
 
 
