@@ -10,19 +10,18 @@ from atom.cli.common import gib
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from atom.config.schema import Config
     from atom.engine.deployment import DeploymentPlan, Target
     from atom.models.footprint import CacheUse
-    from atom.models.hf_config import HFConfig
 
 
 def plan_recipe(path: Path, target: Target | None) -> DeploymentPlan:
     """The plan of a valid recipe; `target` replaces its [deployment]. Raises `AtomError`."""
     from atom.config import resolve
     from atom.engine.deployment import plan_deployment
+    from atom.models.published import find_config
 
     config = resolve(path)
-    hf, name = _config_of_model(config)
+    hf, name = find_config(config.model)
     return plan_deployment(config, hf, name, target or recipe_target(path))
 
 
@@ -48,22 +47,6 @@ def make_target(gpu: str | None, gpu_memory_gb: float | None, where: str) -> Tar
             f"gpu_memory_gb, too; known are {', '.join(GPU_MEMORY)}"
         )
     return Target(gpu or "", None if size is None else int(size * 2**30))
-
-
-def _config_of_model(config: Config) -> tuple[HFConfig, str]:
-    """As it is kept here, on this machine, or on the hub, in this order."""
-    import dataclasses
-
-    from atom.models.embedded import EMBEDDED
-    from atom.models.published import published_config
-    from atom.models.source import resolve_source
-
-    name = config.model.model or f"HuggingFaceTB/{EMBEDDED.name}"
-    known = published_config(name)
-    if known is not None:
-        return known, config.model.model or EMBEDDED.name
-    source = resolve_source(dataclasses.replace(config.model, load_dummy=True))
-    return source.config, source.name
 
 
 def verdict(plan: DeploymentPlan) -> str:

@@ -28,6 +28,13 @@ def serve(
             "nothing: the embedded SmolLM2-135M-Instruct.",
         ),
     ] = None,
+    tiny: Annotated[
+        bool,
+        typer.Option(
+            "--tiny",
+            help="Rehearse: a small random model of the same architecture, made on the spot.",
+        ),
+    ] = False,
     *,
     flags: dict[str, Any],
 ) -> None:
@@ -36,9 +43,32 @@ def serve(
     Settings come from the recipe, then ATOM_* variables, then flags; the last one wins.
     """
     resolved = resolve_target(target, flags)
+    if tiny:
+        _rehearse(resolved)
     print_changed(resolved)
+    raise typer.Exit(_run(resolved))
+
+
+def _run(resolved: Resolved) -> int:
     run = importlib.import_module("atom.server.run")
-    raise typer.Exit(run.serve(resolved.config))
+    code: int = run.serve(resolved.config)
+    return code
+
+
+def _rehearse(resolved: Resolved) -> None:
+    """Serve a tiny model in the place of the one that is named; it goes with the server."""
+    import sys
+    import tempfile
+    from pathlib import Path
+
+    from atom.engine.rehearsal import rehearse
+
+    with tempfile.TemporaryDirectory(prefix="atom-tiny-") as folder:
+        rehearsal = rehearse(resolved, Path(folder))
+        print_changed(rehearsal.resolved)
+        for note in rehearsal.notes:
+            sys.stderr.write(f"rehearsal: {note}\n")
+        raise typer.Exit(_run(rehearsal.resolved))
 
 
 def print_changed(resolved: Resolved) -> None:

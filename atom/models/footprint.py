@@ -24,10 +24,10 @@ from atom.models.inventory import (
 )
 from atom.models.inventory_types import COPY, EMBEDDING, EXPERTS, SEQUENCE, TOKEN, WINDOW
 from atom.models.source import ModelSource
-from atom.models.stored import DTYPE_BYTES, Scheme, scheme_of
+from atom.models.stored import DTYPE_BYTES, Scheme, scheme_of, stored_dtype
 from atom.ops.registry import OpQuery
 
-__all__ = ["DTYPE_BYTES"]
+__all__ = ["DTYPE_BYTES", "stored_dtype"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,6 @@ def footprint(source: ModelSource, dtype: str, kv_dtype: str, *, keep_stored: bo
         kv_bytes_per_token=kv_bytes_per_token(config, kv_dtype, dtype),
         max_model_len=limit if isinstance(limit, int) else None,
     )
-
-
-def stored_dtype(config: HFConfig) -> str:
-    """The dtype of tensors that are not quantised."""
-    return config.dtype if config.dtype in DTYPE_BYTES else "bfloat16"
 
 
 def count_parameters(config: HFConfig, *, mtp: bool = False) -> int:

@@ -6,12 +6,16 @@ model is never run by these: its own files say what it is.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from atom.config.schema import ModelConfig
+from atom.models.embedded import EMBEDDED
 from atom.models.hf_config import HFConfig
+from atom.models.source import resolve_source
 
 # Models whose configuration, as far as it is kept here, is another one's.
 _SAME = {
@@ -35,6 +39,17 @@ def _files() -> dict[str, Any]:
         for file in sorted(folder.iterdir(), key=lambda file: file.name)
         if file.name.endswith(".json")
     }
+
+
+def find_config(model: ModelConfig) -> tuple[HFConfig, str]:
+    """(configuration, name) of a model as it is kept here, on this machine, or on the hub, in this
+    order. Fetches no weights. Raises `ModelError`."""
+    name = model.model or f"HuggingFaceTB/{EMBEDDED.name}"
+    known = published_config(name)
+    if known is not None:
+        return known, model.model or EMBEDDED.name
+    source = resolve_source(dataclasses.replace(model, load_dummy=True))
+    return source.config, source.name
 
 
 def published_names() -> list[str]:

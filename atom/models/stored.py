@@ -18,6 +18,11 @@ _MX_GROUP = 32  # values that share one scale of a byte
 _MX_BYTES = 0.5 + 1 / _MX_GROUP
 
 
+def stored_dtype(config: HFConfig) -> str:
+    """The dtype of tensors that are not quantised."""
+    return config.dtype if config.dtype in DTYPE_BYTES else "bfloat16"
+
+
 @dataclass(frozen=True, slots=True)
 class Scheme:
     """`bits` of a quantised value. Scales: one of `scale_bytes` for each `block` (rows, columns).
