@@ -174,6 +174,15 @@ class RowCaches:
                 checkpoints.came(seq, num_blocks)
                 self._stats.checkpoint_saves += checkpoints.publish(seq, num_blocks, id_)
 
+    def count(self, stats: SchedulerStats) -> None:
+        """The gauges."""
+        windows, checkpoints = self._blocks.windows, self._blocks.checkpoints
+        if windows is not None:
+            stats.num_window_blocks, stats.num_used_window_blocks = windows.size, windows.num_used
+        if checkpoints is not None:
+            stats.num_checkpoints = checkpoints.size
+            stats.num_cached_checkpoints = checkpoints.num_cached
+
     # -- self-check -----------------------------------------------------------------------------
 
     def check_invariants(self, holders: list[Sequence]) -> None:

@@ -357,6 +357,8 @@ class Scheduler:
             self.blocks.num_used,
             self.blocks.num_cached,
         )
+        if self._caches is not None:
+            self._caches.count(stats)
         return msgspec.structs.replace(stats, finished=dict(stats.finished))
 
     def check_invariants(self) -> None:
