@@ -7,38 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from atom.errors import ModelError
 from atom.layers.build import BuildContext
 from atom.layers.indexer import IndexedAttention
 from atom.models.deepseek_v2 import DeepseekV3ForCausalLM
+from atom.models.indexer_kinds import indexer_kind
 
 if TYPE_CHECKING:
     from atom.models.hf_config import HFConfig
-
-KINDS = {"F": "full", "S": "shared"}
-
-
-def indexer_kind(config: HFConfig, index: int) -> str:
-    """Whether block `index` has an indexer ("full") or not ("shared"): the config lists it, or
-    gives a pattern, or says that every `index_topk_freq`-th does, from some block on. A layer
-    behind the last block has one."""
-    kinds = config.get("indexer_types") or config.get("index_topk_pattern")
-    if index >= config.num_hidden_layers:
-        return "full"
-    if kinds is None:
-        after = index - config.get("index_skip_topk_offset", 2) + 1
-        return "shared" if max(after, 0) % max(config.get("index_topk_freq", 1), 1) else "full"
-    if len(kinds) < config.num_hidden_layers:
-        raise ModelError(
-            f"{config.where}: {len(kinds)} indexer_types for {config.num_hidden_layers} blocks"
-        )
-    kind = KINDS.get(kinds[index], kinds[index])
-    if kind not in KINDS.values() or (index == 0 and kind == "shared"):
-        raise ModelError(
-            f"{config.where}: indexer type {kind!r} of block {index} is not supported; supported: "
-            "full, and shared after a full one"
-        )
-    return str(kind)
 
 
 class DeepseekV32ForCausalLM(DeepseekV3ForCausalLM):

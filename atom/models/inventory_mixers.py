@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from atom.models.hf_config import HFConfig
+from atom.models.indexer_kinds import indexer_kind
 from atom.models.inventory_types import (
     ALL,
     ATTENTION,
@@ -106,8 +107,7 @@ def has_indexer(config: HFConfig, layer: int) -> bool:
     """Whether a layer chooses its own positions to attend to."""
     if config.get("index_n_heads") is None:
         return False
-    kinds = config.get("indexer_types")
-    return not kinds or layer < 0 or layer >= len(kinds) or kinds[layer] == "full"
+    return layer < 0 or indexer_kind(config, layer) == "full"
 
 
 def _latent(config: HFConfig, pre: str, layer: int) -> Iterator[Tensors]:

@@ -15,8 +15,8 @@ from atom.config.schema import Config, EngineConfig, ModelConfig
 from atom.errors import ModelError
 from atom.layers.build import BuildContext
 from atom.layers.indexer import SparseMLA
-from atom.models.deepseek_v32 import indexer_kind
 from atom.models.hf_config import HFConfig
+from atom.models.indexer_kinds import indexer_kind
 from atom.models.loader import load_model
 from atom.models.registry import resolve
 from atom.models.source import resolve_source
@@ -111,7 +111,10 @@ def test_which_blocks_have_indexers(config: dict[str, Any], kinds: str) -> None:
     ("config", "message"),
     [
         ({"indexer_types": ["shared", "full", "full"]}, "'shared' of block 0 is not supported"),
-        ({"indexer_types": ["full", "full"]}, "2 indexer_types for 3 blocks"),
+        ({"indexer_types": ["full", "full"]}, "kind of each of 3 blocks, got .'full', 'full'.$"),
+        ({"indexer_types": 3}, "kind of each of 3 blocks, got 3"),
+        ({"index_topk_freq": "2"}, "must be counts, got '2' and 2"),
+        ({"index_topk_freq": 2, "index_skip_topk_offset": 0}, "'shared' of block 0"),
         ({"index_topk_pattern": "FXF"}, "indexer type 'X' of block 1"),
         ({"index_head_dim": 8}, "index_head_dim 8 is less than the 16 channels"),
         ({"attention_bias": True}, "needs a q_lora_rank, and no attention_bias"),
