@@ -195,6 +195,9 @@ class FusedMoE(Layer):
 class Router(ReplicatedLinear):
     """A linear layer, or a dense weight [E, K] for a kernel that does more than the router.
 
+    Logits are float32 where the kernel of the product can write its sums unrounded: experts may be
+    closer to each other than what rounding takes off.
+
     `correction`: the checkpoint has a vector of corrections beside the weight, under that name.
     """
 
@@ -211,6 +214,7 @@ class Router(ReplicatedLinear):
         super().__init__(build, experts.hidden_size, experts.num_experts, bias)
         self._keep = keep
         self._correction = correction
+        self._wide: Callable[[Tensor], Tensor] | None = None
         self._experts = (experts,)  # in a tuple: a submodule of the layer above
 
     def slots(self, path: str) -> Iterator[WeightSlot]:
@@ -219,12 +223,21 @@ class Router(ReplicatedLinear):
             size = (self._experts[0].num_experts,)
             yield WeightSlot(f"{path}.{self._correction}", size, self._take_correction)
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self._wide is None:
+            return self.packed(x, self.bias)
+        logits = self._wide(x)
+        return logits if self.bias is None else logits + self.bias
+
+    __call__ = forward
+
     def _take_correction(self, tensor: CheckpointTensor) -> None:
         self._experts[0].correction = tensor.dense(ALL).to(self.build.device, torch.float32)
 
     def finish(self) -> None:
         if not self._keep:
             super().finish()
+            self._wide = getattr(self.packed, "linear_f32", None)
             return
         self.dense = self.build.dense(self._raw["weight", 0])
         self._raw.clear()

@@ -9,6 +9,7 @@ from torch import nn
 from atom.layers.build import BuildContext
 from atom.layers.moe import FusedMoE, SparseMoE
 from atom.models.common import MLP, CausalLM, DecoderLayer, GatedMLP, SelfAttention
+from atom.models.mtp import nextn_mtp, nextn_weights
 from atom.ops.contracts import Routing
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Glm4MoeForCausalLM(CausalLM):
 
     @classmethod
     def mtp_weights(cls, config: HFConfig) -> tuple[str, ...]:
-        """The layers after the last one."""
-        first, count = config.num_hidden_layers, int(config.get("num_nextn_predict_layers", 0))
-        return tuple(f"model.layers.{first + i}." for i in range(count))
+        return nextn_weights(config)
+
+    def make_mtp(self, config: HFConfig, build: BuildContext) -> nn.Module:
+        return nextn_mtp(self, config, build)

@@ -87,6 +87,10 @@ def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _products_of(weight).linear(x, weight, bias)
 
 
+def _linear_f32_op(x: Tensor, weight: Tensor) -> Tensor:
+    return _products_of(weight).linear(x, weight, None, torch.float32)
+
+
 def _norm_linear_op(
     x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
@@ -131,6 +135,11 @@ _linear = support.define(
     _linear_op,
     lambda x, weight, bias: _fake(x, weight),
 )
+_linear_f32 = support.define(
+    "linear_f32(Tensor x, Tensor weight) -> Tensor",
+    _linear_f32_op,
+    lambda x, weight: _fake(x, weight).float(),
+)
 _norm_linear = support.define(
     f"norm_linear(Tensor x, {_NORM}) -> Tensor",
     _norm_linear_op,
@@ -160,6 +169,10 @@ class TracedLinear(TritonLinear):
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         out: Tensor = _linear(x, self.weight, bias)
+        return out
+
+    def linear_f32(self, x: Tensor) -> Tensor:
+        out: Tensor = _linear_f32(x, self.weight)
         return out
 
     def norm_linear(

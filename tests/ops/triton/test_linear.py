@@ -171,7 +171,7 @@ def test_traced_form_is_the_same_and_leaves_its_inputs_alone(device: str) -> Non
         y2, r2 = traced.norm_linear(x, residual, case.gamma, EPS, case.bias)
         z, r3 = traced.norm_gated(traced(x) @ case.weight, r2, case.gamma, EPS)
         z1, _ = traced.norm_gated(r3, None, case.gamma, EPS)
-        return y + y2, z + z1, r, r3
+        return y + y2 + traced.linear_f32(x).sum(), z + z1, r, r3
 
     before = case.residual.clone()
     compiled = torch.compile(forward, backend="aot_eager", fullgraph=True)
