@@ -24,8 +24,8 @@ class MLACache(Protocol):
     """op `mla_cache`. Makes the step's latents, writes them at its slots, and rotates the queries.
 
     q_rope [T, H, P] is rotated in place, in neighbouring pairs, by `cos_sin` [max_position, P]
-    float32 (cos, then sin). kv [T, R + P] is changed in place too: RMSNorm with `norm_weight` [R]
-    of its first R channels, the rotation of the rest. Slots < 0 are skipped.
+    float32 (cos, then sin). kv [T, R + P] becomes what the cache holds, rounded to its type: RMSNorm
+    with `norm_weight` [R] of its first R channels, the rotation of the rest. Slots < 0 are skipped.
     """
 
     def __call__(

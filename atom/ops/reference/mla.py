@@ -27,13 +27,15 @@ def mla_cache(
     kv[:, :rank] = rms_norm(kv[:, :rank], norm_weight, eps)
     rotary(q_rope, kv[:, None, rank:], positions, cos_sin, True)
     kept = slot_mapping >= 0
-    slots, rows = slot_mapping[kept], kv[kept]
+    slots = slot_mapping[kept]
     block, offset = slots // cache.shape[1], slots % cache.shape[1]
     if cache.dtype == FP8:  # without indexing kernels, which its bytes have
-        rows = rows.float().clamp(-FP8_MAX, FP8_MAX).to(FP8).view(torch.uint8)
-        cache.view(torch.uint8)[block, offset] = rows
+        rows = kv.float().clamp(-FP8_MAX, FP8_MAX).to(FP8)
+        cache.view(torch.uint8)[block, offset] = rows.view(torch.uint8)[kept]
     else:
-        cache[block, offset] = rows.to(cache.dtype)
+        rows = kv.to(cache.dtype)
+        cache[block, offset] = rows[kept]
+    kv.copy_(rows)
 
 
 def gather_latents(cache: Tensor, blocks: Tensor, length: int) -> Tensor:
