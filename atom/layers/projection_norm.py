@@ -35,24 +35,19 @@ class ProjectionNorm(Layer):
         self.rows = [slice(s.start * head_dim, s.stop * head_dim) for s in shares]
         self.whole = (num_heads * head_dim, num_kv_heads * head_dim)
         q, k = (rows.stop - rows.start for rows in self.rows)
-        self._split = (q, k, k)
-        # A key head that several ranks hold is in the sum several times.
-        copies = parallel.tp_size * k / self.whole[1]
-        self._means = (1 / self.whole[0], 1 / (self.whole[1] * copies))
+        self._sizes = (q, k)
+        # A key head that several ranks hold is in the sum, and in the count, several times.
+        self._counts = (float(self.whole[0]), float(k * parallel.tp_size))
+        sizes = {"q": q, "k": k}
+        self._norm = build.select("projection_norm", **sizes)
+        self._sums = build.select("projection_sums", **sizes)
         self._sum = build.all_reduce()
         self._parts: list[Tensor | None] = [None, None]
 
     def forward(self, qkv: Tensor) -> Tensor:
-        q, k, v = qkv.split_with_sizes(self._split, 1)
-        wide_q, wide_k = q.float(), k.float()
-        sums = torch.stack((wide_q.square().sum(-1), wide_k.square().sum(-1)), -1)  # [T, 2]
-        if self._sum is not None:
-            sums = self._sum(sums)
-        factors = torch.rsqrt(sums * self._scale + self.eps)
-        weight_q, weight_k = self.weight.split_with_sizes(self._split[:2])
-        q = (wide_q * factors[:, :1] * weight_q).to(qkv.dtype)
-        k = (wide_k * factors[:, 1:] * weight_k).to(qkv.dtype)
-        return torch.cat((q, k, v), 1)
+        sums = None if self._sum is None else self._sum(self._sums(qkv, *self._sizes))
+        out: Tensor = self._norm(qkv, *self._sizes, self.weight, self.eps, sums, self._counts)
+        return out
 
     __call__ = forward
 
@@ -67,7 +62,6 @@ class ProjectionNorm(Layer):
 
     def finish(self) -> None:
         self.weight = torch.cat([part for part in self._parts if part is not None])
-        self._scale = torch.tensor(self._means, device=self.build.device)
         self._parts = [None, None]
 
     @property

@@ -167,6 +167,34 @@ class AddRMSNorm(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
+class ProjectionSums(Protocol):
+    """op `projection_sums`. qkv [T, W] -> [T, 2] float32: the squares of a token's first `q_size`
+    values added up, and of the `k_size` after them."""
+
+    def __call__(self, qkv: Tensor, q_size: int, k_size: int) -> Tensor: ...
+
+
+class ProjectionNorm(Protocol):
+    """op `projection_norm`. RMSNorm of q and of k, each over all heads at once.
+
+    qkv [T, W], of which q is the first `q_size` columns and k the `k_size` after them; weight
+    [q_size + k_size] float32. `sums` [T, 2] float32 are those of `projection_sums` over all ranks,
+    or None: then qkv is whole. Their means are over `counts`. Returns qkv with both normed, float32
+    inside; qkv is consumed.
+    """
+
+    def __call__(
+        self,
+        qkv: Tensor,
+        q_size: int,
+        k_size: int,
+        weight: Tensor,
+        eps: float,
+        sums: Tensor | None,
+        counts: tuple[float, float],
+    ) -> Tensor: ...
+
+
 class RotaryEmbedding(Protocol):
     """op `rotary`. Rotates q [T, Hq, D] and k [T, Hk, D] in place by position; returns both.
 
@@ -382,6 +410,8 @@ OPS: dict[str, Any] = {
     "embedding": Embedding,
     "rms_norm": RMSNorm,
     "add_rms_norm": AddRMSNorm,
+    "projection_sums": ProjectionSums,
+    "projection_norm": ProjectionNorm,
     "rotary": RotaryEmbedding,
     "reshape_and_cache": ReshapeAndCache,
     "paged_attention": PagedAttention,

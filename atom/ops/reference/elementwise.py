@@ -22,6 +22,31 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return rms_norm(residual, weight, eps), residual
 
 
+@register("projection_sums", "reference")
+def projection_sums(qkv: Tensor, q_size: int, k_size: int) -> Tensor:
+    q, k, _ = qkv.split_with_sizes((q_size, k_size, qkv.shape[1] - q_size - k_size), 1)
+    return torch.stack((q.float().square().sum(-1), k.float().square().sum(-1)), -1)
+
+
+@register("projection_norm", "reference")
+def projection_norm(
+    qkv: Tensor,
+    q_size: int,
+    k_size: int,
+    weight: Tensor,
+    eps: float,
+    sums: Tensor | None,
+    counts: tuple[float, float],
+) -> Tensor:
+    if sums is None:
+        sums = projection_sums(qkv, q_size, k_size)
+    q, k, v = qkv.split_with_sizes((q_size, k_size, qkv.shape[1] - q_size - k_size), 1)
+    weight_q, weight_k = weight.split_with_sizes((q_size, k_size))
+    q = q.float() * torch.rsqrt(sums[:, :1] / counts[0] + eps) * weight_q
+    k = k.float() * torch.rsqrt(sums[:, 1:] / counts[1] + eps) * weight_k
+    return torch.cat((q.to(qkv.dtype), k.to(qkv.dtype), v), 1)
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     """x [T, H, D] in place; cos and sin [T, 1, R/2] float32."""
     rotated = x[..., : 2 * cos.shape[-1]]

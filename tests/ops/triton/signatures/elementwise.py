@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atom.ops.triton import argmax, elementwise, step_inputs
+from atom.ops.triton import argmax, elementwise, projection_norm, step_inputs
 
 Row = tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]
 
@@ -22,7 +22,21 @@ def _norm(dtype: str, size: int, block: int, rows: int, warps: int) -> Row:
     )
 
 
+def _projection(mode: str) -> Row:
+    absent = "weight" if mode == "write" else "sums" if mode == "none" else ""
+    pointers = {"qkv": "*bf16", "weight": "*fp32", "sums": "*fp32", "row_stride": "i32"}
+    pointers.pop(absent, None)
+    return (
+        projection_norm.projection_kernel,
+        pointers | dict.fromkeys(("q_count", "k_count", "eps"), "fp32"),
+        {"Q": 6144, "K": 1024, "Q_PAD": 8192, "K_PAD": 1024, "SUMS": mode, "PDL": True}
+        | ({absent: None} if absent else {}),
+        {"num_warps": 8, "launch_pdl": True},
+    )
+
+
 SIGNATURES: list[Row] = [
+    *map(_projection, ("none", "write", "read")),
     _norm("bf16", 4096, 4096, 1, 8),
     _norm("fp16", 128, 128, 16, 4),
     (
