@@ -51,10 +51,11 @@ def _load(cache: Tensor, table: Tensor, positions: Tensor, rows: int, ring: int 
 
 
 def _sequences(meta: AttentionMetadata) -> Iterator[tuple[int, int, int, int]]:
-    """(s, first row, row after the last, length) of those that compute anything."""
+    """(s, first row, row after the last, length) of those that compute anything. The padding of a
+    captured decode step has rows but no length."""
     starts, lengths = meta.cu_seqlens_q.tolist(), meta.seq_lens.tolist()
     for s in range(meta.num_seqs):
-        if starts[s] < starts[s + 1]:
+        if starts[s] < starts[s + 1] and lengths[s] > 0:
             yield s, starts[s], starts[s + 1], lengths[s]
 
 
