@@ -73,9 +73,11 @@ def _shards(folder: Path) -> list[Path]:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(f"{index} is not an index of safetensors files") from None
         files = [folder / Path(name).name for name in names]
-        for file in files:
-            if not file.exists():
-                raise ModelError(f"{index.name} names {file.name}, which is not in {folder}")
+        if gone := [file.name for file in files if not file.exists()]:
+            more = f" and {len(gone) - 1} more files, which are" if len(gone) > 1 else ", which is"
+            raise ModelError(
+                f"{index.name} names {gone[0]}{more} not in {folder}: finish the download"
+            )
         return files
     single = folder / "model.safetensors"
     files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
@@ -92,7 +94,10 @@ def open_safetensors(folder: Path) -> Iterator[CheckpointTensor]:
                 for name in opened.keys():  # noqa: SIM118 (not a mapping)
                     yield SafetensorsTensor(name, opened.get_slice(name))
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"cannot read {file}: {error}") from None
+            reason = str(error).splitlines()[0]
+            cut = "incomplete" in reason or "TooSmall" in reason or "HeaderTooLarge" in reason
+            hint = ": is it cut short? fetch it again" if cut else ""
+            raise ModelError(f"cannot read {file}: {reason}{hint}") from None
 
 
 def _as_tensor(data: NDArray[Any]) -> Tensor:

@@ -18,7 +18,9 @@ from atom.models.checkpoint import (
     open_safetensors,
 )
 from atom.models.gguf import GGUFFile
+from atom.models.loading_report import Wanted
 from atom.models.registry import resolve
+from atom.models.stored import quantisation_of_weights, why_not_loaded
 from atom.parallel.state import SINGLE, ParallelState
 
 if TYPE_CHECKING:
@@ -70,8 +72,8 @@ def load_model(
     """
     hf = source.config
     model_class = resolve(hf.architecture)
-    if (method := _weight_quantisation(hf)) and method not in model_class.quantisations:
-        raise ModelError(f"{source.name}: quantised safetensors ({method}) are not supported yet")
+    if quantisation_of_weights(hf) not in ("", *model_class.quantisations):
+        raise ModelError(f"{source.name}: {why_not_loaded(hf)}")
     file = GGUFFile(source.path) if source.format == "gguf" else None
     keep = config.model.dtype == "auto" and device.type == "cpu"
     build = BuildContext(
@@ -91,23 +93,10 @@ def load_model(
     if config.model.load_dummy:
         load_dummy(model, config.model.seed, stored_dtype(hf, build), device)
     else:
+        check_tensors(model, _open(source, file, hf), str(source.path))  # of headers: seconds
         load_weights(model, _open(source, file, hf), str(source.path))
     flatten(model)
     return model
-
-
-def _weight_quantisation(hf: HFConfig) -> str:
-    """The method by which weights are quantised; "" if none is, though the KV cache may have
-    scales."""
-    config = dict(hf.get("quantization_config") or {})
-    method = str(config.get("quant_method", "unknown"))
-    if not config:
-        return ""
-    if method == "compressed-tensors" and config.get("kv_cache_scheme"):
-        return method if config.get("config_groups") else ""
-    if method == "modelopt" and config.get("kv_cache_quant_algo"):
-        return method if config.get("quant_algo") else ""
-    return method
 
 
 def stored_dtype(hf: HFConfig, build: BuildContext) -> torch.dtype:
@@ -131,45 +120,23 @@ def weight_slots(model: nn.Module) -> dict[str, WeightSlot]:
     }
 
 
-def _our_name(model: Any, name: str) -> str:
-    for theirs, ours in model.weight_map:
-        name = name.replace(theirs, ours)
-    return name
+def check_tensors(model: Any, tensors: Iterable[CheckpointTensor], origin: str) -> None:
+    """Raise `ModelError` if these are not, by name and shape, what the model wants. Reads none."""
+    wanted = Wanted(model, weight_slots(model), origin)
+    for tensor in tensors:
+        wanted.take(tensor)
+    wanted.check()
 
 
 def load_weights(model: Any, tensors: Iterable[CheckpointTensor], origin: str) -> None:
     """Give every tensor to its layer, then finish the layers. `origin` is for messages."""
-    slots = weight_slots(model)
-    missing = {slot.name for slot in slots.values() if slot.required}
-    unexpected: list[str] = []
+    wanted = Wanted(model, weight_slots(model), origin)
     for tensor in tensors:
-        slot = slots.get(_our_name(model, tensor.name))
-        if slot is None:
-            if not _left_out(model, tensor.name):
-                unexpected.append(tensor.name)
-            continue
-        if tensor.shape != slot.shape and (tensor.shape, slot.shape) != ((1,), ()):
-            raise ModelError(
-                f"{origin}: {tensor.name} has shape {list(tensor.shape)}, "
-                f"the config asks for {list(slot.shape)}"
-            )
-        slot.load(tensor)
-        missing.discard(slot.name)
-        missing.difference_update(slot.provides)
-    _report(origin, "lacks", sorted(missing))
-    _report(origin, "has unexpected", unexpected)
+        slot = wanted.take(tensor)
+        if slot is not None:
+            slot.load(tensor)
+    wanted.check()
     finish(model)
-
-
-def _left_out(model: Any, name: str) -> bool:
-    skipped = (*model.skipped_weights, *model.mtp_prefixes)
-    return name.endswith(model.ignored_weights) or name.startswith(skipped)
-
-
-def _report(origin: str, verb: str, names: list[str]) -> None:
-    if names:
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise ModelError(f"{origin} {verb} {len(names)} tensors for this architecture: {shown}")
 
 
 def load_dummy(model: nn.Module, seed: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -32,8 +33,10 @@ ARCHITECTURES: dict[str, str] = {
 def resolve(architecture: str) -> Any:
     """The model class (a `CausalLM`); `ModelError` lists what exists if there is none."""
     if architecture not in ARCHITECTURES:
+        near = difflib.get_close_matches(architecture, ARCHITECTURES, n=3, cutoff=0.75)
+        hint = f"; near it are {', '.join(near)}" if near else ""
         raise ModelError(
-            f"architecture {architecture!r} is not supported; supported: "
+            f"architecture {architecture!r} is not supported{hint}; supported: "
             + ", ".join(sorted(ARCHITECTURES))
         )
     module, name = ARCHITECTURES[architecture].split(":")
