@@ -60,6 +60,13 @@ SPECS: dict[str, Spec] = {
     "engine_up": Spec("gauge", "1 while the engine serves; 0 when starting, draining or dead"),
     "prefix_cache_queries": Spec("counter", "Prompt tokens looked up in the prefix cache"),
     "prefix_cache_hits": Spec("counter", "Prompt tokens found in the prefix cache"),
+    "window_cache_usage_perc": Spec(
+        "gauge", "Share of the blocks of window caches that sequences hold, 0 to 1"
+    ),
+    "state_checkpoints_cached": Spec("gauge", "Recurrent states kept at the ends of prefixes"),
+    "state_checkpoint_saves": Spec("counter", "Recurrent states saved for the prefix cache"),
+    "state_checkpoint_skips": Spec("counter", "States not saved: every checkpoint was in use"),
+    "state_checkpoint_restores": Spec("counter", "Prefix hits that went on from a saved state"),
     "num_preemptions": Spec("counter", "Sequences put back to the queue for lack of KV blocks"),
     "prompt_tokens": Spec("counter", "Prompt tokens of requests whose first token has come"),
     "prompt_tokens_computed": Spec("counter", "Prompt tokens computed, without prefix hits"),
@@ -197,6 +204,7 @@ class Metrics(Collector):
 
     def _scalars(self, stats: SchedulerStats) -> dict[str, float]:
         used = stats.num_used_blocks / stats.num_blocks if stats.num_blocks else 0.0
+        windows = stats.num_used_window_blocks / max(1, stats.num_window_blocks)
         return {
             "num_requests_running": stats.num_running,
             "num_requests_waiting": stats.num_waiting,
@@ -204,6 +212,11 @@ class Metrics(Collector):
             "engine_up": float(self._state.serving),
             "prefix_cache_queries": stats.prefix_cache_queries,
             "prefix_cache_hits": stats.prefix_cache_hits,
+            "window_cache_usage_perc": windows,
+            "state_checkpoints_cached": stats.num_cached_checkpoints,
+            "state_checkpoint_saves": stats.checkpoint_saves,
+            "state_checkpoint_skips": stats.checkpoint_skips,
+            "state_checkpoint_restores": stats.checkpoint_restores,
             "num_preemptions": stats.preemptions,
             "prompt_tokens": self.prompt_tokens,
             "prompt_tokens_computed": stats.prompt_tokens,
