@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -98,9 +98,16 @@ class Indexer(Layer):
         return slots
 
 
+class Choice:
+    """What the last indexer of a step has chosen, for the layers that share it. One for a model: a
+    choice of its own kept by each layer would be gigabytes."""
+
+    slots: Tensor | None = None
+
+
 class SparseMLA(MLA):
-    """inputs: of `MLA`, then of its `indexer`: q, k and weights. Without an indexer it sees the
-    keys that `source`, a layer before it, has chosen in the same step."""
+    """inputs: of `MLA`, then of its `indexer`: q, k and weights. Without an indexer, it sees the
+    keys of `choice`."""
 
     index_cache: Tensor  # [B, block_size, Di] of the activations' dtype
 
@@ -109,7 +116,7 @@ class SparseMLA(MLA):
         build: BuildContext,
         sizes: MLASizes,
         indexer: Indexer | None,
-        source: SparseMLA | None,
+        choice: Choice | None,
         *,
         scale: float,
         rotary: RotaryEmbedding,
@@ -117,8 +124,7 @@ class SparseMLA(MLA):
     ) -> None:
         super().__init__(build, sizes, scale=scale, rotary=rotary, norm=norm, sparse=True)
         self._indexer = (indexer,)  # in a tuple: a submodule of the layer above
-        self._source = (source,)
-        self.chosen: Tensor | None = None  # of the step
+        self._choice = choice
 
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         indexer = self._indexer[0]
@@ -136,20 +142,31 @@ class SparseMLA(MLA):
         out: Tensor | None = None,
     ) -> Tensor:
         q, kv, *index = inputs
-        indexer, source = self._indexer[0], self._source[0]
+        indexer, choice = self._indexer[0], self._choice
         if indexer is not None:
-            self.chosen = indexer.choose(index, positions, self.index_cache, meta)
+            chosen = indexer.choose(index, positions, self.index_cache, meta)
+            if choice is not None:
+                choice.slots = chosen
         else:
-            assert source is not None
-            self.chosen = source.chosen
-        return self.attend(q, kv, positions, meta, chosen=self.chosen, out=out)
+            assert choice is not None
+            chosen = choice.slots
+        return self.attend(q, kv, positions, meta, chosen=chosen, out=out)
+
+    def facts(self) -> dict[str, Any]:
+        indexer = self._indexer[0]
+        facts = {**super().facts(), "kind": "sparse_mla", "shares_choice": indexer is None}
+        if indexer is not None:
+            heads, dim, topk = indexer.sizes
+            facts |= {"index_heads": heads, "index_head_dim": dim, "top_k": topk}
+        return facts
 
 
 class IndexedAttention(LatentAttention):
-    """The attention block with an indexer or, given `source`, one that shares the other's choice.
+    """The attention block with an indexer or, `shared`, one that takes the choice of the last one.
 
-    The indexer's products are parts of the block's: over its input, keys and head weights beside
-    the latents; over the normed query latent, index queries beside the rank's queries.
+    `choice` is the model's, None where no block shares. The indexer's products are parts of the
+    block's: over its input, keys and head weights beside the latents; over the normed query
+    latent, index queries beside the rank's queries.
     """
 
     attn: SparseMLA
@@ -160,7 +177,8 @@ class IndexedAttention(LatentAttention):
         build: BuildContext,
         *,
         interleaved: bool,
-        source: IndexedAttention | None = None,
+        shared: bool = False,
+        choice: Choice | None = None,
     ) -> None:
         if config.get("attention_bias", False) or not config.get("q_lora_rank"):
             raise ModelError(
@@ -169,9 +187,10 @@ class IndexedAttention(LatentAttention):
             )
         # What `make_mixer` needs, which is called before anything can be registered here.
         self._interleaved = interleaved
-        self._source = (None if source is None else source.attn,)
+        self._shared = shared
+        self._choice = choice
         super().__init__(config, build)
-        if source is None:
+        if not shared:
             self._add_products(config, build)
 
     def _add_products(self, config: HFConfig, build: BuildContext) -> None:
@@ -188,18 +207,17 @@ class IndexedAttention(LatentAttention):
     def make_mixer(
         self, config: HFConfig, build: BuildContext, scale: float, rotary: RotaryEmbedding
     ) -> SparseMLA:
-        (source,) = self._source
-        indexer = None
-        if source is None:
+        indexer, choice = None, self._choice
+        if not self._shared:
             indexer = Indexer(build, IndexSizes.of(config), rotary, self._interleaved)
             self.indexer = indexer
         norm = self.kv_a_layernorm
-        return SparseMLA(build, self.sizes, indexer, source, scale=scale, rotary=rotary, norm=norm)
+        return SparseMLA(build, self.sizes, indexer, choice, scale=scale, rotary=rotary, norm=norm)
 
     def inputs(
         self, norm: RMSNorm, x: Tensor, residual: Tensor | None
     ) -> tuple[list[Tensor], Tensor]:
-        if self._source[0] is not None:
+        if self._shared:
             return super().inputs(norm, x, residual)
         projected, residual = self.qkv_a_proj.after_norm(norm, x, residual)
         q, kv, keys, weights = projected.split_with_sizes(self._split, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from atom.layers.build import BuildContext
-from atom.layers.indexer import IndexedAttention
+from atom.layers.indexer import Choice, IndexedAttention
 from atom.models.deepseek_v2 import DeepseekV3ForCausalLM
 from atom.models.indexer_kinds import indexer_kind
 
@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 class DeepseekV32ForCausalLM(DeepseekV3ForCausalLM):
     # How the indexer rotates unless the config says so: halves, or neighbouring pairs.
     index_interleaved: ClassVar[bool] = False
-    _last_full: tuple[IndexedAttention]  # in a tuple: a submodule of its block
+    _choice: Choice | None  # where blocks share one
 
     def attention(self, config: HFConfig, build: BuildContext, index: int) -> IndexedAttention:
-        interleaved = bool(config.get("indexer_rope_interleave", self.index_interleaved))
-        shared = indexer_kind(config, index) == "shared"
-        source = self._last_full[0] if shared else None
-        attn = IndexedAttention(config, build, interleaved=interleaved, source=source)
-        if not shared:
-            self._last_full = (attn,)
-        return attn
+        shared = [indexer_kind(config, i) == "shared" for i in range(config.num_hidden_layers)]
+        if index == 0:
+            self._choice = Choice() if any(shared) else None
+        return IndexedAttention(
+            config,
+            build,
+            interleaved=bool(config.get("indexer_rope_interleave", self.index_interleaved)),
+            shared=index < len(shared) and shared[index],
+            choice=self._choice,
+        )
 
 
 class GlmMoeDsaForCausalLM(DeepseekV32ForCausalLM):

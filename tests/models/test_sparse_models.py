@@ -42,6 +42,9 @@ def test_layers_that_share_a_choice(chunks: list[int]) -> None:
     caches = [[spec.name for spec in layer.cache_specs()] for layer in mixers(model)]
     both = ["latent_cache", "index_cache"]
     assert caches == [both, both, ["latent_cache"], both, both]
+    facts = [layer.facts() for layer in mixers(model)]
+    assert [f["shares_choice"] for f in facts] == [False, False, True, False, False]
+    assert facts[0]["top_k"] == 16
     paged = PagedModel(model, 4)
     assert_near(paged.logits(ids, chunks), found["logits"])
     assert_near(mtp_logits(PagedModel(model, 4), ids, chunks), found["mtp_logits"])
