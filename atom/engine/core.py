@@ -34,7 +34,8 @@ MAX_PROMPT_STEP = {"cpu": 512, "cuda": 1 << 30}
 # few tokens on CPU, hundreds on a GPU.
 DEFAULT_MIN_SHARED_TOKENS = {"cpu": 8, "cuda": 128}
 # A checkpoint of recurrent state costs the prompt a step of its own, and not every prompt's prefix
-# comes again: four times as many tokens, which pays where one in four does.
+# comes again: four times as many tokens, which pays where one in four does
+# (benchmarks/checkpoint_minimum.py).
 DEFAULT_MIN_CHECKPOINT_TOKENS = {"cpu": 32, "cuda": 512}
 
 
