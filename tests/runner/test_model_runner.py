@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub import hub_checkpoint
 from serving import Shared, generate, greedy, make_config, make_runner
 from tiny import make_tiny, random_prompt, reference_greedy, reference_logits, tiny_checkpoint
 
@@ -266,6 +267,16 @@ def test_the_size_of_a_block(size: int | None, num_blocks: int, device: str, exp
     engine = EngineConfig(kv_cache_block_size=size, num_kvcache_blocks=num_blocks)
     settled = settle.settle_block_size(Config(engine=engine), device)
     assert settled.engine.kv_cache_block_size == settled.engine.block_size == expected
+
+
+def test_blocks_hold_whole_entries_of_compressed_caches() -> None:
+    """DeepSeek V4 keeps one entry for 128 tokens."""
+    assert settle.settle_block_size(Config(), "cpu", 128).engine.block_size == 128
+    asked = Config(engine=EngineConfig(kv_cache_block_size=256))
+    assert settle.settle_block_size(asked, "cuda", 128).engine.block_size == 256
+    config = make_config(hub_checkpoint("deepseek_v4"), block_size=64)
+    with pytest.raises(ConfigError, match="must be a multiple of 128 for this model, got 64"):
+        make_runner(config)
 
 
 def test_a_gpu_cannot_page_small_blocks() -> None:

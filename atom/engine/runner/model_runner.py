@@ -53,6 +53,7 @@ from atom.engine.runner.upload import Upload
 from atom.errors import RequestError
 from atom.layers.context import ForwardContext, set_forward_context
 from atom.models.loader import load_model, resolve_dtype
+from atom.models.registry import resolve
 from atom.ops import registry
 from atom.parallel.state import SINGLE, ParallelState
 
@@ -82,7 +83,8 @@ class ModelRunner:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         refuse_unsupported(config)
-        config = settle.settle_block_size(config, self._device.type)
+        multiple = resolve(source.config.architecture).block_multiple(source.config)
+        config = settle.settle_block_size(config, self._device.type, multiple)
         self.block_size = config.engine.block_size
         for row in without_effect(config, self._device.type):
             log.warning("%s has no effect: %s", row.setting, row.reason)

@@ -44,12 +44,21 @@ def resolve_max_model_len(config: Config, source: ModelSource) -> int:
     return limit if asked is None else asked
 
 
-def settle_block_size(config: Config, device: str) -> Config:
-    """`kv_cache_block_size`, with auto decided. Small blocks share more of a prefix: of a question
-    of 30 tokens with four answers, all but a few. A GPU's kernels read 16 keys at once."""
+def settle_block_size(config: Config, device: str, multiple: int = 1) -> Config:
+    """`kv_cache_block_size`, with auto decided; `multiple` is what the model needs it to be one of.
+
+    Small blocks share more of a prefix: of a question of 30 tokens with four answers, all but a
+    few. A GPU's kernels read 16 keys at once.
+    """
     size = config.engine.kv_cache_block_size
     if size is None:
         size = 4 if device == "cpu" and config.engine.num_kvcache_blocks < 0 else 16
+        size = -(-size // multiple) * multiple
+    elif size % multiple:
+        raise ConfigError(
+            f"kv_cache_block_size must be a multiple of {multiple} for this model, got {size}: "
+            "leave it out, or give such a one"
+        )
     elif device != "cpu" and size in (2, 4, 8):
         raise ConfigError(f"kv_cache_block_size must be 1 or a multiple of 16 on a GPU, got {size}")
     engine = dataclasses.replace(config.engine, kv_cache_block_size=size)
