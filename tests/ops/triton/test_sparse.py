@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import relative_error
-from harness import make_metadata, poison
+from harness import PagedModel, make_metadata, poison
+from hub import hub_checkpoint, hub_reference
 from torch import Tensor
 
+from atom.config.schema import Config, EngineConfig, ModelConfig
+from atom.layers.indexer import Indexer, SparseMLA
+from atom.models.loader import load_model
+from atom.models.source import resolve_source
 from atom.ops.contracts import AttentionMetadata
 from atom.ops.contracts_sparse import IndexNorm
 from atom.ops.reference import sparse as reference
@@ -191,3 +196,26 @@ def test_the_cut_gives_every_multiprocessor_work() -> None:
     assert sparse_mla.choose_cut(4096, 128, 2048, 2, 132) == Cut(64, 32, 1, 8, 2)
     assert sparse_topk.stages(131072, 2048, 16384) == [(131072, 8), (16384, 1)]
     assert [s.segments for s in sparse_topk.stages(163840, 2048, 16384)] == [10, 2, 1]
+
+
+def test_a_model_with_them(device: str) -> None:
+    """From the block's own projections to its output: strides, padding, short and long contexts."""
+    path = hub_checkpoint("glm_moe_dsa", num_hidden_layers=1)
+    engine = EngineConfig(kv_cache_block_size=SIZE)
+    config = Config(model=ModelConfig(model=str(path), dtype="float32"), engine=engine)
+    source = resolve_source(config.model)
+    model = load_model(source, config, torch.device(device), F32)
+    for layer in model.modules():
+        if isinstance(layer, Indexer):
+            layer._write, layer._best = sparse_cache.index_cache, sparse_topk.index_topk
+        if isinstance(layer, SparseMLA):
+            layer._attend_chosen = sparse_mla.sparse_mla
+    found = hub_reference(path)
+    ids, want = found["input_ids"].tolist(), found["logits"]
+    paged = PagedModel(model, SIZE, device=device)
+    parts = [paged.step({"a": ids[:7], "b": ids[:12]}, num_padding=2)["b"]]
+    parts.append(paged.step({"a": ids[7:9], "b": ids[12:19]}, num_padding=1)["b"])
+    parts.append(paged.step({"a": ids[9:10], "b": ids[19:20]})["b"])
+    got = torch.cat(parts)
+    limit = 1e-4 if device == "cpu" else 5e-3  # other products may use TF32 there
+    assert float((got - want[:20]).abs().max() / want.abs().max()) < limit
