@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from atom.config.schema import Config
 from atom.engine.runner.cache_sizes import CacheBytes, CachePlan, plan_caches
 from atom.engine.runner.memory import GIB, RESERVE_BYTES, RESERVE_SHARE
-from atom.errors import ConfigError
+from atom.errors import ConfigError, ModelError
+from atom.models.features import check_features
 from atom.models.footprint import (
     DTYPE_BYTES,
     CacheUse,
@@ -187,6 +188,10 @@ def _settings_problem(config: Config, hf: HFConfig) -> str:
         return (
             f"kv_cache_block_size = {size} is not a multiple of {multiple}, which this model needs"
         )
+    try:
+        check_features(hf)
+    except ModelError as error:
+        return str(error)
     return sharing_problem(hf, config.parallel.tensor_parallel_size)
 
 

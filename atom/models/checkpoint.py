@@ -95,8 +95,7 @@ def open_safetensors(folder: Path) -> Iterator[CheckpointTensor]:
                     yield SafetensorsTensor(name, opened.get_slice(name))
         except (SafetensorError, OSError) as error:
             reason = str(error).splitlines()[0]
-            cut = "incomplete" in reason or "TooSmall" in reason or "HeaderTooLarge" in reason
-            hint = ": is it cut short? fetch it again" if cut else ""
+            hint = ": is it cut short? fetch it again" if "header" in reason else ""
             raise ModelError(f"cannot read {file}: {reason}{hint}") from None
 
 

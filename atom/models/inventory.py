@@ -101,7 +101,8 @@ def is_dense(config: HFConfig, layer: int) -> bool:
     if kinds and layer < len(kinds):
         return bool(kinds[layer] == "dense")
     if "first_k_dense_replace" in config:
-        return layer < int(config.first_k_dense_replace)
+        every = int(config.get("moe_layer_freq") or 1)
+        return layer < int(config.first_k_dense_replace) or layer % every != 0
     step = config.get("decoder_sparse_step") or 1
     return layer in (config.get("mlp_only_layers") or ()) or (layer + 1) % step != 0
 

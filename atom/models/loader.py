@@ -17,6 +17,7 @@ from atom.models.checkpoint import (
     open_gguf,
     open_safetensors,
 )
+from atom.models.features import check_features
 from atom.models.gguf import GGUFFile
 from atom.models.loading_report import Wanted
 from atom.models.registry import resolve
@@ -74,6 +75,7 @@ def load_model(
     model_class = resolve(hf.architecture)
     if quantisation_of_weights(hf) not in ("", *model_class.quantisations):
         raise ModelError(f"{source.name}: {why_not_loaded(hf)}")
+    check_features(hf)
     file = GGUFFile(source.path) if source.format == "gguf" else None
     keep = config.model.dtype == "auto" and device.type == "cpu"
     build = BuildContext(

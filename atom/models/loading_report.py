@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,39 +83,39 @@ class Wanted:
             whole = len(missing) == self._count
             doubt = "architectures in config.json" if whole else "config.json"
             return f"{also}: is {doubt} right for this checkpoint?"
+        wanted, held = _layers(missing), _layers(set(self._slots) - self._missing)
+        if wanted and held and min(wanted) > max(held):
+            return (
+                f": they end with layer {max(held)}, and num_hidden_layers in config.json asks for "
+                f"{max(wanted) + 1}"
+            )
         return ": is the download complete, and config.json of this checkpoint?"
 
 
 def _absent_shards(folder: Path) -> list[str]:
-    """Files that the names of the others count, where no index names them."""
-    found = (
-        {
-            path.name: match
-            for path in folder.glob("*.safetensors")
-            if (match := _OF.search(path.name))
-        }
-        if folder.is_dir()
-        else {}
-    )
-    absent = []
-    for name, match in found.items():
-        total = int(match[2])
-        stem = name[: match.start()]
-        absent = [f"{stem}-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1)]
-        break
-    return [name for name in absent if name not in found]
+    """Files that the name of another counts, where no index names them."""
+    found = {path.name for path in folder.glob("*.safetensors")} if folder.is_dir() else set()
+    for name in sorted(found):
+        if match := _OF.search(name):
+            stem, total = name[: match.start()], int(match[2])
+            names = (f"{stem}-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1))
+            return [name for name in names if name not in found]
+    return []
 
 
 def _too_many(unexpected: list[str], slots: dict[str, WeightSlot]) -> str:
     """The likeliest reason why there are more than are wanted."""
-    extra = [int(match[1]) for name in unexpected if (match := _LAYER.search(name))]
-    known = [int(match[1]) for name in slots if (match := _LAYER.search(name))]
+    extra, known = _layers(unexpected), _layers(slots)
     if extra and known and min(extra) > max(known):
         return (
             f": layers up to {max(extra)}, and num_hidden_layers in config.json says "
             f"{max(known) + 1}"
         )
     return ": is config.json of this checkpoint?"
+
+
+def _layers(names: Iterable[str]) -> list[int]:
+    return [int(match[1]) for name in names if (match := _LAYER.search(name))]
 
 
 def _names(names: list[str]) -> str:
