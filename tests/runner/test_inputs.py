@@ -12,6 +12,7 @@ from atom.engine.plan import NewRow, RowBlocks, StepPlan
 from atom.engine.runner.inputs import InputBatch, StagedStep, StepInputs
 from atom.engine.runner.upload import Upload
 from atom.engine.sampling_params import SamplingParams
+from atom.ops.contracts import AttentionMetadata
 
 CPU = torch.device("cpu")
 ROWS, LENGTH = 8, 150
@@ -26,6 +27,7 @@ class Sequence:
         self.num_prompt = len(self.tokens)
         self.computed = 0
         self.blocks: list[int] = []
+        self.window_blocks: list[int] = []
 
 
 def run(batch: InputBatch, plan: StepPlan) -> tuple[StagedStep, StepInputs]:
@@ -36,7 +38,11 @@ def run(batch: InputBatch, plan: StepPlan) -> tuple[StagedStep, StepInputs]:
 
 
 def make_plan(
-    step: int, chosen: list[tuple[Sequence, int]], new: list[Sequence], blocks: list[RowBlocks]
+    step: int,
+    chosen: list[tuple[Sequence, int]],
+    new: list[Sequence],
+    blocks: list[RowBlocks],
+    window_blocks: list[RowBlocks] | None = None,
 ) -> StepPlan:
     params = SamplingParams()
     return StepPlan(
@@ -48,6 +54,7 @@ def make_plan(
         num_computed=np.array([s.computed for s, _ in chosen], np.int32),
         num_scheduled=np.array([n for _, n in chosen], np.int32),
         samples=np.array([s.computed + n == len(s.tokens) for s, n in chosen], np.bool_),
+        new_window_blocks=tuple(window_blocks or ()),
     )
 
 
@@ -82,6 +89,10 @@ def check(
     for i, (s, n) in enumerate(chosen):
         used = -(-(s.computed + n) // block_size)
         assert meta.block_table[i, :used].tolist() == s.blocks[:used]
+    if meta.window is None:
+        assert meta.state_slots is None
+    else:
+        check_window(meta, meta.window, chosen, block_size)
     rows_of_hidden = [i for _, _, i in sampled]
     if staged.logits_indices is None:
         assert rows_of_hidden == list(range(len(ids)))
@@ -92,11 +103,33 @@ def check(
     assert staged.sample_slots.tolist() == [r * width + p for r, p, _ in sampled]
 
 
+def check_window(
+    meta: AttentionMetadata,
+    window: AttentionMetadata,
+    chosen: list[tuple[Sequence, int]],
+    block_size: int,
+) -> None:
+    """The same step over another table; and the states, which lie in the rows' own slots."""
+    slots = []
+    for i, (s, n) in enumerate(chosen):
+        used = -(-(s.computed + n) // block_size)
+        assert window.block_table[i, :used].tolist() == s.window_blocks[:used]
+        for p in range(s.computed, s.computed + n):
+            slots.append(s.window_blocks[p // block_size] * block_size + p % block_size)
+    assert window.slot_mapping.tolist() == slots
+    assert window.cu_seqlens_q is meta.cu_seqlens_q
+    assert window.seq_lens is meta.seq_lens
+    assert meta.state_slots is window.state_slots is not None
+    assert meta.state_slots.dtype == torch.int32
+    assert meta.state_slots.tolist() == [s.row for s, _ in chosen]
+
+
+@pytest.mark.parametrize("kinds", [False, True], ids=["plain", "kinds"])
 @pytest.mark.parametrize("block_size", [1, 16, 48])
 @pytest.mark.parametrize("seed", range(4))
-def test_random_plans(block_size: int, seed: int) -> None:
+def test_random_plans(block_size: int, seed: int, kinds: bool) -> None:
     rng = random.Random(seed)
-    batch = InputBatch(ROWS, LENGTH, block_size, CPU)
+    batch = InputBatch(ROWS, LENGTH, block_size, CPU, has_window=kinds, has_state=kinds)
     live: dict[int, Sequence] = {}
     for step in range(120):
         for row in [r for r, s in live.items() if rng.random() < 0.05 or len(s.tokens) >= LENGTH]:
@@ -114,14 +147,17 @@ def test_random_plans(block_size: int, seed: int) -> None:
         for s in chosen:
             left = len(s.tokens) - s.computed
             work.append((s, left if rng.random() < 0.6 else rng.randint(1, left)))
-        blocks = []
+        blocks, window_blocks = [], []
         for s, n in work:
             want = -(-(s.computed + n) // block_size) - len(s.blocks)
             if want > 0:
                 ids = [rng.randrange(10_000) for _ in range(want)]
                 blocks.append(RowBlocks(s.row, len(s.blocks), ids))
                 s.blocks += ids
-        staged, inputs = run(batch, make_plan(step, work, new, blocks))
+                others = [rng.randrange(10_000) for _ in range(want)]
+                window_blocks.append(RowBlocks(s.row, len(s.window_blocks), others))
+                s.window_blocks += others
+        staged, inputs = run(batch, make_plan(step, work, new, blocks, window_blocks))
         check(staged, inputs, work, block_size, batch.width)
         sampled = [s for s, n in work if s.computed + n == len(s.tokens)]
         for s, n in work:
@@ -168,6 +204,19 @@ def test_blocks_that_begin_with_the_token_of_a_decode_step() -> None:
     assert entered.tolist() == [41, -1, 40, -1]
     assert batch.blocks.host[5, 2] == 41
     assert batch.blocks.host[2, 1] == 40
+
+
+def test_windows_begin_blocks_of_their_own() -> None:
+    batch = InputBatch(ROWS, LENGTH, 16, CPU, has_window=True)
+    plan = decode_plan([5, 0], [32, 16], [])._replace(new_window_blocks=(RowBlocks(0, 1, [9]),))
+    assert batch.begins_blocks(plan)
+    assert batch.window is not None
+    entered = np.full(2, -1, np.int32)
+    batch.window.begin(plan.new_window_blocks, entered)
+    assert entered.tolist() == [-1, 9]
+    assert batch.window.host[0, 1] == 9
+    assert not batch.blocks.host.any()
+    assert not batch.begins_blocks(plan._replace(new_window_blocks=(RowBlocks(0, 0, [9, 10]),)))
 
 
 @pytest.mark.parametrize(
