@@ -6,7 +6,7 @@ pass over in silence, each refused in one line. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from atom.errors import ModelError
 from atom.models.hf_config import HFConfig
@@ -63,7 +63,7 @@ def check_features(config: HFConfig) -> None:
     _check_counts(config)
 
 
-def _find(config: HFConfig, table: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+def _find(config: HFConfig, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """The entry whose name is the longest beginning of the architecture's."""
     near = [name for name in table if config.architecture.startswith(name)]
     return table[max(near, key=len)] if near else ()
@@ -76,7 +76,7 @@ def _refuse(config: HFConfig, name: str, supported: Iterable[str]) -> None:
     )
 
 
-def _one_of(config: HFConfig, name: str, table: dict[str, tuple[str, ...]]) -> None:
+def _one_of(config: HFConfig, name: str, table: Mapping[str, tuple[str, ...]]) -> None:
     supported = _find(config, table)
     if supported and config.get(name) is not None and config.get(name) not in supported:
         _refuse(config, name, supported)
