@@ -51,7 +51,7 @@ def test_what_is_shared_out_fits_and_nothing_waits_for_a_window(seed: int) -> No
     rows = settings.scheduler.max_num_seqs
     pair = sizes.block + sizes.window_block
     if budget - rows * sizes.slot < 2 * pair:  # with a share of it for checkpoints
-        with pytest.raises(ConfigError, match="lower max_num_seqs|no memory is left"):
+        with pytest.raises(ConfigError, match=r"lower max_num_seqs|no memory is left"):
             layout(sizes, budget, settings)
         return
     got = layout(sizes, budget, settings)

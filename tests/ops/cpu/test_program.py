@@ -54,9 +54,16 @@ class Recorded:
         return hidden
 
     @torch.inference_mode()
-    def both(self, chunks: list[tuple[list[int], int, int]], every_row: bool) -> list[Tensor]:
+    def both(
+        self,
+        chunks: list[tuple[list[int], int, int]],
+        every_row: bool,
+        window_chunks: list[tuple[list[int], int, int]] | None = None,
+    ) -> list[Tensor]:
         """Logits by the program and by the model, of the same step."""
         meta = make_metadata(chunks, BLOCK_SIZE)
+        if window_chunks is not None:
+            meta.window = make_metadata(window_chunks, BLOCK_SIZE)
         ids = torch.arange(meta.num_tokens) % 90
         positions = torch.cat([torch.arange(done, done + new) for _, done, new in chunks])
         index = None if every_row else meta.cu_seqlens_q[1:].long() - 1
@@ -137,6 +144,24 @@ def test_times_name_every_operation(recorded: Recorded) -> None:
 def test_other_families_are_recorded(tmp_path: Path, family: str) -> None:
     got, want = Recorded(make_tiny(family, tmp_path / family), kv="fp32").both([([1], 0, 9)], False)
     assert torch.equal(got, want)
+
+
+def test_layers_with_windows_have_tables_of_their_own(tmp_path: Path) -> None:
+    options = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    recorded = Recorded(make_tiny("qwen3", tmp_path, **options))
+    full, window = [[3, 4], [5]], [[20, 21], [22]]
+    for done, new in (((0, 0), (9, 5)), ((9, 5), (1, 1)), ((10, 6), (12, 4))):
+
+        def chunks(tables: list[list[int]]) -> list[tuple[list[int], int, int]]:
+            return list(zip(tables, done, new, strict=True))  # noqa: B023
+
+        got, want = recorded.both(chunks(full), False, chunks(window))
+        assert torch.equal(got, want)
+        assert torch.isfinite(got).all()
+    first, *others = recorded.model.attention_layers()
+    for layer, used in ((first, [3, 4, 5]), *((layer, [20, 21, 22]) for layer in others)):
+        written = layer.k_cache.float().isfinite().flatten(1).any(1)
+        assert written.nonzero().flatten().tolist() == used
 
 
 def test_torch_operation_is_refused_by_name() -> None:
