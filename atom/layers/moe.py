@@ -14,7 +14,7 @@ from atom.layers.build import BuildContext, dtype_name
 from atom.layers.linear import ReplicatedLinear
 from atom.layers.norm import RMSNorm
 from atom.layers.weights import ALL, CheckpointTensor, Layer, WeightSlot
-from atom.ops.contracts import SILU, GatedActivation, MXFP4Weight, Routing
+from atom.ops.contracts import SILU, GatedActivation, MXFP4Weight, PackedExperts, Routing
 
 NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
@@ -31,6 +31,7 @@ class FusedMoE(Layer):
     w2: Tensor | MXFP4Weight  # [E, K, I]
     b13: Tensor | None  # [E, 2I], as w13
     b2: Tensor | None  # [E, K], added by rank 0
+    weight_format: str  # dtype or "mxfp4", once the weights are loaded
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class FusedMoE(Layer):
         self.act = act
         self.bias = bias
         self.b13 = self.b2 = None
+        self.packed: PackedExperts | None = None  # in place of w13 and w2
         self.correction: Tensor | None = None  # [E] float32, added to scores when choosing
         self.share = self._part(build, intermediate_size)
         self.local_size: int = self.share.stop - self.share.start
@@ -80,6 +82,8 @@ class FusedMoE(Layer):
     def run(self, x: Tensor, logits: Tensor) -> Tensor:
         """What happens behind the custom operator, or without one."""
         weights, ids = self.route(logits)
+        if self.packed is not None:
+            return self.packed(x, weights, ids)
         if not self.variant:
             out: Tensor = self._experts(x, self.w13, self.w2, weights, ids)
         else:
@@ -166,29 +170,36 @@ class FusedMoE(Layer):
         self._plain_route = self.routing.is_plain and self.correction is None
         op = "topk_softmax" if self._plain_route else "topk_route"
         self._route = self.build.select(op, opaque=True, E=self.num_experts, k=self.top_k)
-        self._experts = self._choose(self.weight_format)[0]
-
-    @property
-    def weight_format(self) -> str:
-        """Known once the weights are loaded."""
-        return "mxfp4" if isinstance(self.w13, MXFP4Weight) else dtype_name(self.w13.dtype)
+        first, second = self.w13, self.w2
+        if isinstance(first, MXFP4Weight):
+            self.weight_format = "mxfp4"
+        else:
+            self.weight_format = dtype_name(first.dtype)
+        pack = self.build.fused("pack_experts", **self._query(self.weight_format))
+        if pack is None or isinstance(first, MXFP4Weight):
+            self._experts = self._choose(self.weight_format)[0]
+        else:
+            self.packed = pack(first, second, self.act, self.b13, self.b2)
+            del self.w13, self.w2
 
     def _choose(self, weight_format: str) -> tuple[Callable[..., Any], str]:
         """The kernel for weights of this format, and its backend."""
-        return self.build.choose(
-            "fused_experts",
-            opaque=True,
-            weight_format=weight_format,
-            variant=self.variant,
-            E=self.num_experts,
-            K=self.hidden_size,
-            I=self.local_size,
-            k=self.top_k,
-        )
+        return self.build.choose("fused_experts", **self._query(weight_format))
+
+    def _query(self, weight_format: str) -> dict[str, Any]:
+        sizes = {"E": self.num_experts, "K": self.hidden_size, "I": self.local_size}
+        return {
+            "opaque": True,
+            "weight_format": weight_format,
+            "variant": self.variant,
+            "k": self.top_k,
+            **sizes,
+        }
 
     @property
     def weight_bytes(self) -> int:
-        tensors = (self.w13, self.w2, self.b13, self.b2)
+        weights = (self.w13, self.w2) if self.packed is None else (self.packed,)
+        tensors = (*weights, self.b13, self.b2)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 

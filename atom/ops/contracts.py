@@ -383,6 +383,29 @@ class FusedExperts(Protocol):
     ) -> Tensor: ...
 
 
+class PackedExperts(Protocol):
+    """Experts in the form their kernel wants: as `fused_experts`, without the weights."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __call__(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor: ...
+
+
+class PackExperts(Protocol):
+    """op `pack_experts`, optional to implement: `fused_experts` that keeps w13 and w2 in a form of
+    its own; they may be let go afterwards. Queries are as for `fused_experts`."""
+
+    def __call__(
+        self,
+        w13: Tensor,
+        w2: Tensor,
+        act: GatedActivation,
+        b13: Tensor | None,
+        b2: Tensor | None,
+    ) -> PackedExperts: ...
+
+
 class SparseMoE(Protocol):
     """op `sparse_moe`. A mixture of experts from the norm before it on, optional to implement.
 
@@ -422,4 +445,8 @@ OPS: dict[str, Any] = {
 }
 
 # Operations that a caller composes of others where no backend has them.
-FUSED_OPS: dict[str, Any] = {"attention": FusedAttention, "sparse_moe": SparseMoE}
+FUSED_OPS: dict[str, Any] = {
+    "attention": FusedAttention,
+    "pack_experts": PackExperts,
+    "sparse_moe": SparseMoE,
+}

@@ -11,6 +11,7 @@ from torch import Tensor
 from atom.layers.build import BuildContext
 from atom.layers.moe import FusedMoE
 from atom.layers.weights import WeightSlot
+from atom.ops import registry
 from atom.ops.contracts import Routing
 from atom.parallel.state import ParallelState
 
@@ -40,6 +41,12 @@ def fill(layer: FusedMoE, tensors: dict[str, Tensor]) -> FusedMoE:
         slots[name].load(stored(tensor))
     layer.finish()
     return layer
+
+
+@pytest.fixture(autouse=True)
+def _dense_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Native kernels pack them."""
+    monkeypatch.setitem(registry.PREFERENCE, "cpu", ("reference",))
 
 
 @pytest.fixture

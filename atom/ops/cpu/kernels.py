@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from atom.ops.cpu import delta
+from atom.ops.cpu import delta, mla
 from atom.ops.cpu.build import CannotBuild
 from atom.ops.registry import OpQuery, register
 
@@ -26,7 +26,7 @@ NATIVE_OPS = (
 
 def _register_native() -> None:
     from atom.ops.cpu import attention as attend
-    from atom.ops.cpu import elementwise, limits, linear, native
+    from atom.ops.cpu import elementwise, limits, linear, moe, native
 
     register("linear", "cpu", limits.linear)(linear.NativeLinear)
     register("embedding", "cpu", limits.embedding)(linear.embedding)
@@ -36,6 +36,7 @@ def _register_native() -> None:
     register("silu_and_mul", "cpu", limits.float32)(elementwise.silu_and_mul)
     register("reshape_and_cache", "cpu", limits.cache)(attend.reshape_and_cache)
     register("paged_attention", "cpu", limits.attention)(attend.paged_attention)
+    register("pack_experts", "cpu", moe.declines, variants=None)(moe.NativeExperts)
     logger.info("CPU kernels: native, %s", native.features())
 
 
@@ -56,6 +57,7 @@ def _unavailable() -> None:
 
 
 register("gated_delta_net", "cpu")(delta.gated_delta_net)  # of torch's own products
+register("mla_prefill", "cpu")(mla.mla_prefill)
 try:
     from atom.ops.cpu import native as _native
 
