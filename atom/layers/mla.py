@@ -26,6 +26,7 @@ from atom.ops.contracts import AttentionMetadata
 if TYPE_CHECKING:
     from atom.models.hf_config import HFConfig
 
+CHUNK = 32  # new tokens of one sequence that may be worth keys and values of their own
 LATENT_EPS = 1e-6  # of the norms of latents, in every published model, whatever `rms_norm_eps` says
 
 
@@ -109,6 +110,7 @@ class MLA(Mixer):
         shape = {"H": heads, "R": sizes.rank, "P": sizes.rope, "bs": build.block_size}
         self._write = build.select("mla_cache", kv=True, opaque=True, **shape)
         self._attend = build.select("mla_attention", kv=True, opaque=True, **shape)
+        self._prefill = build.fused("mla_prefill", kv=True, opaque=True, **shape)
         if sparse:
             self._attend_chosen = build.select("sparse_mla", kv=True, opaque=True, **shape)
 
@@ -170,21 +172,19 @@ class MLA(Mixer):
             self.latent_cache,
             meta.slot_mapping,
         )
-        q_latent = torch.bmm(heads[..., : sizes.nope].transpose(0, 1), self.w_uk).transpose(0, 1)
+        if out is None:
+            out = q.new_empty(q.shape[0], self.width)
+        by_head = out.view(-1, self.num_heads, sizes.value)
         cache, scale = self.latent_cache, self.scale
+        if chosen is None and self._prefill is not None and meta.max_query_len >= CHUNK:
+            self._prefill(heads, kv, cache, self.w_uk, self.w_uv, meta, scale, by_head)
+            return out
+        q_latent = torch.bmm(heads[..., : sizes.nope].transpose(0, 1), self.w_uk).transpose(0, 1)
         if chosen is None:
             mixed = self._attend(q_latent, q_rope, cache, meta, scale)
         else:
             mixed = self._attend_chosen(q_latent, q_rope, cache, chosen, scale)
-        return self._values(mixed, out)
-
-    def _values(self, mixed: Tensor, out: Tensor | None) -> Tensor:
-        """Weighted sums of latents [T, H, R] -> of values [T, H * V]."""
-        tokens = mixed.shape[0]
-        if out is None:
-            out = mixed.new_empty(tokens, self.width)
-        by_head = out.view(tokens, self.num_heads, self.sizes.value).transpose(0, 1)
-        torch.bmm(mixed.transpose(0, 1), self.w_uv, out=by_head)
+        torch.bmm(mixed.transpose(0, 1), self.w_uv, out=by_head.transpose(0, 1))
         return out
 
 

@@ -24,8 +24,9 @@ class MLACache(Protocol):
     """op `mla_cache`. Makes the step's latents, writes them at its slots, and rotates the queries.
 
     q_rope [T, H, P] is rotated in place, in neighbouring pairs, by `cos_sin` [max_position, P]
-    float32 (cos, then sin). kv [T, R + P] becomes what the cache holds, rounded to its type: RMSNorm
-    with `norm_weight` [R] of its first R channels, the rotation of the rest. Slots < 0 are skipped.
+    float32 (cos, then sin). kv [T, R + P] becomes what the cache holds, rounded to its type: the
+    RMSNorm with `norm_weight` [R] of its first R channels, the rotation of the rest. Slots < 0 are
+    skipped.
     """
 
     def __call__(
@@ -59,4 +60,27 @@ class MLAAttention(Protocol):
     ) -> Tensor: ...
 
 
+class MLAPrefill(Protocol):
+    """op `mla_prefill`. From rotated queries to values, optional to implement: -> `out` [T, H, V].
+
+    q [T, H, N + P] and kv [T, R + P] are as `mla_cache` leaves them, which has written the step's
+    latents; w_uk [H, N, R], w_uv [H, R, V]. The same as `mla_attention` of q_nope W_uk and q_rope,
+    times W_uv, by fewer operations for steps of many tokens. Padding is as there.
+    """
+
+    def __call__(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        cache: Tensor,
+        w_uk: Tensor,
+        w_uv: Tensor,
+        meta: AttentionMetadata,
+        scale: float,
+        out: Tensor,
+    ) -> Tensor: ...
+
+
 MLA_OPS: dict[str, Any] = {"mla_cache": MLACache, "mla_attention": MLAAttention}
+# Optional: what a caller composes of the others where no backend has it.
+MLA_FUSED_OPS: dict[str, Any] = {"mla_prefill": MLAPrefill}

@@ -16,6 +16,7 @@ from atom.ops.reference import mla as reference
 from atom.ops.triton import mla_attention
 from atom.ops.triton.mla_attention import Cut, attend_latents
 from atom.ops.triton.mla_cache import mla_cache
+from atom.ops.triton.mla_prefill import mla_prefill
 
 F32, BF16 = torch.float32, torch.bfloat16
 LIMITS = {F32: 2e-5, BF16: 8e-3}
@@ -126,3 +127,28 @@ def test_cuts(device: str) -> None:
     many = mla_attention.choose_cut(BF16, False, 16, 512, replace(long, num_seqs=256), 132)
     assert many.parts == 1
     assert mla_attention.choose_cut(BF16, False, 128, 512, long, 132).heads == 64
+
+
+@pytest.mark.parametrize("name", ["chunks", "padded sizes", "nothing before", "float8"])
+def test_prefill_equals_the_reference(name: str, device: str) -> None:
+    lengths, (heads, rank, rope), size, dtype, kv_dtype = {
+        **CASES, "nothing before": ([(0, 40), (0, 40)], (2, 32, 16), 16, F32, F32)
+    }[name]  # fmt: skip
+    _, _, cache, meta = make_case((lengths, (heads, rank, rope), size, dtype, kv_dtype), device)
+    kv = torch.empty(meta.num_tokens, rank + rope, dtype=dtype, device=device)
+    starts = meta.cu_seqlens_q.tolist()
+    for s, (done, new) in enumerate(lengths):
+        latents = reference.gather_latents(cache, meta.block_table[s], done + new)
+        kv[starts[s] : starts[s + 1]] = latents[done:].to(dtype)
+    q = torch.randn(meta.num_tokens + 1, heads, 24 + rope, device=device).to(dtype)
+    w_uk = torch.randn(heads, 24, rank, device=device).to(dtype) / 5
+    w_uv = torch.randn(heads, rank, 20, device=device).to(dtype)
+    out = poison(torch.empty(len(q), heads, 20, dtype=dtype, device=device))
+    padded = torch.cat((kv, kv[:1]))
+    mla_prefill(q, padded, cache, w_uk, w_uv, meta, 0.11, out)
+    wide = [x.float() for x in (q[:-1], w_uk, w_uv)]
+    q_latent = torch.einsum("thn,hnr->thr", wide[0][..., :24], wide[1])
+    mixed = reference.mla_attention(q_latent, wide[0][..., 24:], cache, meta, 0.11)
+    want = torch.einsum("thr,hrv->thv", mixed, wide[2])
+    assert relative_error(out[:-1], want) < LIMITS[dtype]
+    assert not out[-1].any()
