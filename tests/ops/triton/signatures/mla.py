@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atom.ops.triton import mla_cache, mla_kernel
+from atom.ops.triton import mla_cache, mla_kernel, mla_prefill_kernel
 
 Row = tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]
 
@@ -83,11 +83,50 @@ def _write(dtype: str, kv: str) -> Row:
     )  # fmt: skip
 
 
+def _own(dtype: str, block_q: int, keys: int, warps: int, stages: int, lse: bool) -> Row:
+    strides = (
+        "out_token", "out_head", "q_token", "q_head", "k_head", "k_token", "v_head", "v_token",
+        "rope_token", "num_seqs",
+    )  # fmt: skip
+    return (
+        mla_prefill_kernel.own_kernel,
+        {
+            **dict.fromkeys(("out", "q", "k", "v", "rope"), f"*{dtype}"),
+            "lse": "*fp32" if lse else f"*{dtype}",
+            "cu_seqlens": "*i32",
+            "scale_log2": "fp32",
+            **dict.fromkeys(strides, "i32"),
+        },
+        {
+            "NUM_HEADS": 16, "N": 128, "N_PAD": 128, "P": 64, "P_PAD": 64, "V": 128, "V_PAD": 128,
+            "BLOCK_Q": block_q, "BLOCK_N": keys, "LSE": lse,
+            "PRECISION": "ieee" if dtype == "fp32" else "tf32",
+        },
+        {"num_warps": warps, "num_stages": stages},
+    )  # fmt: skip
+
+
+def _join() -> Row:
+    strides = ("out_token", "out_head", "other_token", "other_head")
+    return (
+        mla_prefill_kernel.join_kernel,
+        {
+            **dict.fromkeys(("out", "other"), "*bf16"),
+            **dict.fromkeys(("lse", "other_lse"), "*fp32"),
+            **dict.fromkeys(strides, "i32"),
+        },
+        {"NUM_HEADS": 16, "HEADS": 8, "V": 128, "V_PAD": 128},
+        {"num_warps": 4},
+    )
+
+
 SIGNATURES: list[Row] = [
     _attention("bf16", "bf16", 16, (1, 16, 64, 8, 2), parts=16, decode=True),
     _attention("bf16", "bf16", 128, (1, 64, 32, 8, 3), context=True),
     _attention("fp32", "fp32", 4, (4, 16, 16, 4, 1), sizes=(64, 16)),
     _merge(16, 16),
+    _own("bf16", 128, 64, 8, 2, True),
+    _join(),
     _write("bf16", "bf16"),
     _write("bf16", "fp8e4nv"),
 ]
@@ -95,5 +134,6 @@ SLOW_SIGNATURES: list[Row] = [
     _attention("bf16", "fp8e4nv", 16, (1, 16, 32, 8, 3), decode=True),
     _attention("bf16", "fp8e4nv", 128, (1, 64, 32, 8, 3), parts=2, decode=True),
     _attention("bf16", "bf16", 16, (4, 16, 32, 8, 3)),
+    _own("fp32", 32, 32, 4, 1, False),
     _attention("fp32", "fp32", 16, (1, 16, 16, 8, 1)),
 ]
