@@ -25,7 +25,6 @@ from atom.engine.runner.graph_plan import GraphPlan
 from atom.engine.runner.inputs import InputBatch, StepInputs
 from atom.engine.runner.piecewise import Forward, PiecewiseGraphs
 from atom.layers.linear import LinearBase
-from atom.layers.mixer import Mixer
 from atom.layers.moe import FusedMoE
 
 log = logging.getLogger("atom.runner")
@@ -166,19 +165,22 @@ def launch_bound_tokens(model: Any) -> int:
     return int(launch_s * _OPERATIONS_PER_S / operations)
 
 
-# What a layer's kernel may be named, and the backend that reads values on the host there.
-_KERNELS = ("_fused", "_attend", "_write", "_experts")
-_READS_BACK = "atom.ops.reference"
+# Where the reference backend has operations that read values on the host, by module; and those of
+# them that do not.
+_READ_BACK = tuple(
+    f"atom.ops.reference.{name}" for name in ("attention", "delta", "mla", "moe", "sparse", "v4")
+)
+_HARMLESS = ("topk_softmax", "topk_route")
 
 
 def uncapturable(model: Any) -> str:
     """Why `model` cannot be captured: which operations read values on the host. Empty: it can."""
     found = set()
     for module in model.modules():
-        for name in vars(module) if isinstance(module, Mixer) else _KERNELS:
-            kernel = getattr(module, name, None)
-            if getattr(kernel, "__module__", "").startswith(_READS_BACK):
-                found.add(getattr(kernel, "__name__", name))
+        for kernel in vars(module).values():
+            name = getattr(kernel, "__name__", "")
+            if getattr(kernel, "__module__", None) in _READ_BACK and name not in _HARMLESS:
+                found.add(name)
     if not found:
         return ""
     names = ", ".join(sorted(found))
