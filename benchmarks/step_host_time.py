@@ -1,6 +1,6 @@
 """Host time of a decode step with many running sequences: schedule, inputs, collect.
 
-    python benchmarks/step_host_time.py [--num-seqs 256] [--steps 400] [--overlap] [--no-inputs]
+    python benchmarks/step_host_time.py [--num-seqs 256] [--steps 400] [--overlap] [--keeps K]
 
 There is no model: tokens are a hash of seed and position. What is measured is what the host adds to
 each step of a real one: plan, apply, the real runner's preparation of inputs and sampling
@@ -28,6 +28,13 @@ from atom.engine.messages import CoreOutputs, GenerateRequest
 from atom.engine.plan import StepPlan
 from atom.engine.runner.fake import FakeOptions, FakeRunner
 from atom.engine.sampling_params import SamplingParams
+
+# What the model keeps, for the scheduler; the inputs are those of plain attention all the same.
+KEEPS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "window": {"window": 128},
+    "state": {"has_state": True, "num_checkpoints": 512, "checkpoint_interval": 256},
+}
 
 
 class Timed:
@@ -85,7 +92,13 @@ class InputsRunner(FakeRunner):
 
 
 def make_core(
-    num_seqs: int, prompt_len: int, steps: int, overlap: bool, policy: str, inputs: bool
+    num_seqs: int,
+    prompt_len: int,
+    steps: int,
+    overlap: bool,
+    policy: str,
+    inputs: bool,
+    keeps: str = "plain",
 ) -> EngineCore:
     blocks = num_seqs * (-(-(2 * prompt_len + steps + 64) // 16))
     config = Config(
@@ -97,7 +110,7 @@ def make_core(
             max_prefill_chunk=num_seqs * prompt_len * 2,
         ),
     )
-    options = FakeOptions(verify=False, vocab_size=50_000, max_model_len=8192)
+    options = FakeOptions(verify=False, vocab_size=50_000, max_model_len=8192, **KEEPS[keeps])
     runner = (InputsRunner if inputs else FakeRunner)(config, options)
     core = EngineCore(config, runner)
     rng = random.Random(0)
@@ -161,12 +174,15 @@ def main() -> None:
     parser.add_argument("--prompt-len", type=int, default=128)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--policy", default="prefill_first", choices=("prefill_first", "mixed"))
+    parser.add_argument("--keeps", default="plain", choices=tuple(KEEPS))
     parser.add_argument("--overlap", action="store_true")
     parser.add_argument("--no-inputs", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     inputs = not args.no_inputs
-    core = make_core(args.num_seqs, args.prompt_len, args.steps, args.overlap, args.policy, inputs)
+    core = make_core(
+        args.num_seqs, args.prompt_len, args.steps, args.overlap, args.policy, inputs, args.keeps
+    )
     results = {n: summary(s) for n, s in measure(core, args.num_seqs, args.steps).items()}
     if args.json:
         print(json.dumps({"machine": platform.machine(), **vars(args), "phases": results}))

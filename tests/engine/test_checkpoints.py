@@ -27,7 +27,13 @@ def prompt(length: int, start: int = 0) -> list[int]:
 
 
 def make_engine(
-    *, least: int = 8, checkpoints: int = 50, interval: int = 0, window: int = 0, **config: Any
+    *,
+    least: int = 8,
+    checkpoints: int = 50,
+    interval: int = 0,
+    window: int = 0,
+    eos_after: int | None = None,
+    **config: Any,
 ) -> Engine:
     config = {"num_blocks": 400, **config}
     options = FakeOptions(
@@ -35,6 +41,7 @@ def make_engine(
         has_state=True,
         num_checkpoints=checkpoints,
         checkpoint_interval=interval,
+        eos_after=eos_after,
     )
     engine = Engine(make_config(**config), options)
     state = engine.core.scheduler.state
@@ -211,6 +218,17 @@ def test_a_state_saved_for_one_that_left_is_not_published() -> None:
     engine.check_idle()
 
 
+def test_a_state_saved_by_a_surplus_step_is_not_published() -> None:
+    engine = make_engine(interval=16, overlap=True, eos_after=2)
+    engine.add("a", prompt(14), SamplingParams(temperature=0.0, max_tokens=20))
+    engine.run()
+    assert engine.finished["a"] == "stop"
+    stats = engine.core.stats()
+    assert saved(engine) == [12, 16]  # the second one after the end was sampled
+    assert (stats.checkpoint_saves, stats.num_cached_checkpoints) == (1, 1)
+    engine.check_idle()
+
+
 def test_a_state_is_published_only_when_its_step_is_collected() -> None:
     engine = make_engine(overlap=True)
     engine.add("a", prompt(50), greedy(9))
@@ -229,6 +247,18 @@ def test_equal_states_saved_at_once_are_kept_once() -> None:
     engine.run()
     assert saved(engine) == [48, 48]
     assert engine.core.stats().num_cached_checkpoints == 1
+    engine.check_idle()
+
+
+def test_a_state_that_is_kept_already_is_not_saved_again() -> None:
+    engine = make_engine(max_num_batched_tokens=32)
+    limits = engine.core.scheduler.state.limits
+    engine.core.scheduler.state.limits = limits._replace(min_shared_tokens=1000)
+    engine.add("a", prompt(50), greedy(2))
+    engine.add("b", prompt(50), greedy(2))
+    engine.run()
+    assert steps(engine)[:3] == [[32], [16, 16], [2, 30]]
+    assert saved(engine) == [48]
     engine.check_idle()
 
 
@@ -272,6 +302,19 @@ def test_a_long_prompts_inner_checkpoints_give_way_before_the_ends_of_others() -
         engine.run()
     cached = [engine.chunks[name][0].num_cached_tokens for name in "xyz"]
     assert cached == [12, 12, 192]
+
+
+def test_where_prompts_parted_outlives_their_ends() -> None:
+    engine = make_engine(checkpoints=3, max_num_batched_tokens=512)
+    for i in range(2):
+        engine.add(f"r{i}", [*prompt(102), *prompt(30, 40 + i)], greedy(1))
+        engine.run()
+    assert saved(engine) == [128, 100, 128]
+    engine.add("other", prompt(50, 77), greedy(1))
+    engine.run()
+    engine.add("r2", [*prompt(102), *prompt(30, 42)], greedy(1))
+    engine.run()
+    assert engine.chunks["r2"][0].num_cached_tokens == 100
 
 
 def test_with_every_checkpoint_being_written_a_save_is_left_out_and_counted() -> None:
