@@ -107,6 +107,6 @@ def test_quantised_weights_are_refused_in_the_words_of_the_table() -> None:
         assert config is not None
         assert "are not supported yet" in why_not_loaded(config)
     assert "are not supported yet" in reason
+    file = SimpleNamespace(path="f.gguf", metadata={"general.architecture": "deepseek2"})
     with pytest.raises(ModelError, match="is not supported; atom reads llama"):
-        file = SimpleNamespace(path="f.gguf", metadata={"general.architecture": "deepseek2"})
         gguf_config.config_from_gguf(file)  # type: ignore[arg-type]
