@@ -22,8 +22,8 @@ from atom.ops.registry import OpQuery, register
 from atom.ops.triton import elementwise, support
 from atom.ops.triton.sparse_scores import Tiling, find_tile, index_scores
 
-# Elements of the scores of the tiles that are worked on at a time: 64 MB, about what the L2 cache of
-# an H200 holds, and 128 rows of 131072 keys keep it busy for a while.
+# Elements of the scores of the tiles that are worked on at a time: 64 MB, about what the L2 cache
+# of an H200 holds, and 128 rows of 131072 keys keep it busy for a while.
 WORKSPACE = 16 << 20
 MOST_SEGMENT = 16384
 MOST_ROWS = 32768  # of a grid's second axis there may be 65535
@@ -54,11 +54,13 @@ def _keep(values, valid, K: tl.constexpr):
     return kept, tl.cumsum(kept.to(tl.int32), 0) - 1
 
 
-@triton.jit(do_not_specialize=["first_tile", "num_seqs", "table_row", "in_width", "out_width"])
+@triton.jit(
+    do_not_specialize=["stage", "first_tile", "num_seqs", "table_row", "in_width", "out_width"]
+)
 def keep_best_kernel(
     slots, out_scores, out_positions, scores, positions, block_table, cu_seqlens, seq_lens,
-    first_tile, num_seqs, table_row, in_width, out_width,
-    K: tl.constexpr, STAGE: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    stage, first_tile, num_seqs, table_row, in_width, out_width,
+    K: tl.constexpr, FIRST: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_Q: tl.constexpr, K_PAD: tl.constexpr,
 ):  # fmt: skip
     """Program (i, r): segment i of workspace row r. `positions` say which keys the scores are of,
@@ -70,8 +72,8 @@ def keep_best_kernel(
     inner = row % BLOCK_Q
     position += inner
     length, done = position + 1, inner >= count
-    for _ in tl.static_range(STAGE):  # a row that an earlier stage has finished, or cut down
-        done |= length <= SEGMENT
+    for _ in range(stage):  # a row that an earlier stage has finished, or cut down
+        done = done | (length <= SEGMENT)
         length = tl.cdiv(length, SEGMENT) * K
     if done | (segment * SEGMENT >= length):
         return
@@ -88,7 +90,7 @@ def keep_best_kernel(
     source = row.to(tl.int64) * in_width + n
     x = tl.load(scores + source, mask=valid, other=0.0)
     where = n
-    if STAGE > 0:
+    if not FIRST:
         where = tl.load(positions + source, mask=valid, other=-1)
         valid = where >= 0
     total = tl.sum(valid.to(tl.int32), 0)
@@ -126,8 +128,9 @@ def stages(width: int, k: int, segment: int) -> list[Stage]:
 
 
 def choose_segment(width: int, k: int) -> int:
-    most = max(MOST_SEGMENT, support.next_power_of_2(4 * k))
-    return max(min(most, support.next_power_of_2(width)), support.next_power_of_2(2 * k))
+    """One of two: a kernel is compiled for each."""
+    large = max(MOST_SEGMENT, support.next_power_of_2(4 * k))
+    return large // 2 if width <= large // 2 else large
 
 
 def _declines(query: OpQuery) -> str | None:
@@ -178,9 +181,9 @@ def _keep_best(
         out_positions = torch.empty(rows, out_width, dtype=torch.int32, device=device)
         keep_best_kernel[stage.segments, rows](
             slots, out_scores, out_positions, scores, positions, meta.block_table,
-            meta.cu_seqlens_q, meta.seq_lens, first_tile, meta.num_seqs,
+            meta.cu_seqlens_q, meta.seq_lens, number, first_tile, meta.num_seqs,
             meta.block_table.stride(0), scores.shape[1], out_width,
-            K=k, STAGE=number, SEGMENT=segment, BLOCK_SIZE=block_size, BLOCK_Q=tiling.block_q,
+            K=k, FIRST=number == 0, SEGMENT=segment, BLOCK_SIZE=block_size, BLOCK_Q=tiling.block_q,
             K_PAD=support.next_power_of_2(k), num_warps=min(16, max(4, segment // 1024)),
         )  # fmt: skip
         scores, positions = out_scores, out_positions

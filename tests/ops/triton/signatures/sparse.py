@@ -44,8 +44,8 @@ def _scores(dtype: str, heads: int, block_q: int, block_n: int) -> Row:
     )  # fmt: skip
 
 
-def _keep(stage: int, block_q: int, segment: int) -> Row:
-    numbers = ("first_tile", "num_seqs", "table_row", "in_width", "out_width")
+def _keep(first: bool, block_q: int, segment: int) -> Row:
+    numbers = ("stage", "first_tile", "num_seqs", "table_row", "in_width", "out_width")
     return (
         sparse_topk.keep_best_kernel,
         {
@@ -53,7 +53,7 @@ def _keep(stage: int, block_q: int, segment: int) -> Row:
             **dict.fromkeys(("scores", "out_scores"), "*fp32"), **dict.fromkeys(numbers, "i32"),
         },
         {
-            "K": 2048, "STAGE": stage, "SEGMENT": segment, "BLOCK_SIZE": 16, "BLOCK_Q": block_q,
+            "K": 2048, "FIRST": first, "SEGMENT": segment, "BLOCK_SIZE": 16, "BLOCK_Q": block_q,
             "K_PAD": 2048,
         },
         {"num_warps": 16},
@@ -89,7 +89,7 @@ SIGNATURES: list[Row] = [
     _cache("bf16", False),
     _scores("bf16", 64, 1, 128),
     _scores("bf16", 32, 8, 128),
-    _keep(0, 8, 16384),
+    _keep(True, 8, 16384),
     _attend("bf16", "bf16", sparse_mla.Cut(16, 16, 8, 4, 1)),
     _attend("bf16", "fp8e4nv", sparse_mla.Cut(64, 32, 1, 8, 2)),
     _MERGE,
@@ -98,9 +98,9 @@ SIGNATURES: list[Row] = [
 SLOW_SIGNATURES: list[Row] = [
     _cache("bf16", True),
     _cache("fp32", False),
-    _keep(1, 1, 16384),
+    _keep(False, 1, 16384),
     _scores("fp32", 64, 8, 32),
-    _keep(2, 8, 8192),
+    _keep(False, 8, 8192),
     _attend("bf16", "bf16", sparse_mla.Cut(64, 32, 1, 8, 2)),
     _attend("fp32", "fp32", sparse_mla.Cut(16, 16, 1, 4, 1)),
 ]
