@@ -39,7 +39,7 @@ def make_params(
         v_dim=dv,
         taps=taps,
         eps=1e-6,
-        conv_weight=(torch.randn(2 * hk * dk + hv * dv, taps) * taps**-0.5).to(device, dtype),
+        conv_weight=(torch.randn(taps, 2 * hk * dk + hv * dv) * taps**-0.5).to(device, dtype),
         rate=(torch.rand(hv) * 0.9 + 0.05).to(device),
         dt_bias=(torch.randn(hv) * 0.5 - 1).to(device),
         norm_weight=(torch.randn(dv) * 0.2 + 1).to(device),

@@ -181,8 +181,8 @@ class DeltaMixer(Mixer):
     def _take(self, name: str, tensor: CheckpointTensor) -> None:
         if name == "conv1d.weight":
             parts = [tensor.dense(rows, ALL, ALL) for rows in self._share.channels]
-            weight = torch.cat(parts)[:, 0]
-            self._raw[name] = weight.to(self.build.device, self.build.dtype).contiguous()
+            weight = torch.cat(parts)[:, 0].t().contiguous()
+            self._raw[name] = weight.to(self.build.device, self.build.dtype)
             return
         rows = ALL if name == "norm.weight" else self._share.v_heads
         self._raw[name] = tensor.dense(rows).to(self.build.device, torch.float32)

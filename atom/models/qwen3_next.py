@@ -21,23 +21,13 @@ from atom.ops.contracts import Routing
 if TYPE_CHECKING:
     from atom.models.hf_config import HFConfig
 
-LINEAR, FULL = "linear_attention", "full_attention"
 
-
-def layer_kind(config: HFConfig, index: int) -> str:
-    """Which of the two block `index` is."""
+def is_linear(config: HFConfig, index: int) -> bool:
+    """Whether block `index` is one of Gated DeltaNet."""
     kinds = config.get("layer_types")
     if not kinds:
-        return LINEAR if (index + 1) % config.get("full_attention_interval", 4) else FULL
-    if len(kinds) < config.num_hidden_layers:
-        raise ModelError(
-            f"{config.where}: layer_types names {len(kinds)} of num_hidden_layers "
-            f"{config.num_hidden_layers} blocks"
-        )
-    kind = str(kinds[index])
-    if kind not in (LINEAR, FULL):
-        raise ModelError(f"{config.where}: layer_types has {kind!r}; supported: {LINEAR}, {FULL}")
-    return kind
+        return bool((index + 1) % config.get("full_attention_interval", 4))
+    return bool(kinds[index] == "linear_attention")
 
 
 def gated_attention(config: HFConfig, build: BuildContext) -> GatedAttention:
@@ -114,7 +104,7 @@ class Qwen3NextForCausalLM(CausalLM):
     grouped = True  # DeltaNet's projections are stored by key head
 
     def make_layer(self, config: HFConfig, build: BuildContext, index: int) -> DecoderLayer:
-        return self._block(config, build, index, layer_kind(config, index) == LINEAR)
+        return self._block(config, build, index, is_linear(config, index))
 
     def _block(
         self, config: HFConfig, build: BuildContext, index: int, linear: bool

@@ -26,7 +26,7 @@ class DeltaNetParams:
     v_dim: int
     taps: int
     eps: float  # of the norm of the output
-    conv_weight: Tensor  # [C, K] in the activations' dtype, the last tap is the token's own
+    conv_weight: Tensor  # [K, C] in the activations' dtype, the last tap is the token's own
     rate: Tensor  # [Hv] float32, exp(A_log)
     dt_bias: Tensor  # [Hv] float32
     norm_weight: Tensor  # [Dv] float32
@@ -57,7 +57,7 @@ class GatedDeltaNet(Protocol):
     Columns of x are q, k, v (C together), z [Hv Dv], b [Hv], a [Hv]. With positions t of one
     sequence, h its value head and h // r the key head of that:
 
-        y_t = silu(sum_j conv_weight[:, j] x_(t - K + 1 + j)), rounded to x's dtype; x_i = 0, i < 0
+        y_t = silu(sum_j conv_weight[j] x_(t - K + 1 + j)), rounded to x's dtype; x_i = 0, i < 0
         q, k = y's, each divided by sqrt(its squares' sum + 1e-6); q by sqrt(Dk) too
         beta_t = sigmoid(b_t), g_t = exp(-rate softplus(a_t + dt_bias))
         S_t = g_t S_(t-1) (1 - beta_t k_t k_t^T) + beta_t v_t k_t^T    [Dv, Dk], S_(-1) = 0

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from delta_cases import STEPS, check_same, make_case, near
+from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.qwen3_next import modeling_qwen3_next as oracle
 
+from atom.ops.cpu.build import CannotBuild
 from atom.ops.cpu.delta import chunked
 from atom.ops.cpu.delta import gated_delta_net as cpu
 from atom.ops.reference.delta import gated_delta_net, recurrence
+
+Run = Callable[..., Tensor]
+CPU: dict[str, Run] = {"torch": cpu}
+try:
+    from atom.ops.cpu.delta_native import gated_delta_net as native
+except CannotBuild:  # no compiler: torch serves
+    pass
+else:
+    CPU["native"] = native
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +37,9 @@ def test_a_prompt_is_transformers(heads: tuple[int, int]) -> None:
     case = make_case([(0, 75)], heads, (16, 8))
     p, x = case.params, case.x
     qkv, z, b, a = x.split((p.channels, p.v_size, p.num_v_heads, p.num_v_heads), 1)
-    y = F.conv1d(F.pad(qkv.t()[None], (p.taps - 1, 0)), p.conv_weight[:, None], groups=p.channels)
+    y = F.conv1d(
+        F.pad(qkv.t()[None], (p.taps - 1, 0)), p.conv_weight.t()[:, None], groups=p.channels
+    )
     parts = F.silu(y)[0].t().split((p.qk_size, p.qk_size, p.v_size), 1)
     q, k = (part.view(1, 75, p.num_k_heads, p.k_dim) for part in parts[:2])
     out, state = oracle.torch_recurrent_gated_delta_rule(
@@ -46,8 +61,8 @@ def test_a_prompt_is_transformers(heads: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("parts", [[150], [1] * 20 + [130], [63, 2, 1, 84]], ids=str)
-@pytest.mark.parametrize("run", [gated_delta_net, cpu], ids=["reference", "cpu"])
-def test_a_prompt_in_parts(run: object, parts: list[int]) -> None:
+@pytest.mark.parametrize("run", [gated_delta_net, *CPU.values()], ids=["reference", *CPU])
+def test_a_prompt_in_parts(run: Run, parts: list[int]) -> None:
     whole = make_case([(0, 150)])
     want = gated_delta_net(*whole.copied())
     at, got, states = 0, [], whole.copied()
@@ -61,15 +76,24 @@ def test_a_prompt_in_parts(run: object, parts: list[int]) -> None:
 
 
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_cpu(steps: str, dtype: torch.dtype) -> None:
-    case = make_case(STEPS[steps], (2, 4), (16, 8), dtype=dtype, padding=2)
-    check_same(case, cpu, 1e-5 if dtype == torch.float32 else 1e-2, 1e-5)
+@pytest.mark.parametrize("run", CPU.values(), ids=CPU)
+def test_cpu(run: Run, steps: str) -> None:
+    for dims in ((16, 16), (32, 48), (16, 8)):
+        check_same(make_case(STEPS[steps], (2, 4), dims, padding=2), run, 1e-5)
 
 
-def test_other_taps() -> None:
-    for taps in (2, 3, 5):
-        check_same(make_case(STEPS["mixed"], taps=taps), cpu, 1e-5)
+@pytest.mark.parametrize("steps", ["decode", "mixed"])
+def test_cpu_in_bfloat16(steps: str) -> None:
+    case = make_case(STEPS[steps], dtype=torch.bfloat16)
+    check_same(case, cpu, 1e-2, 1e-5)
+
+
+@pytest.mark.parametrize("run", CPU.values(), ids=CPU)
+def test_other_taps_and_heads(run: Run) -> None:
+    for taps in (2, 3, 5, 9):
+        check_same(make_case(STEPS["mixed"], taps=taps), run, 1e-5)
+    for size in (64, 128):  # rows of as many registers as a machine has, or more
+        check_same(make_case([(0, 5), (3, 1)], (1, 1), (size, 16)), run, 1e-5)
 
 
 def test_chunks_when_everything_is_forgotten_or_kept() -> None:
@@ -85,7 +109,7 @@ def test_chunks_when_everything_is_forgotten_or_kept() -> None:
 
 def test_out_is_written() -> None:
     case = make_case(STEPS["mixed"])
-    for run in (gated_delta_net, cpu):
+    for run in (gated_delta_net, *CPU.values()):
         out = torch.full((case.x.shape[0], case.params.v_size), float("nan"))
         assert run(*case.copied(), out) is out
         assert torch.equal(out, run(*case.copied()))

@@ -64,7 +64,7 @@ def _conv_step(x: Tensor, rings: Tensor, slots: Tensor, at: Tensor, weight: Tens
     places = at.unsqueeze(1) + torch.arange(1, taps + 1) - taps  # the last is `at`
     seen = rings[slots.unsqueeze(1), places % taps].float()
     seen = seen.masked_fill_((places < 0).unsqueeze(-1), 0.0)
-    return F.silu((seen * weight.t().float()).sum(1)).to(x.dtype).float()
+    return F.silu((seen * weight.float()).sum(1)).to(x.dtype).float()
 
 
 def _decode(

@@ -26,7 +26,7 @@ NATIVE_OPS = (
 
 def _register_native() -> None:
     from atom.ops.cpu import attention as attend
-    from atom.ops.cpu import elementwise, limits, linear, moe, native
+    from atom.ops.cpu import delta_native, elementwise, limits, linear, moe, native
 
     register("linear", "cpu", limits.linear)(linear.NativeLinear)
     register("embedding", "cpu", limits.embedding)(linear.embedding)
@@ -36,6 +36,7 @@ def _register_native() -> None:
     register("silu_and_mul", "cpu", limits.float32)(elementwise.silu_and_mul)
     register("reshape_and_cache", "cpu", limits.cache)(attend.reshape_and_cache)
     register("paged_attention", "cpu", limits.attention)(attend.paged_attention)
+    register("gated_delta_net", "cpu")(delta_native.gated_delta_net)
     register("pack_experts", "cpu", moe.declines, variants=None)(moe.NativeExperts)
     logger.info("CPU kernels: native, %s", native.features())
 
@@ -49,6 +50,7 @@ def _register_torch(reason: str) -> None:
     for name in NATIVE_OPS:
         register(name, "cpu", declines)(_unavailable)
     register("linear", "cpu", torch_linear.declines)(torch_linear.pack)
+    register("gated_delta_net", "cpu")(delta.gated_delta_net)
     logger.warning("CPU kernels: %s (native kernels: %s)", torch_linear.describe(), reason)
 
 
@@ -56,7 +58,6 @@ def _unavailable() -> None:
     raise AssertionError("declined for every query")
 
 
-register("gated_delta_net", "cpu")(delta.gated_delta_net)  # of torch's own products
 register("mla_prefill", "cpu")(mla.mla_prefill)
 try:
     from atom.ops.cpu import native as _native

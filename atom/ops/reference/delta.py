@@ -21,7 +21,7 @@ def causal_conv(x: Tensor, ring: Tensor, done: int, weight: Tensor) -> Tensor:
         before = torch.arange(done - known, done, device=x.device) % taps
         history[taps - 1 - known :] = ring[before].to(x.dtype)
     padded = torch.cat((history, x)).float()
-    y = sum(padded[j : j + x.shape[0]] * weight[:, j].float() for j in range(taps))
+    y = sum(padded[j : j + x.shape[0]] * weight[j].float() for j in range(taps))
     kept = min(x.shape[0], taps)
     end = done + x.shape[0]
     ring[torch.arange(end - kept, end, device=x.device) % taps] = x[-kept:].to(ring.dtype)

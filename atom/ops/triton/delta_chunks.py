@@ -71,7 +71,9 @@ def conv_kernel(
             rows = (done + t - back + TAPS) % TAPS
             held = ring + rows[:, None] * CHANNELS + channel[None, :]
             value += tl.load(held, mask=before, other=0.0).to(tl.float32)
-        tap = tl.load(weight + channel * TAPS + j, mask=d < tl.where(head < 0, DK, DV), other=0.0)
+        tap = tl.load(
+            weight + j * CHANNELS + channel, mask=d < tl.where(head < 0, DK, DV), other=0.0
+        )
         acc += value * tap.to(tl.float32)[None, :]
     result = silu(acc).to(y.dtype.element_ty)
     tl.store(y + token[:, None] * CHANNELS + channel[None, :], result, mask=live[:, None] & inside)

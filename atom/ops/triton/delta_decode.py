@@ -33,12 +33,12 @@ def _conv_step(x, ring, weight, position, channel, CHANNELS: tl.constexpr, TAPS:
     """silu(conv) at the next token of a sequence, for some channels; its input goes to the ring."""
     dtype = x.dtype.element_ty
     value = tl.load(x + channel)
-    acc = value.to(tl.float32) * tl.load(weight + channel * TAPS + TAPS - 1).to(tl.float32)
+    acc = value.to(tl.float32) * tl.load(weight + (TAPS - 1) * CHANNELS + channel).to(tl.float32)
     for j in tl.static_range(TAPS - 1):
         at = position - (TAPS - 1) + j
         row = ring + (at + TAPS) % TAPS * CHANNELS
         past = tl.load(row + channel, mask=channel * 0 + at >= 0, other=0.0).to(tl.float32)
-        acc += past * tl.load(weight + channel * TAPS + j).to(tl.float32)
+        acc += past * tl.load(weight + j * CHANNELS + channel).to(tl.float32)
     tl.store(ring + position % TAPS * CHANNELS + channel, value)
     return silu(acc).to(dtype).to(tl.float32)
 

@@ -26,6 +26,7 @@ const Entry kOps[] = {
     {"embedding", op_embedding, nullptr},
     {"gather_rows", op_gather_rows, nullptr},
     {"argmax", op_argmax, nullptr},
+    {"gated_delta_net", op_gated_delta_net, nullptr},
     {"pack", op_pack, nullptr},
     {"unpack", op_unpack, nullptr},
 };

@@ -98,6 +98,18 @@ struct ArgmaxArgs {
     int64_t* out;
 };
 
+struct DeltaArgs {
+    const float* x;  // rows: q, k, v (channels together), z, b, a
+    int64_t x_stride, num_seqs;
+    float *conv_state, *state;  // [slots, taps, channels], [slots, v_heads, v_dim, k_dim]
+    const int32_t *slots, *cu_seqlens, *seq_lens;
+    int64_t k_heads, v_heads, k_dim, v_dim, taps, channels;
+    const float *conv_weight, *rate, *dt_bias, *norm_weight;  // conv_weight [taps, channels]
+    double eps;
+    float *y, *gates;  // room for T * channels and [T, 2, v_heads]
+    float* out;        // [T, v_heads * v_dim], contiguous
+};
+
 struct PackArgs {
     const uint8_t* src;
     Weights w;
@@ -121,6 +133,7 @@ void op_silu_and_mul(const void*, const Dyn&, Worker&);
 void op_embedding(const void*, const Dyn&, Worker&);
 void op_gather_rows(const void*, const Dyn&, Worker&);
 void op_argmax(const void*, const Dyn&, Worker&);
+void op_gated_delta_net(const void*, const Dyn&, Worker&);
 void op_pack(const void*, const Dyn&, Worker&);
 void op_unpack(const void*, const Dyn&, Worker&);
 
