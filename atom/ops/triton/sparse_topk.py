@@ -38,17 +38,16 @@ def _ordered(x):
 
 
 @triton.jit
-def _keep(values, valid, K: tl.constexpr):
+def _keep(values, K: tl.constexpr):
     """(whether each is among the K largest, of equals the first; its place among them), for values
-    [N] uint32, of which at least K are valid."""
+    [N] uint32, of which zeros are none and at least K are not."""
     least, bit = tl.full((), 0, tl.uint32), tl.full((), 0x80000000, tl.uint32)
     for _ in range(32):
         guess = least | bit
-        enough = tl.sum((valid & (values >= guess)).to(tl.int32), 0) >= K
+        enough = tl.sum((values >= guess).to(tl.int32), 0) >= K
         least = tl.where(enough, guess, least)
         bit = bit >> 1
-    above = valid & (values > least)
-    equal = valid & (values == least)
+    above, equal = values > least, values == least
     wanted = K - tl.sum(above.to(tl.int32), 0)
     kept = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= wanted))
     return kept, tl.cumsum(kept.to(tl.int32), 0) - 1
@@ -86,29 +85,29 @@ def keep_best_kernel(
         tl.store(slots + line * K + j, slot, mask=j < K)
         return
     n = segment * SEGMENT + tl.arange(0, SEGMENT)
-    valid = n < length
     source = row.to(tl.int64) * in_width + n
-    x = tl.load(scores + source, mask=valid, other=0.0)
-    where = n
+    valid = n < length
     if not FIRST:
-        where = tl.load(positions + source, mask=valid, other=-1)
-        valid = where >= 0
+        valid = tl.load(positions + source, mask=valid, other=-1) >= 0
     total = tl.sum(valid.to(tl.int32), 0)
     if total > K:
-        kept, place = _keep(_ordered(x), valid, K)
+        x = tl.load(scores + source, mask=valid, other=0.0)
+        kept, place = _keep(tl.where(valid, _ordered(x), 0), K)
     else:
         kept, place = valid, tl.cumsum(valid.to(tl.int32), 0) - 1
+    # Read again: to hold them all the while would take all registers.
+    where = n if FIRST else tl.load(positions + source, mask=kept, other=0)
     if length <= SEGMENT:
         page = tl.load(table + where // BLOCK_SIZE, mask=kept, other=0)
         tl.store(slots + line * K + place, page * BLOCK_SIZE + where % BLOCK_SIZE, mask=kept)
     else:
         target = row.to(tl.int64) * out_width + segment * K
+        x = tl.load(scores + source, mask=kept, other=0.0)
         tl.store(out_scores + target + place, x, mask=kept)
         tl.store(out_positions + target + place, where, mask=kept)
         j = tl.arange(0, K_PAD)
-        tl.store(
-            out_positions + target + j, tl.full((K_PAD,), -1, tl.int32), mask=(j >= total) & (j < K)
-        )
+        none = (j >= total) & (j < K)
+        tl.store(out_positions + target + j, tl.full((K_PAD,), -1, tl.int32), mask=none)
 
 
 class Stage(NamedTuple):
