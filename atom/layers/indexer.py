@@ -130,7 +130,7 @@ class SparseMLA(MLA):
         indexer = self._indexer[0]
         if indexer is None:
             return super().cache_specs()
-        # Not of the cache's dtype: keys are ranked by small differences, and are 1/9 of the cache.
+        # Not in float8 as latents may be: keys are ranked by small differences.
         shape = (self.block_size, indexer.sizes.dim)
         return (*super().cache_specs(), CacheSpec("index_cache", FULL, shape, self.build.dtype))
 
