@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from atom.layers.attention import Attention
@@ -99,6 +98,7 @@ class GatedAttention(nn.Module):
             rotary=RotaryEmbedding(build, head_dim, **rope),
             norms=(self.q_norm, self.k_norm),
         )
+        self._gate = build.select("sigmoid_mul", N=q * head_dim)
         self.rows: SampledRows | None = None  # of the last block only
         self._heads = (-1, q + 2 * kv, head_dim)
         self._sizes = ((q + 2 * kv) * head_dim, q * head_dim)
@@ -109,7 +109,7 @@ class GatedAttention(nn.Module):
         projected, residual = self.qkv_proj.after_norm(norm, x, residual)
         qkv, gate = projected.split_with_sizes(self._sizes, 1)
         out = self.attn(qkv.view(self._heads), positions).flatten(1)
-        out = out * torch.sigmoid(gate)
+        out = self._gate(out, gate)
         if self.rows is not None:
             out, residual = self.rows(out, residual)
         return self.o_proj(out), residual

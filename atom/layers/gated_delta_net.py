@@ -167,6 +167,13 @@ class DeltaMixer(Mixer):
         )
         return result
 
+    def facts(self) -> dict[str, Any]:
+        specs = self.cache_specs()
+        heads = {"num_k_heads": self.heads.num_k, "num_v_heads": self.heads.num_v}
+        sizes = {"k_dim": self.heads.k_dim, "v_dim": self.heads.v_dim, "taps": self.heads.taps}
+        state = sum(spec.row_bytes for spec in specs)
+        return {"kind": "delta_net", **heads, **sizes, "state_bytes": state}
+
     def slots(self, path: str) -> Iterator[WeightSlot]:
         whole = self._share.whole
         shapes = {

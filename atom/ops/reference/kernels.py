@@ -5,6 +5,28 @@ Importing this module registers them; they accept every query.
 
 from __future__ import annotations
 
-from atom.ops.reference import attention, delta, elementwise, linear, mla, moe, sparse, v4, v4_hyper
+from atom.ops.reference import (
+    attention,
+    delta,
+    elementwise,
+    gates,
+    linear,
+    mla,
+    moe,
+    sparse,
+    v4,
+    v4_hyper,
+)
 
-__all__ = ["attention", "delta", "elementwise", "linear", "mla", "moe", "sparse", "v4", "v4_hyper"]
+__all__ = [
+    "attention",
+    "delta",
+    "elementwise",
+    "gates",
+    "linear",
+    "mla",
+    "moe",
+    "sparse",
+    "v4",
+    "v4_hyper",
+]

@@ -1,0 +1,19 @@
+"""Gates in plain torch, float32 inside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from atom.ops.registry import register
+
+
+@register("sigmoid_mul", "reference")
+def sigmoid_mul(x: Tensor, gate: Tensor) -> Tensor:
+    return (x.float() * torch.sigmoid(gate.float())).to(x.dtype)
+
+
+@register("add_gated", "reference")
+def add_gated(part: Tensor, y: Tensor, x: Tensor, g: Tensor) -> Tensor:
+    scale = torch.sigmoid(x.float() @ g.float()).unsqueeze(-1)
+    return torch.addcmul(part.float(), y.float(), scale).to(part.dtype)
