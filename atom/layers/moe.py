@@ -13,6 +13,7 @@ from atom.layers import custom_ops
 from atom.layers.build import BuildContext, dtype_name
 from atom.layers.linear import ReplicatedLinear
 from atom.layers.norm import RMSNorm
+from atom.layers.shared_gate import SharedGate
 from atom.layers.weights import ALL, CheckpointTensor, Layer, WeightSlot
 from atom.ops.contracts import SILU, GatedActivation, MXFP4Weight, PackedExperts, Routing
 
@@ -175,26 +176,25 @@ class FusedMoE(Layer):
             self.weight_format = "mxfp4"
         else:
             self.weight_format = dtype_name(first.dtype)
-        pack = self.build.fused("pack_experts", **self._query(self.weight_format))
-        if pack is None or isinstance(first, MXFP4Weight):
-            self._experts = self._choose(self.weight_format)[0]
-        else:
+        self._experts = self._choose(self.weight_format)[0]
+        pack = getattr(self._experts, "pack", None)
+        if pack is not None:
+            assert isinstance(first, Tensor), "nothing packs what is packed"
             self.packed = pack(first, second, self.act, self.b13, self.b2)
-            del self.w13, self.w2
+            self.w13 = self.w2 = first.new_empty(0)
 
     def _choose(self, weight_format: str) -> tuple[Callable[..., Any], str]:
         """The kernel for weights of this format, and its backend."""
-        return self.build.choose("fused_experts", **self._query(weight_format))
-
-    def _query(self, weight_format: str) -> dict[str, Any]:
-        sizes = {"E": self.num_experts, "K": self.hidden_size, "I": self.local_size}
-        return {
-            "opaque": True,
-            "weight_format": weight_format,
-            "variant": self.variant,
-            "k": self.top_k,
-            **sizes,
-        }
+        return self.build.choose(
+            "fused_experts",
+            opaque=True,
+            weight_format=weight_format,
+            variant=self.variant,
+            k=self.top_k,
+            E=self.num_experts,
+            K=self.hidden_size,
+            I=self.local_size,
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -298,8 +298,7 @@ class SparseMoE(nn.Module):
         if shared is not None:
             self.add_module(shared_name, shared)
         if shared_gate:
-            gate = ReplicatedLinear(build, experts.hidden_size, 1)
-            self.add_module(self._shared_gate, gate)
+            self.add_module(self._shared_gate, SharedGate(build, experts.hidden_size))
         self._handle = custom_ops.remember(self) if fused and build.traceable else ""
 
     def forward(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -321,9 +320,10 @@ class SparseMoE(nn.Module):
         if not self._shared_name:
             return self.experts(x, logits)
         shared: Tensor = getattr(self, self._shared_name)(x)
+        part = self.experts.part(x, logits)
         if self._shared_gate:
-            shared = shared * torch.sigmoid(getattr(self, self._shared_gate)(x))
-        return self.experts.sum(self.experts.part(x, logits) + shared)
+            return self.experts.sum(getattr(self, self._shared_gate).add(part, shared, x))
+        return self.experts.sum(part + shared)
 
     def run(
         self, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float

@@ -392,11 +392,11 @@ class PackedExperts(Protocol):
     def __call__(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor: ...
 
 
-class PackExperts(Protocol):
-    """op `pack_experts`, optional to implement: `fused_experts` that keeps w13 and w2 in a form of
-    its own; they may be let go afterwards. Queries are as for `fused_experts`."""
+class PackingExperts(FusedExperts, Protocol):
+    """A kernel of op `fused_experts` that would rather keep w13 and w2 in a form of its own. They
+    may be let go afterwards."""
 
-    def __call__(
+    def pack(
         self,
         w13: Tensor,
         w2: Tensor,
@@ -447,6 +447,5 @@ OPS: dict[str, Any] = {
 # Operations that a caller composes of others where no backend has them.
 FUSED_OPS: dict[str, Any] = {
     "attention": FusedAttention,
-    "pack_experts": PackExperts,
     "sparse_moe": SparseMoE,
 }

@@ -37,7 +37,7 @@ def _register_native() -> None:
     register("reshape_and_cache", "cpu", limits.cache)(attend.reshape_and_cache)
     register("paged_attention", "cpu", limits.attention)(attend.paged_attention)
     register("gated_delta_net", "cpu")(delta_native.gated_delta_net)
-    register("pack_experts", "cpu", moe.declines, variants=None)(moe.NativeExperts)
+    register("fused_experts", "cpu", moe.declines, variants=None)(moe.fused_experts)
     logger.info("CPU kernels: native, %s", native.features())
 
 

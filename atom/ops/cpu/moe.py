@@ -6,6 +6,8 @@ torch need, which convert it to float32 each time (one thread with AMX, 1536 x 2
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from atom.ops.contracts import GatedActivation
 from atom.ops.cpu import limits
 from atom.ops.cpu.elementwise import silu_and_mul
 from atom.ops.cpu.linear import NativeLinear
+from atom.ops.reference import moe as reference
 from atom.ops.reference.moe import gated
 from atom.ops.registry import OpQuery
 
@@ -57,6 +60,18 @@ class NativeExperts:
         hidden = self._first[expert](x, None if self._b13 is None else self._b13[expert])
         hidden = silu_and_mul(hidden) if self._act.is_plain else gated(hidden, self._act)
         return self._second[expert](hidden, None if self._b2 is None else self._b2[expert])
+
+
+class _FusedExperts:
+    """contracts.PackingExperts."""
+
+    pack = NativeExperts
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        return reference.fused_experts(*arguments)
+
+
+fused_experts = _FusedExperts()
 
 
 def declines(query: OpQuery) -> str | None:
