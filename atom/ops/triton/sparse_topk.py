@@ -27,7 +27,7 @@ from atom.ops.triton.sparse_scores import Tiling, find_tile, index_scores
 WORKSPACE = 16 << 20
 MOST_SEGMENT = 16384
 MOST_ROWS = 32768  # of a grid's second axis there may be 65535
-MOST_HEADS, MOST_DIM = 128, 256
+MOST_HEADS, MOST_DIM = 128, 128
 
 
 @triton.jit
@@ -126,15 +126,16 @@ def stages(width: int, k: int, segment: int) -> list[Stage]:
     return out
 
 
-def choose_segment(width: int, k: int) -> int:
+def choose_segment(width: int) -> int:
     """One of two: a kernel is compiled for each."""
-    large = max(MOST_SEGMENT, support.next_power_of_2(4 * k))
-    return large // 2 if width <= large // 2 else large
+    return MOST_SEGMENT // 2 if width <= MOST_SEGMENT // 2 else MOST_SEGMENT
 
 
 def _declines(query: OpQuery) -> str | None:
     if query.size("Hi") > MOST_HEADS or query.size("D") > MOST_DIM:
         return f"at most {MOST_HEADS} index heads of at most {MOST_DIM}"
+    if query.size("k") > MOST_SEGMENT // 4:
+        return f"at most {MOST_SEGMENT // 4} keys"
     return elementwise.declines(query)
 
 
@@ -151,7 +152,7 @@ def index_topk(
     """`segment`: scores that a program ranks, chosen here if 0; at least 2 k."""
     slots = torch.full((q.shape[0], k), -1, dtype=torch.int32, device=q.device)
     tiling, width = Tiling.of(meta), meta.max_seq_len
-    segment = segment or choose_segment(width, k)
+    segment = segment or choose_segment(width)
     step = max(1, min(workspace // width, MOST_ROWS) // tiling.block_q)
     for first_tile in range(0, tiling.tiles, step):
         tiles = min(step, tiling.tiles - first_tile)

@@ -13,9 +13,11 @@ from atom.config.schema import Config, EngineConfig, ModelConfig
 from atom.layers.indexer import Indexer, SparseMLA
 from atom.models.loader import load_model
 from atom.models.source import resolve_source
+from atom.ops import registry
 from atom.ops.contracts import AttentionMetadata
 from atom.ops.contracts_sparse import IndexNorm
 from atom.ops.reference import sparse as reference
+from atom.ops.registry import OpQuery
 from atom.ops.triton import sparse_cache, sparse_mla, sparse_scores, sparse_topk
 from atom.ops.triton.sparse_mla import Cut
 
@@ -191,6 +193,23 @@ def test_the_sizes_of_published_models(device: str, on_gpu: bool) -> None:
             assert error < 8e-3
 
 
+@pytest.mark.parametrize(
+    ("op", "shape", "reason"),
+    [
+        ("index_topk", {"Hi": 64, "D": 128, "k": 2048}, None),
+        ("index_topk", {"Hi": 256, "D": 128, "k": 2048}, "at most 128 index heads of at most 128"),
+        ("index_topk", {"Hi": 64, "D": 128, "k": 5000}, "at most 4096 keys"),
+        ("sparse_mla", {"H": 16, "R": 512, "P": 64}, None),
+        ("sparse_mla", {"H": 16, "R": 384, "P": 64}, "latents of 384 + 64: powers of two"),
+    ],
+    ids=str,
+)
+def test_what_is_declined(op: str, shape: dict[str, int], reason: str | None) -> None:
+    query = OpQuery(op=op, dtype="bfloat16", shape=tuple(shape.items()))
+    answer = registry._state.table[op, "triton"].why_not(query)
+    assert answer is None if reason is None else reason in str(answer)
+
+
 def test_the_cut_gives_every_multiprocessor_work() -> None:
     assert sparse_mla.choose_cut(1, 16, 2048, 2, 132).parts == 8
     assert sparse_mla.choose_cut(4096, 128, 2048, 2, 132) == Cut(64, 32, 1, 8, 2)
@@ -198,8 +217,9 @@ def test_the_cut_gives_every_multiprocessor_work() -> None:
     assert [s.segments for s in sparse_topk.stages(163840, 2048, 16384)] == [10, 2, 1]
 
 
-def test_a_model_with_them(device: str) -> None:
+def test_a_model_with_them(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the block's own projections to its output: strides, padding, short and long contexts."""
+    monkeypatch.setattr(sparse_topk, "choose_segment", lambda _: 32)
     path = hub_checkpoint("glm_moe_dsa", num_hidden_layers=1)
     engine = EngineConfig(kv_cache_block_size=SIZE)
     config = Config(model=ModelConfig(model=str(path), dtype="float32"), engine=engine)
