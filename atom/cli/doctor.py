@@ -124,6 +124,12 @@ def _activations(plan: MemoryPlan) -> dict[str, str]:
     }
 
 
+def _caches(plan: MemoryPlan) -> str:
+    from atom.cli.recipe_plan import cache_words
+
+    return "; ".join(cache_words(use) for use in plan.caches)
+
+
 def _memory(plan: MemoryPlan) -> dict[str, str]:
     problem = {PROBLEM: plan.problem} if plan.problem else {}
     return {
@@ -131,8 +137,7 @@ def _memory(plan: MemoryPlan) -> dict[str, str]:
         "weights": f"{gib(plan.weights_bytes)} (known from {plan.weights_from}), "
         f"computing in {plan.dtype}",
         **_activations(plan),
-        "kv cache": f"{gib(plan.kv_bytes)} in {plan.kv_cache_dtype}, "
-        f"{plan.kv_bytes_per_token / 1024:,.1f} KiB per token",
+        "caches": f"{gib(plan.kv_bytes)} in {plan.kv_cache_dtype}: {_caches(plan)}",
         "fits": f"{plan.kv_tokens:,} tokens: {plan.full_contexts:,.1f} sequences of "
         f"{plan.max_model_len:,}",
         **problem,

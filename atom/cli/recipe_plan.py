@@ -66,7 +66,7 @@ def lines(plan: DeploymentPlan) -> Iterator[tuple[str, str]]:
     yield "model", _model(plan)
     yield "weights", f"{_share(plan.weights_bytes, plan)} ({plan.stored_as})"
     for use in plan.caches:
-        yield "cache", _cache(use)
+        yield "cache", cache_words(use)
     if plan.gpu_bytes is not None and plan.usable_bytes is not None:
         left = plan.usable_bytes - plan.weights_bytes - plan.activations_bytes - plan.runtime_bytes
         name = f"{plan.gpu}, " if plan.gpu else ""
@@ -105,7 +105,7 @@ def _share(size: int, plan: DeploymentPlan) -> str:
     return gib(size) if plan.gpus == 1 else f"{gib(size)} on each of {plan.gpus} GPUs"
 
 
-def _cache(use: CacheUse) -> str:
+def cache_words(use: CacheUse) -> str:
     small = use.bytes < 1 << 20
     size = f"{use.bytes / 1024:,.1f} KiB" if small else f"{use.bytes / 2**20:,.1f} MiB"
     layers = f"{use.layers} layers"

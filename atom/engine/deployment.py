@@ -125,7 +125,7 @@ def _plan(config: Config, hf: HFConfig, name: str, target: Target) -> Deployment
     if target.memory_bytes is not None:
         usable = int(target.memory_bytes * config.engine.gpu_memory_utilization)
     problem = _settings_problem(config, hf)
-    sizes, made = _sizes(uses, config.engine.block_size), None
+    sizes, made = row_sizes(uses, config.engine.block_size), None
     if usable is not None and not problem:
         made, problem = _caches(config, sizes, usable - weights - peak - RUNTIME_BYTES, target)
         if usable <= weights:
@@ -165,7 +165,8 @@ def _plan(config: Config, hf: HFConfig, name: str, target: Target) -> Deployment
     )
 
 
-def _sizes(uses: list[CacheUse], block_size: int) -> CacheBytes:
+def row_sizes(uses: list[CacheUse], block_size: int) -> CacheBytes:
+    """Bytes of a block and of a slot over all layers of one rank."""
     rows = bytes_of_rows(uses, block_size)
     window = max(use.window for use in uses)
     return CacheBytes(rows[TOKEN], rows[WINDOW], rows[SEQUENCE], window)

@@ -18,20 +18,23 @@ import msgspec
 
 from atom.config.environment import environment_problem
 from atom.config.schema import Config, ModelConfig
+from atom.engine.deployment import row_sizes
+from atom.engine.runner.cache_sizes import plan_caches
 from atom.engine.runner.memory import (
     GIB,
     RESERVE_BYTES,
     RESERVE_SHARE,
     available_memory,
     cpu_budget,
-    plan_kv_blocks,
 )
 from atom.errors import AtomError, ConfigError
 from atom.models.embedded import EMBEDDED
 from atom.models.footprint import (
     DTYPE_BYTES,
+    CacheUse,
     Footprint,
     activation_bytes,
+    cache_uses,
     footprint,
     operations,
     stored_format,
@@ -84,6 +87,7 @@ class MemoryPlan:
     dtype: str
     kv_cache_dtype: str
     kv_bytes_per_token: int
+    caches: tuple[CacheUse, ...]
     kv_bytes: int
     kv_tokens: int
     max_model_len: int
@@ -111,7 +115,10 @@ class Diagnosis:
         return served and fits and found and self.environment_problem is None
 
     def as_json(self) -> Any:
-        return msgspec.to_builtins(self)
+        told = msgspec.to_builtins(self)
+        if self.memory is not None:
+            told["memory"]["caches"] = [use._asdict() for use in self.memory.caches]
+        return told
 
 
 def diagnose(config: Config, env: Mapping[str, str]) -> Diagnosis:
@@ -200,19 +207,15 @@ def _plan(source: ModelSource, config: Config, devices: Devices) -> MemoryPlan:
     needs = footprint(source, dtype, kv_dtype, keep_stored=keeps)
     context = resolve_max_model_len(config, source)
     block_size = config.engine.block_size
-    tokens, activations, problem = 0, 0, None
+    uses = cache_uses(source.config, kv_dtype, dtype)
+    sizes = row_sizes(uses, block_size)
+    tokens, held, activations, problem = 0, 0, 0, None
     try:
         activations = _activations(config, source, devices, dtype)
         budget, where = _budget(config, devices, needs, activations)
-        block_bytes = needs.kv_bytes_per_token * block_size
-        plan = plan_kv_blocks(
-            config,
-            block_bytes=block_bytes,
-            max_model_len=context,
-            budget=budget,
-            source=where,
-        )
-        tokens = plan.num_blocks * block_size
+        plan = plan_caches(config, sizes, max_model_len=context, budget=budget, source=where)
+        tokens = plan.layout.num_blocks * block_size
+        held = sizes.total(plan.layout, config.scheduler.max_num_seqs)
     except ConfigError as error:
         problem = str(error)
     return MemoryPlan(
@@ -225,7 +228,8 @@ def _plan(source: ModelSource, config: Config, devices: Devices) -> MemoryPlan:
         dtype=dtype,
         kv_cache_dtype=kv_dtype,
         kv_bytes_per_token=needs.kv_bytes_per_token,
-        kv_bytes=tokens * needs.kv_bytes_per_token,
+        caches=tuple(uses),
+        kv_bytes=held,
         kv_tokens=tokens,
         max_model_len=context,
         full_contexts=round(tokens / context, 2),
@@ -290,6 +294,10 @@ def _keeps_stored(config: Config, source: ModelSource, device: str) -> bool:
 
 
 def _ask(query: OpQuery) -> Kernel:
+    if query.op == "fused_experts":  # a backend may keep them in a form of its own
+        for backend, reason in candidates(dataclasses.replace(query, op="pack_experts")):
+            if reason is None:
+                return Kernel(query.op, str(query), backend, {})
     declined: dict[str, str] = {}
     for backend, reason in candidates(query):
         if reason is None:

@@ -17,17 +17,16 @@ from atom.models.inventory import (
     Tensors,
     caches,
     expert_size,
-    is_dense,
     mtp_tensors,
     num_experts,
     tensors,
 )
 from atom.models.inventory_types import COPY, EMBEDDING, EXPERTS, SEQUENCE, TOKEN, WINDOW
+from atom.models.operations import operations
 from atom.models.source import ModelSource
 from atom.models.stored import DTYPE_BYTES, Scheme, scheme_of, stored_dtype
-from atom.ops.registry import OpQuery
 
-__all__ = ["DTYPE_BYTES", "stored_dtype"]
+__all__ = ["DTYPE_BYTES", "operations", "stored_dtype"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,54 +181,6 @@ def _gguf_sizes(file: GGUFFile) -> tuple[int, int]:
     """(parameters, bytes of the tensors)."""
     tensors = file.tensors.values()
     return sum(math.prod(t.shape) for t in tensors), sum(int(t.data.nbytes) for t in tensors)
-
-
-def operations(
-    config: HFConfig, device: str, dtype: str, kv_dtype: str, weight_format: str, block_size: int
-) -> list[OpQuery]:
-    """What a model of this configuration asks of the kernels: one query per operation."""
-    hidden, dim = config.positive_int("hidden_size"), config.head_dim
-    heads, kv_heads = config.positive_int("num_attention_heads"), config.num_key_value_heads
-    experts = num_experts(config)
-    size = config.get("intermediate_size") or expert_size(config)
-
-    def ask(op: str, weight: str = "", kv: str = "", **shape: int) -> OpQuery:
-        return OpQuery(
-            op=op,
-            device=device,
-            dtype=dtype,
-            weight_format=weight,
-            kv_dtype=kv,
-            shape=tuple(shape.items()),
-        )
-
-    queries = [
-        ask("embedding", weight_format, K=hidden),
-        ask("linear", weight_format, N=2 * size, K=hidden),
-        ask("rms_norm", K=hidden),
-        ask("add_rms_norm", K=hidden),
-        ask("rotary", R=int(dim * config.partial_rotary_factor), D=dim, interleaved=0),
-        ask("reshape_and_cache", kv=kv_dtype, Hk=kv_heads, D=dim, bs=block_size),
-        ask(
-            "paged_attention",
-            kv=kv_dtype,
-            Hk=kv_heads,
-            D=dim,
-            bs=block_size,
-            Hq=heads,
-            window=int(config.get("sliding_window") or 0),
-        ),
-    ]
-    if any(is_dense(config, layer) for layer in range(config.positive_int("num_hidden_layers"))):
-        queries.append(ask("silu_and_mul", I=size))
-    if experts:
-        top_k = config.positive_int("num_experts_per_tok")
-        expert = expert_size(config)
-        dense = weight_format if weight_format in DTYPE_BYTES else dtype
-        queries.append(ask("topk_softmax", E=int(experts), k=top_k))
-        sizes = {"E": int(experts), "K": hidden, "I": expert, "k": top_k}
-        queries.append(ask("fused_experts", dense, "", **sizes))
-    return queries
 
 
 def stored_format(source: ModelSource) -> str:

@@ -63,7 +63,7 @@ def test_for_people(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ran.code == 0
     for part in ("machine", "devices", "kernels", "caches", "memory plan", "paged_attention"):
         assert part in ran.out
-    assert "fits      128 tokens" in ran.out
+    assert "fits     128 tokens" in ran.out
 
 
 def test_the_embedded_model_is_not_fetched(
