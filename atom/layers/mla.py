@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from atom.errors import ModelError
-from atom.layers.build import BuildContext
+from atom.layers.build import BuildContext, dtype_name
 from atom.layers.caches import FULL, CacheSpec
 from atom.layers.linear import ColumnParallelLinear, LinearBase, Part, RowParallelLinear
 from atom.layers.mixer import Mixer
@@ -135,6 +135,19 @@ class MLA(Mixer):
     def cache_specs(self) -> tuple[CacheSpec, ...]:
         shape = (self.block_size, self.sizes.latent)
         return (CacheSpec("latent_cache", FULL, shape, self.kv_dtype),)
+
+    def facts(self) -> dict[str, Any]:
+        sizes = self.sizes
+        return {
+            "kind": "mla",
+            "num_heads": self.num_heads,
+            "latent_size": sizes.rank,
+            "rope_size": sizes.rope,
+            "nope_size": sizes.nope,
+            "value_size": sizes.value,
+            "kv_dtype": dtype_name(self.kv_dtype),
+            "weight_bytes": self.weight_bytes,
+        }
 
     def run(
         self,

@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import torch
 from attention_cases import FP8, relative_error
-from harness import make_metadata, poison
+from harness import PagedModel, make_metadata, poison
+from hub import hub_checkpoint, hub_reference
 from torch import Tensor
 
+from atom.config.schema import Config, EngineConfig, ModelConfig
+from atom.layers.mla import MLA
+from atom.models.loader import load_model
+from atom.models.source import resolve_source
 from atom.ops.contracts import AttentionMetadata
 from atom.ops.reference import mla as reference
 from atom.ops.triton import mla_attention
@@ -152,3 +157,25 @@ def test_prefill_equals_the_reference(name: str, device: str) -> None:
     want = torch.einsum("thr,hrv->thv", mixed, wide[2])
     assert relative_error(out[:-1], want) < LIMITS[dtype]
     assert not out[-1].any()
+
+
+def test_a_model_with_them(device: str) -> None:
+    """From the block's own projections to its output: strides, chunks, decodes, padding."""
+    path = hub_checkpoint("deepseek_v3", num_hidden_layers=1)
+    engine = EngineConfig(kv_cache_block_size=8)
+    config = Config(model=ModelConfig(model=str(path), dtype="float32"), engine=engine)
+    source = resolve_source(config.model)
+    model = load_model(source, config, torch.device(device), F32)
+    (layer,) = (layer for layer in model.modules() if isinstance(layer, MLA))
+    layer._write, layer._prefill = mla_cache, mla_prefill
+    layer._attend = mla_attention.mla_attention
+    found = hub_reference(path)
+    ids, want = found["input_ids"].tolist(), found["logits"]
+    paged = PagedModel(model, 8, device=device)
+    parts = [paged.step({"a": ids[:7], "b": ids[:33]}, num_padding=2)["b"]]
+    parts.append(paged.step({"a": ids[7:9], "b": ids[33:38]}, num_padding=1)["b"])
+    parts.append(paged.step({"a": ids[9:42], "b": ids[38:39]})["b"])
+    parts.append(paged.step({"a": ids[42:43], "b": ids[39:40]}, num_padding=1)["b"])
+    got = torch.cat(parts)
+    limit = 1e-4 if device == "cpu" else 5e-3  # other products may use TF32 there
+    assert float((got - want[:40]).abs().max() / want.abs().max()) < limit
