@@ -19,9 +19,10 @@ from atom.engine.compiler.store import Store
 
 __all__ = ["interpreter"]  # a fixture
 PLAIN = {"llama2", "llama3", "qwen3", "qwen3_moe", "mixtral"}  # `test_compile_pieces` has them
+ALIKE = {"deepseek_v2_group", "kimi_k2", "kimi_k25", "qwen3_5_moe"}  # layers as others', too
 
 
-@pytest.mark.parametrize("family", [name for name in SUPPORTED if name not in PLAIN])
+@pytest.mark.parametrize("family", [name for name in SUPPORTED if name not in PLAIN | ALIKE])
 def test_logits_equal_eager_ones(family: str, interpreter: Interpreter, tmp_path: Path) -> None:
     size = BLOCK_SIZES.get(family, 16)
     model = load(hub_checkpoint(family), size, traceable=True)
@@ -31,3 +32,20 @@ def test_logits_equal_eager_ones(family: str, interpreter: Interpreter, tmp_path
     want = PagedModel(Running(model, model.forward), size).logits(ids, chunks)
     got = PagedModel(Running(model, made.forward), size).logits(ids, chunks)
     torch.testing.assert_close(got, want, rtol=0, atol=5e-5)
+
+
+def test_dynamo_sees_through_mixers_as_well() -> None:
+    """Which levels 1 and 2 need: one graph for any number of tokens."""
+    model = load(hub_checkpoint("qwen3_5"), traceable=True)
+    torch._dynamo.reset()
+    forward = torch.compile(model.forward, backend="aot_eager", fullgraph=True)
+
+    def run(input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.mark_dynamic(input_ids, 0)
+        torch._dynamo.mark_dynamic(positions, 0)
+        out: torch.Tensor = forward(input_ids, positions)
+        return out
+
+    ids, chunks = random_prompt(60), [41, 10, 9]
+    want = PagedModel(Running(model, model.forward)).logits(ids, chunks)
+    torch.testing.assert_close(PagedModel(Running(model, run)).logits(ids, chunks), want)

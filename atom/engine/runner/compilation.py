@@ -177,9 +177,9 @@ def _compile_once(forward: Forward, **options: Any) -> Forward:
     vectors of one length.
     """
     unguarded: dict[str, Any] = {"guard_filter_fn": _drop_all}
-    compiled: Forward = torch.compile(
-        forward, fullgraph=True, dynamic=True, options=unguarded, **options
-    )
+    # Not dynamic=True, which takes the model's own numbers for unknowns, too: shapes that are made
+    # of many of those take minutes.
+    compiled: Forward = torch.compile(forward, fullgraph=True, options=unguarded, **options)
     first = True
 
     def run(input_ids: Tensor, positions: Tensor) -> Tensor:
