@@ -17,21 +17,19 @@ from atom.engine.runner.memory import GIB, RESERVE_BYTES, RESERVE_SHARE
 from atom.errors import ConfigError, ModelError
 from atom.models.features import check_features
 from atom.models.footprint import (
-    DTYPE_BYTES,
     CacheUse,
     activation_bytes,
     active_parameters,
     bytes_of_rows,
     cache_uses,
     count_parameters,
-    stored_dtype,
     weight_bytes,
 )
 from atom.models.hf_config import HFConfig
 from atom.models.inventory import block_multiple
 from atom.models.inventory_types import SEQUENCE, TOKEN, WINDOW
 from atom.models.sharing import possible_ranks, sharing_problem
-from atom.models.stored import scheme_of, why_not_loaded
+from atom.models.stored import DTYPE_BYTES, scheme_of, stored_dtype, why_not_loaded
 
 # Beside weights, caches and the largest step: 1.5 GiB of the runtime and 0.4 of graphs on an H200
 # (docs/guides/memory.md).

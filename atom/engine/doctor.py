@@ -30,16 +30,16 @@ from atom.engine.runner.memory import (
 from atom.errors import AtomError, ConfigError
 from atom.models.embedded import EMBEDDED
 from atom.models.footprint import (
-    DTYPE_BYTES,
     CacheUse,
     Footprint,
     activation_bytes,
     cache_uses,
     footprint,
-    operations,
     stored_format,
 )
+from atom.models.operations import operations
 from atom.models.source import ModelSource, resolve_source
+from atom.models.stored import DTYPE_BYTES
 from atom.ops.registry import OpQuery, candidates
 from atom.utils.cache import cache_dir
 from atom.utils.machine import Machine, describe_machine

@@ -22,11 +22,8 @@ from atom.models.inventory import (
     tensors,
 )
 from atom.models.inventory_types import COPY, EMBEDDING, EXPERTS, SEQUENCE, TOKEN, WINDOW
-from atom.models.operations import operations
 from atom.models.source import ModelSource
 from atom.models.stored import DTYPE_BYTES, Scheme, scheme_of, stored_dtype
-
-__all__ = ["DTYPE_BYTES", "operations", "stored_dtype"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from tiny import make_tiny
 
 from atom.config import resolve
 from atom.config.schema import ModelConfig
-from atom.models.footprint import count_parameters, footprint, kv_bytes_per_token, operations
+from atom.models.footprint import count_parameters, footprint, kv_bytes_per_token
 from atom.models.hf_config import HFConfig
 from atom.models.inventory import block_multiple
 from atom.models.loader import load_model
+from atom.models.operations import operations
 from atom.models.published import published_config, published_names
 from atom.models.source import resolve_source
 from atom.models.tiny import write_tiny

@@ -13,7 +13,7 @@ from atom.config.schema import Config
 from atom.engine.plan import StateCopy
 from atom.engine.runner.cache_sizes import CacheBytes
 from atom.layers.caches import FULL, STATE, WINDOW, CacheSpec
-from atom.models.footprint import operations
+from atom.models.operations import operations
 from atom.ops import registry
 
 if TYPE_CHECKING:
