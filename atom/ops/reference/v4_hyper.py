@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,13 +21,33 @@ def sinkhorn(comb: Tensor, eps: float, iterations: int) -> Tensor:
     return comb
 
 
+# Opaque for tracers, who would need a minute for so many small operations in every block.
+_library = torch.library.Library("atom_reference", "DEF")  # type: ignore[no-untyped-call]
+_library.define("sinkhorn(Tensor comb, float eps, int iterations) -> Tensor")  # type: ignore[no-untyped-call]
+_library.impl("sinkhorn", sinkhorn, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake(
+    "atom_reference::sinkhorn",
+    lambda comb, eps, iterations: comb.new_empty(comb.shape),
+    lib=_library,
+)
+
+
 def _rms_norm(x: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
-@register("hyper_mix", "reference")
-def hyper_mix(
+def _traced(
     streams: Tensor, pending: Pending | None, weights: HyperWeights
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    return hyper_mix(streams, pending, weights, torch.ops.atom_reference.sinkhorn.default)
+
+
+@register("hyper_mix", "reference", traced=_traced)
+def hyper_mix(
+    streams: Tensor,
+    pending: Pending | None,
+    weights: HyperWeights,
+    normalise: Callable[[Tensor, float, int], Tensor] = sinkhorn,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     wide = streams.float()
     if pending is not None:
@@ -43,7 +65,7 @@ def hyper_mix(
         return x, streams, None, None
     post = 2 * torch.sigmoid(mix[:, n : 2 * n] * scale[1] + base[n : 2 * n])
     comb = (mix[:, 2 * n :] * scale[2] + base[2 * n :]).view(-1, n, n).softmax(-1)
-    return x, streams, post, sinkhorn(comb + e, e, weights.iterations)
+    return x, streams, post, normalise(comb + e, e, weights.iterations)
 
 
 @register("swiglu_clamp", "reference")
