@@ -27,6 +27,10 @@ SHAPES = {
     "qwen3-30b-a3b": Problem(128, 2048, 768, 8),
     "mixtral-8x7b": Problem(8, 4096, 14336, 2),
     "deepseek-v2-lite": Problem(64, 2048, 1408, 6),
+    "deepseek-v3": Problem(256, 7168, 2048, 8),
+    "glm-4.5-air": Problem(128, 4096, 1408, 8),
+    "gpt-oss-120b": Problem(128, 2880, 2880, 4),
+    "minimax-m2": Problem(256, 3072, 1536, 8),
 }
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 16384)
 

@@ -52,13 +52,17 @@ class InterleavedExperts(FusedMoE):
         yield WeightSlot(f"{down}_bias", (count, hidden), self._take_down_bias)
 
     def _take_gate_up(self, tensor: CheckpointTensor) -> None:
-        part = tensor.dense(ALL, ALL, self._pairs).transpose(1, 2)  # [E, 2I, K]
-        for first, kind in enumerate(("gate", "up")):
-            self._target(kind, part.dtype).copy_(part[:, first::2])
+        part = tensor.dense(ALL, ALL, self._pairs)
+        targets = [self._target(kind, part.dtype) for kind in ("gate", "up")]
+        for expert, matrix in enumerate(part):
+            rows = matrix.to(self.build.device).T  # turned over where it is fast
+            for first, target in enumerate(targets):
+                target[expert].copy_(rows[first::2])
 
     def _take_down(self, tensor: CheckpointTensor) -> None:
         part = tensor.dense(ALL, self.share, ALL)
-        self._target("down", part.dtype).copy_(part.transpose(1, 2))
+        for target, matrix in zip(self._target("down", part.dtype), part, strict=True):
+            target.copy_(matrix.to(self.build.device).T)
 
     def _take_gate_up_bias(self, tensor: CheckpointTensor) -> None:
         self.b13 = self._bias(deinterleaved(tensor.dense(ALL, self._pairs)))

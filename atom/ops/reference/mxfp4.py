@@ -14,10 +14,13 @@ VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of a code's three low bits;
 def pack(blocks: Tensor, scales: Tensor) -> MXFP4Weight:
     """blocks [E, N, K / 32, 16] uint8 of a checkpoint, whose byte i holds values 2i (low bits) and
     2i + 1; scales [E, N, K / 32]."""
-    low, high = blocks & 15, blocks >> 4
-    codes = torch.stack((low, high), -1).flatten(-2)  # [E, N, K / 32, 32], in order
-    data = codes[..., :16] | (codes[..., 16:] << 4)
-    return MXFP4Weight(data.flatten(-2).contiguous(), scales.contiguous())
+    data = torch.empty_like(blocks)
+    for expert, to in zip(
+        blocks, data, strict=True
+    ):  # one at a time: temporaries are four times it
+        codes = torch.stack((expert & 15, expert >> 4), -1).flatten(-2)  # [N, K / 32, 32], in order
+        torch.bitwise_or(codes[..., :16], codes[..., 16:] << 4, out=to)
+    return MXFP4Weight(data.flatten(-2), scales.contiguous())
 
 
 def dequantize(data: Tensor, scales: Tensor) -> Tensor:
