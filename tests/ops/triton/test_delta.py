@@ -23,3 +23,13 @@ def test_steps(steps: str, device: str) -> None:
 def test_half_precision(steps: str, dtype: torch.dtype, device: str) -> None:
     case = make_case(STEPS[steps], (2, 2), (16, 16), dtype=dtype, device=device)
     check_same(case, gated_delta_net, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def test_published_sizes(dtype: torch.dtype, device: str, on_gpu: bool) -> None:
+    if not on_gpu:
+        pytest.skip("too much for the interpreter")
+    steps = ([(100, 1)], [(7 * i, 1) for i in range(70)], [(0, 2000), (64, 700), (9, 1)])
+    for sequences in steps:
+        case = make_case(sequences, (16, 32), (128, 128), dtype=dtype, device=device)
+        check_same(case, gated_delta_net, TOLERANCE[dtype])

@@ -1,11 +1,11 @@
 """Gated DeltaNet at the published sizes (16 key heads, 32 value heads, 128 channels) and at tiny
-ones."""
+ones; the gates of those models."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from atom.ops.triton import delta_chunks, delta_decode
+from atom.ops.triton import delta_chunks, delta_decode, gates
 
 Row = tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]
 _WHERE = dict.fromkeys(("slots", "cu_seqlens", "seq_lens"), "*i32")
@@ -33,6 +33,8 @@ def _rows(dtype: str, sizes: tuple[int, int, int, int], *, pdl: bool) -> list[Ro
     ]
     rows: list[Row] = []
     for kernel, constants, options in kernels:
+        if dtype == "fp32" and kernel in (delta_chunks.conv_kernel, delta_chunks.gated_norm_kernel):
+            continue  # of no other kind in float32
         if kernel is not delta_chunks.gated_norm_kernel:
             constants |= heads
         signature = {name: known[name] for name in kernel.arg_names if name not in constants}
@@ -40,7 +42,30 @@ def _rows(dtype: str, sizes: tuple[int, int, int, int], *, pdl: bool) -> list[Ro
     return rows
 
 
+def _gates(dtype: str, size: int, block: int) -> list[Row]:
+    pdl = {"PDL": dtype != "fp32"}
+    sigmoid, add = gates.sigmoid_mul_kernel, gates.add_gated_kernel
+    return [
+        (
+            sigmoid,
+            {**dict.fromkeys(("out", "x", "gate"), f"*{dtype}"), "x_row": "i32", "gate_row": "i32"},
+            {"N": size, "BLOCK": min(block, 1024), **pdl},
+            {"num_warps": 4},
+        ),
+        (
+            add,
+            {
+                **dict.fromkeys(("out", "part", "y", "x", "g"), f"*{dtype}"),
+                **dict.fromkeys(("part_row", "y_row", "x_row"), "i32"),
+            },
+            {"K": size, "BLOCK": block, **pdl},
+            {"num_warps": 4},
+        ),
+    ]
+
+
 SIGNATURES: list[Row] = [
     *_rows("bf16", (16, 32, 128, 128), pdl=True),
     *_rows("fp32", (2, 4, 32, 32), pdl=False),
+    *_gates("bf16", 2048, 2048),
 ]
