@@ -101,8 +101,9 @@ def launch(
     hk, dim = k_cache.shape[2], k_cache.shape[3]
     group = params.num_heads // hk
     if cut is None:
+        longest = min(meta.max_seq_len, params.window or meta.max_seq_len)
         cut = choose_cut(
-            num_seqs, hk, group, dim, k_cache.element_size(), meta.max_seq_len,
+            num_seqs, hk, group, dim, k_cache.element_size(), longest,
             support.num_sms(device.index or 0),
         )  # fmt: skip
     partials, counters = workspace(device)
