@@ -17,8 +17,10 @@ from serving import generate, greedy, make_config, make_runner
 from tiny import random_prompt, tiny_checkpoint
 
 from atom.config.schema import Config, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from atom.engine.cache_layout import CacheLayout
 from atom.engine.core import EngineCore
-from atom.engine.runner import capacity, compilation, dummy, memory, model_runner, oom, settle
+from atom.engine.runner import capacity, compilation, dummy, model_runner, oom, settle
+from atom.engine.runner.cache_sizes import CacheBytes, plan_caches
 from atom.engine.runner.memory import GIB, Room
 from atom.errors import ConfigError, OutOfMemory
 from atom.layers.caches import CacheSpec
@@ -49,10 +51,14 @@ def test_the_pool_never_exceeds_the_share(seed: int) -> None:
     scheduler = SchedulerConfig(max_num_seqs=1 << 20)
     config = Config(scheduler=scheduler)
 
-    def plan() -> memory.KVPlan:
-        return memory.plan_kv_blocks(
-            config, block_bytes=block, max_model_len=4096, budget=room.kv_cache, source="the share"
-        )
+    def plan() -> CacheLayout:
+        return plan_caches(
+            config,
+            CacheBytes(block),
+            max_model_len=4096,
+            budget=room.kv_cache,
+            source="the share",
+        ).layout
 
     if room.kv_cache < block:
         with pytest.raises(ConfigError, match="no memory is left for the KV cache"):

@@ -13,6 +13,7 @@ from tiny import make_tiny, random_prompt, reference_greedy, reference_logits, t
 from atom.config.schema import Config, EngineConfig, ModelConfig
 from atom.engine.core import EngineCore
 from atom.engine.runner import memory, settle, threads
+from atom.engine.runner.cache_sizes import CacheBytes, plan_caches
 from atom.engine.runner.model_runner import ModelRunner
 from atom.engine.sampling_params import SamplingParams
 from atom.errors import ConfigError, ModelError
@@ -215,18 +216,19 @@ def test_the_shortest_context_and_the_smallest_pool() -> None:
     assert [r.finish_reason for r in generate(core, [[5]], greedy(1))] == ["length"]
 
 
-def plan_blocks(budget: int, **engine: object) -> memory.KVPlan:
+def plan_blocks(budget: int, **engine: object) -> tuple[int, str]:
     config = Config(engine=EngineConfig(**engine))  # type: ignore[arg-type]
-    return memory.plan_kv_blocks(
-        config, block_bytes=1000, max_model_len=100, budget=budget, source="the budget"
+    layout, reason = plan_caches(
+        config, CacheBytes(1000), max_model_len=100, budget=budget, source="the budget"
     )
+    return layout.num_blocks, reason
 
 
 def test_kv_cache_sizes() -> None:
-    assert plan_blocks(10_000) == (memory.KVPlan(10, "the budget"))
+    assert plan_blocks(10_000) == (10, "the budget")
     # 512 sequences of 7 blocks each: more could never be used
-    assert plan_blocks(10**9).num_blocks == 512 * 7
-    assert plan_blocks(1, num_kvcache_blocks=77).num_blocks == 77
+    assert plan_blocks(10**9)[0] == 512 * 7
+    assert plan_blocks(1, num_kvcache_blocks=77)[0] == 77
     with pytest.raises(ConfigError, match="a block needs 1,000 bytes and there are 999 bytes"):
         plan_blocks(999)
 

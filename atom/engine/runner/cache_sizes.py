@@ -78,7 +78,7 @@ def plan_caches(
     least = _least_windows(config, sizes)
     useful = useful_blocks(config, max_model_len)
     left = budget - rows * sizes.slot
-    if left < 0 and asked <= 0:
+    if sizes.slot and left < 0 and asked <= 0:
         raise ConfigError(
             f"the recurrent states of max_num_seqs = {rows} sequences take "
             f"{size_text(rows * sizes.slot)} and there are {size_text(max(budget, 0))} ({source}): "

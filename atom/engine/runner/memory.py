@@ -1,4 +1,4 @@
-"""How many KV blocks fit, and why. Imports no torch, so that `atom doctor` can plan with it."""
+"""What memory there is for caches. Imports no torch, so that `atom doctor` can plan with it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,6 @@ def size_text(size: float) -> str:
     if size < 1 << 20:
         return f"{size:,.0f} bytes"
     return f"{size / GIB:,.2f} GiB" if size >= GIB else f"{size / 2**20:,.0f} MiB"
-
-
-@dataclass(frozen=True, slots=True)
-class KVPlan:
-    """`num_blocks` of the pool; `reason` says what decided it, for the start-up log."""
-
-    num_blocks: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +78,6 @@ def useful_blocks(config: Config, max_model_len: int) -> int:
     return per_sequence * config.scheduler.max_num_seqs
 
 
-def plan_kv_blocks(
-    config: Config, *, block_bytes: int, max_model_len: int, budget: int, source: str
-) -> KVPlan:
-    """Blocks of `block_bytes` (all layers, keys and values) within `budget` bytes.
-
-    `source` names the budget in the log and in errors. A given `num_kvcache_blocks` is taken as it
-    is, if it fits into the budget's memory. Raises `ConfigError` if not even one block fits.
-    """
-    wanted = config.engine.num_kvcache_blocks
-    if wanted > 0:
-        return KVPlan(wanted, "num_kvcache_blocks")
-    fitting = budget // block_bytes
-    if fitting < 1:
-        raise ConfigError(
-            f"no memory is left for the KV cache: a block needs {size_text(block_bytes)} and there "
-            f"are {size_text(max(budget, 0))} ({source}): give it more (gpu_memory_utilization; on "
-            "CPU kv_cache_memory_gb), lower max_num_batched_tokens or choose a smaller model"
-        )
-    useful = useful_blocks(config, max_model_len)
-    if useful <= fitting:
-        return KVPlan(useful, "max_num_seqs sequences of max_model_len tokens")
-    return KVPlan(fitting, source)
-
-
 def cpu_budget(config: Config, available: int) -> tuple[int, str]:
     """(bytes for the KV cache on CPU, where the figure comes from)."""
     asked = config.engine.kv_cache_memory_gb
@@ -121,13 +89,3 @@ def cpu_budget(config: Config, available: int) -> tuple[int, str]:
             )
         return size, f"kv_cache_memory_gb = {asked:g}"
     return int(available * CPU_SHARE), f"{CPU_SHARE:.0%} of {available / GIB:.1f} GiB free memory"
-
-
-def check_fits_memory(num_blocks: int, block_bytes: int, available: int) -> None:
-    """Raise `ConfigError` if a pool of the asked-for size exceeds what is free."""
-    if num_blocks * block_bytes > available:
-        most = max(0, available) // block_bytes
-        raise ConfigError(
-            f"num_kvcache_blocks = {num_blocks} takes {num_blocks * block_bytes / GIB:.1f} GiB but "
-            f"only {max(0, available) / GIB:.1f} GiB are free: at most {most} blocks"
-        )

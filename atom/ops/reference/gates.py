@@ -16,4 +16,5 @@ def sigmoid_mul(x: Tensor, gate: Tensor) -> Tensor:
 @register("add_gated", "reference")
 def add_gated(part: Tensor, y: Tensor, x: Tensor, g: Tensor) -> Tensor:
     scale = torch.sigmoid(x.float() @ g.float()).unsqueeze(-1)
-    return torch.addcmul(part.float(), y.float(), scale).to(part.dtype)
+    # Not addcmul, whose meta kernel cannot broadcast over an unknown number of tokens.
+    return (part.float() + y.float() * scale).to(part.dtype)
