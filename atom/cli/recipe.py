@@ -118,9 +118,13 @@ def _check(path: Path, target: Target | None) -> Checked:
     except AtomError as error:
         return Checked(path, error=str(error))
     try:
-        return Checked(path, plan=plans.plan_recipe(path, target))
-    except AtomError as error:
+        model = plans.config_of(path)
+    except AtomError as error:  # it is not here, and cannot be asked for
         return Checked(path, no_plan=str(error))
+    try:
+        return Checked(path, plan=plans.plan_recipe(path, *model, target))
+    except AtomError as error:
+        return Checked(path, error=f"{path}: {error}")
 
 
 @app.command(cls=SettingsCommand)

@@ -12,17 +12,25 @@ if TYPE_CHECKING:
 
     from atom.engine.deployment import DeploymentPlan, Target
     from atom.models.footprint import CacheUse
+    from atom.models.hf_config import HFConfig
 
 
-def plan_recipe(path: Path, target: Target | None) -> DeploymentPlan:
-    """The plan of a valid recipe; `target` replaces its [deployment]. Raises `AtomError`."""
+def config_of(path: Path) -> tuple[HFConfig, str]:
+    """(configuration, name) of a recipe's model. Raises `AtomError`."""
     from atom.config import resolve
-    from atom.engine.deployment import plan_deployment
     from atom.models.published import find_config
 
-    config = resolve(path)
-    hf, name = find_config(config.model)
-    return plan_deployment(config, hf, name, target or recipe_target(path))
+    return find_config(resolve(path).model)
+
+
+def plan_recipe(path: Path, hf: HFConfig, name: str, target: Target) -> DeploymentPlan:
+    """The plan of a valid recipe. Raises `AtomError` for a model that cannot be."""
+    from atom.config import resolve
+    from atom.engine.deployment import plan_deployment
+    from atom.models.registry import check_architecture
+
+    check_architecture(hf.architecture)
+    return plan_deployment(resolve(path), hf, name, target)
 
 
 def recipe_target(path: Path) -> Target:

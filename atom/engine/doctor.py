@@ -39,7 +39,7 @@ from atom.models.footprint import (
 )
 from atom.models.operations import operations
 from atom.models.source import ModelSource, resolve_source
-from atom.models.stored import DTYPE_BYTES
+from atom.models.stored import DTYPE_BYTES, quantisation_of_weights
 from atom.ops.registry import OpQuery, candidates
 from atom.utils.cache import cache_dir
 from atom.utils.machine import Machine, describe_machine
@@ -204,10 +204,18 @@ def _plan(source: ModelSource, config: Config, devices: Devices) -> MemoryPlan:
 
     dtype, kv_dtype = _dtypes(source, config, devices.chosen)
     keeps = _keeps_stored(config, source, devices.chosen)
-    needs = footprint(source, dtype, kv_dtype, keep_stored=keeps)
+    ranks = config.parallel.tensor_parallel_size
+    needs = footprint(
+        source,
+        dtype,
+        kv_dtype,
+        keep_stored=keeps,
+        packed=_keeps_packed(source, config, devices.chosen),
+        ranks=ranks,
+    )
     context = resolve_max_model_len(config, source)
     block_size = config.engine.block_size
-    uses = cache_uses(source.config, kv_dtype, dtype)
+    uses = cache_uses(source.config, kv_dtype, dtype, ranks=ranks)
     sizes = row_sizes(uses, block_size)
     tokens, held, activations, problem = 0, 0, 0, None
     try:
@@ -257,9 +265,10 @@ def _budget(
     bound.
     """
     if devices.chosen == "cpu":
-        free = available_memory() - needs.weight_bytes
+        available = available_memory() // config.parallel.tensor_parallel_size
+        free = available - needs.weight_bytes
         if free <= 0:
-            raise ConfigError(_too_big(needs, available_memory(), "free memory"))
+            raise ConfigError(_too_big(needs, available, "free memory"))
         return cpu_budget(config, free)
     if not devices.gpus:
         raise ConfigError("device = cuda, but torch sees no GPU here")
@@ -278,12 +287,15 @@ def _too_big(needs: Footprint, available: int, what: str) -> str:
 
 
 def _kernels(source: ModelSource, config: Config, device: str) -> tuple[Kernel, ...]:
+    return tuple(_ask(query) for query in _queries(source, config, device))
+
+
+def _queries(source: ModelSource, config: Config, device: str) -> list[OpQuery]:
     dtype, kv_dtype = _dtypes(source, config, device)
     stored = stored_format(source)
     weights = stored if _keeps_stored(config, source, device) else dtype
     block_size = config.engine.block_size
-    queries = operations(source.config, device, dtype, kv_dtype, weights, block_size)
-    return tuple(_ask(query) for query in queries)
+    return operations(source.config, device, dtype, kv_dtype, weights, block_size)
 
 
 def _keeps_stored(config: Config, source: ModelSource, device: str) -> bool:
@@ -291,6 +303,18 @@ def _keeps_stored(config: Config, source: ModelSource, device: str) -> bool:
     if source.format == "gguf":  # packed blocks are read by the CPU's kernels alone
         return config.model.dtype != "float32" and device == "cpu"
     return config.model.dtype == "auto" and device == "cpu"
+
+
+def _keeps_packed(source: ModelSource, config: Config, device: str) -> bool:
+    """Whether a kernel here multiplies from the quantised experts, which are dequantised else."""
+    if quantisation_of_weights(source.config) != "mxfp4":
+        return True
+    asked = [
+        query
+        for query in _queries(source, config, device)
+        if query.op == "fused_experts" and query.weight_format == "mxfp4"
+    ]
+    return all(_ask(query).backend not in (None, "reference") for query in asked)
 
 
 def _ask(query: OpQuery) -> Kernel:

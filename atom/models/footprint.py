@@ -55,23 +55,33 @@ class CacheUse(NamedTuple):
         return self.bytes * min(block_size, self.kept or block_size)
 
 
-def footprint(source: ModelSource, dtype: str, kv_dtype: str, *, keep_stored: bool) -> Footprint:
-    """`dtype` and `kv_dtype` are torch names. `keep_stored`: weights stay in their stored form."""
+def footprint(
+    source: ModelSource,
+    dtype: str,
+    kv_dtype: str,
+    *,
+    keep_stored: bool,
+    packed: bool = True,
+    ranks: int = 1,
+) -> Footprint:
+    """What one of `ranks` holds. `dtype` and `kv_dtype` are torch names. `keep_stored`: weights
+    stay in their stored form; `packed`: those that are quantised do."""
     config = source.config
     if source.format == "gguf":
         parameters, stored = _gguf_sizes(GGUFFile(source.path))
         known = "the file"
+        size = (stored if keep_stored else parameters * DTYPE_BYTES[dtype]) // ranks
     else:
-        parameters = count_parameters(config)
-        files = [p.stat().st_size for p in source.path.glob("*.safetensors")]
-        stored = sum(files) or weight_bytes(config, stored_dtype(config))
-        known = "the files" if files else "the configuration"
+        parameters, known = count_parameters(config), "the configuration"
+        held = stored_dtype(config) if keep_stored else dtype
+        size = weight_bytes(config, held, ranks=ranks, packed=packed)
     limit = config.get("max_position_embeddings")
+    uses = cache_uses(config, kv_dtype, dtype, ranks=ranks)
     return Footprint(
         parameters=parameters,
-        weight_bytes=stored if keep_stored else parameters * DTYPE_BYTES[dtype],
+        weight_bytes=size,
         weights_from=known,
-        kv_bytes_per_token=kv_bytes_per_token(config, kv_dtype, dtype),
+        kv_bytes_per_token=math.ceil(sum(use.bytes for use in uses if use.lives == TOKEN)),
         max_model_len=limit if isinstance(limit, int) else None,
     )
 

@@ -30,8 +30,8 @@ ARCHITECTURES: dict[str, str] = {
 }
 
 
-def resolve(architecture: str) -> Any:
-    """The model class (a `CausalLM`); `ModelError` lists what exists if there is none."""
+def check_architecture(architecture: str) -> None:
+    """Raise `ModelError`, which lists what exists, for a name that is not here."""
     if architecture not in ARCHITECTURES:
         near = difflib.get_close_matches(architecture, ARCHITECTURES, n=3, cutoff=0.75)
         hint = f"; near it are {', '.join(near)}" if near else ""
@@ -39,5 +39,10 @@ def resolve(architecture: str) -> Any:
             f"architecture {architecture!r} is not supported{hint}; supported: "
             + ", ".join(sorted(ARCHITECTURES))
         )
+
+
+def resolve(architecture: str) -> Any:
+    """The model class (a `CausalLM`); `ModelError` lists what exists if there is none."""
+    check_architecture(architecture)
     module, name = ARCHITECTURES[architecture].split(":")
     return getattr(importlib.import_module(module), name)

@@ -152,3 +152,7 @@ def test_a_model_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (folder / "config.json").write_text(json.dumps(config))
     path = recipe(tmp_path, f'[model]\nmodel = "{folder}"\n[deployment]\ngpu = "L40S"\n')
     assert planned(capsys, path)[0]["plan"]["fits"] is True
+    config["architectures"] = ["LamaForCausalLM"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (found,) = planned(capsys, path)
+    assert "architecture 'LamaForCausalLM' is not supported; near it are Llama" in found["error"]

@@ -55,6 +55,32 @@ def test_what_differs_is_printed_with_its_source(
     assert "hunter2" not in ran.err
 
 
+def test_a_rehearsal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny model is there as long as the server runs, and gone afterwards."""
+    seen: list[Path] = []
+    module = types.ModuleType("atom.server.run")
+
+    def serve(config: Config) -> int:
+        assert config.model.model is not None
+        seen.append(Path(config.model.model))
+        assert (seen[0] / "config.json").is_file()
+        return 0
+
+    module.serve = serve  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "atom.server.run", module)
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[model]\nmodel = "Qwen/Qwen3-8B"\n[parallel]\ntensor_parallel_size = 4\n')
+    ran = atom(capsys, "serve", str(recipe), "--tiny", "--device", "cpu")
+    assert (ran.code, ran.out) == (0, "")
+    assert seen[0].name == "Qwen3-8B-tiny"
+    assert not seen[0].exists()
+    assert "model.max_model_len = 2048  --tiny" in ran.err
+    assert "rehearsal: Qwen3ForCausalLM in the shape of Qwen/Qwen3-8B: 3 of 36 layers" in ran.err
+    assert "rehearsal: tensor_parallel_size 4 -> 1" in ran.err
+
+
 @pytest.mark.parametrize("target", ["owner/name", "some/dir", "file.gguf"])
 def test_a_target_that_is_no_recipe_is_a_model(
     target: str, served: list[Config], capsys: pytest.CaptureFixture[str]

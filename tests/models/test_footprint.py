@@ -62,7 +62,10 @@ def test_sizes(family: str, tmp_path: Path) -> None:
     path = make_tiny(family, tmp_path / family)
     source = resolve_source(ModelConfig(model=str(path)))
     stored = footprint(source, "float32", "bfloat16", keep_stored=True)
-    assert stored.weight_bytes == sum(p.stat().st_size for p in path.glob("*.safetensors"))
+    assert stored.weight_bytes == sum(_elements(p) for p in path.glob("*.safetensors")) * 4
+    half = footprint(source, "float32", "bfloat16", keep_stored=True, ranks=2)
+    assert stored.weight_bytes / 2 < half.weight_bytes < stored.weight_bytes * 0.52
+    assert half.kv_bytes_per_token == stored.kv_bytes_per_token / 2
     wide = footprint(source, "float32", "bfloat16", keep_stored=False)
     assert wide.weight_bytes == 4 * wide.parameters
     config = source.config
