@@ -85,6 +85,8 @@ _TESTS: dict[str, dict[str, str]] = {
         "fp8 KV": "tests/models/test_support.py::test_a_float8_cache[{}]",
     },
     "parity": {
+        "prefix cache": "tests/models/test_support.py::test_a_prefix_is_reused[{}]",
+        "fp8 KV": "tests/models/test_support.py::test_a_float8_cache_of_plain_attention[{}]",
         "chunked prefill": "tests/models/test_parity.py::test_logits_in_any_chunks[{}]",
     },
     "pieces": {"compile": "tests/runner/test_compile_pieces.py::test_logits_equal_eager_ones[{}]"},

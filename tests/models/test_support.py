@@ -15,8 +15,11 @@ from harness import PagedModel
 from hub import FAMILIES as HUB
 from hub import hub_checkpoint
 from test_families import BLOCK_SIZES, CPU, SUPPORTED, reference
+from tiny import random_prompt, reference_greedy, tiny_checkpoint
 
 from atom.config.schema import Config, EngineConfig, ModelConfig
+from atom.engine.llm import LLM
+from atom.engine.sampling_params import SamplingParams
 from atom.errors import ModelError
 from atom.models import gguf_config
 from atom.models.loader import load_model
@@ -98,6 +101,47 @@ def test_a_float8_cache(family: str) -> None:
     near = torch.cosine_similarity(got, want, dim=-1)
     assert float(near.median()) > 0.97
     assert not torch.allclose(got, want, atol=1e-4), "the cache is float8 indeed"
+
+
+# Families without a checkpoint among those of the hubs.
+LOCAL = ["mistral", "qwen2"]
+
+
+@pytest.mark.parametrize("family", LOCAL)
+def test_a_prefix_is_reused(family: str) -> None:
+    """Prompts longer than the window, in chunks and from the cache, give transformers' tokens."""
+    path, prompt = tiny_checkpoint(family), random_prompt(75)
+    with LLM(
+        str(path),
+        dtype="float32",
+        kv_cache_dtype="fp32",
+        device="cpu",
+        num_threads=1,
+        max_model_len=128,
+        max_num_seqs=2,
+        max_num_batched_tokens=32,
+        kv_cache_block_size=16,
+        num_kvcache_blocks=24,
+    ) as llm:
+        greedy = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+        first, again = (llm.generate([prompt], greedy)[0] for _ in range(2))
+    want = reference_greedy(path, prompt, 8)
+    assert first.outputs[0].token_ids == again.outputs[0].token_ids == want
+    assert (first.num_cached_tokens, again.num_cached_tokens) == (0, 64)
+
+
+@pytest.mark.parametrize("family", LOCAL)
+def test_a_float8_cache_of_plain_attention(family: str) -> None:
+    ids, made = random_prompt(60), []
+    for kv_dtype in ("fp32", "fp8"):
+        config = Config(
+            model=ModelConfig(model=str(tiny_checkpoint(family)), dtype="float32"),
+            engine=EngineConfig(kv_cache_block_size=16, kv_cache_dtype=kv_dtype),
+        )
+        model = load_model(resolve_source(config.model), config, CPU, torch.float32)
+        made.append(PagedModel(model).logits(ids, [41, 1, 9]))
+    near = torch.cosine_similarity(*made, dim=-1)
+    assert 0.97 < float(near.median()) < 1 - 1e-6
 
 
 def test_quantised_weights_are_refused_in_the_words_of_the_table() -> None:
