@@ -9,6 +9,7 @@ from torch import Tensor
 from atom.ops.contracts_sparse import IndexNorm
 from atom.ops.registry import register
 from atom.ops.triton import elementwise, support
+from atom.ops.triton.launch import begin, pdl_options
 from atom.ops.triton.rope_cache import load_pairs, store_pairs
 
 HEADS = 16  # query heads of a program
@@ -25,10 +26,11 @@ def index_cache_kernel(
     q, k, cache, positions, slots, cos_sin, weight, bias, eps,
     q_row, k_row, cache_block, cache_slot,
     HQ: tl.constexpr, D: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, INTERLEAVED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, INTERLEAVED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (t, i): token t; its key, or the i-th group of its query heads, from i = 1 on."""
     token, group = tl.program_id(0), tl.program_id(1)
+    begin(PDL)
     kind: tl.constexpr = k.dtype.element_ty
     to: tl.constexpr = cache.dtype.element_ty
     i = tl.arange(0, HALF)[None, :]
@@ -84,11 +86,12 @@ def index_cache(
     heads = 0 if q is None else q.shape[1]
     if tokens == 0:
         return
+    pdl = pdl_options(k.device)
     index_cache_kernel[tokens, 1 + triton.cdiv(heads, HEADS)](
         k if q is None else q, k, cache, positions, slot_mapping, norm.cos_sin, norm.weight,
         norm.bias, norm.eps,
         0 if q is None else q.stride(0), k.stride(0), *cache.stride()[:2],
         HQ=heads, D=dim, R=rotated, HALF=support.next_power_of_2(rotated // 2),
         REST=support.next_power_of_2(max(dim - rotated, 1)), BLOCK_SIZE=cache.shape[1],
-        HEADS=HEADS, INTERLEAVED=norm.interleaved, num_warps=2,
+        HEADS=HEADS, INTERLEAVED=norm.interleaved, PDL=bool(pdl), num_warps=2, **pdl,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atom.ops.registry import OpQuery, register
 from atom.ops.triton import elementwise, support
+from atom.ops.triton.launch import begin, pdl_options
 from atom.ops.triton.varlen_attention import LOG2_E
 
 MIN_PART = 256  # keys that are worth a program of their own
@@ -29,18 +30,20 @@ def sparse_mla_kernel(
     latent_token, latent_head, rope_token, rope_head, cache_row, slots_row,
     H: tl.constexpr, R: tl.constexpr, P: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Scores are kept in powers of two. With PARTS > 1, `partials` [T, PARTS, H, R] get unnormed
     sums and `sums` [T, PARTS, H, 2] maxima and denominators; else `out` [T, H, R] the result."""
     token, part = tl.program_id(1), tl.program_id(2)
+    begin(PDL)
     head = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
     own, c, r = head < H, tl.arange(0, R), tl.arange(0, P)
     chosen = slots + token.to(tl.int64) * slots_row
     j = tl.arange(0, K_PAD)
     count = tl.sum((tl.load(chosen + j, mask=j < K, other=-1) >= 0).to(tl.int32), 0)
     share = tl.cdiv(tl.cdiv(count, PARTS), BLOCK_N) * BLOCK_N
-    begin = part * share
-    end = tl.minimum(begin + share, count)
+    first = part * share
+    end = tl.minimum(first + share, count)
 
     at = q_latent + token.to(tl.int64) * latent_token + head * latent_head
     q_c = tl.load(at[:, None] + c[None, :], mask=own[:, None], other=0.0)
@@ -49,7 +52,7 @@ def sparse_mla_kernel(
     top = tl.full([BLOCK_H], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_H], tl.float32)
     acc = tl.zeros([BLOCK_H, R], tl.float32)
-    for n in range(begin, end, BLOCK_N):
+    for n in range(first, end, BLOCK_N):
         i = n + tl.arange(0, BLOCK_N)
         live = i < end
         slot = tl.load(chosen + i, mask=live, other=0).to(tl.int64)
@@ -79,10 +82,12 @@ def sparse_mla_kernel(
 
 @triton.jit
 def merge_kernel(
-    out, partials, sums, H: tl.constexpr, R: tl.constexpr, PARTS: tl.constexpr
+    out, partials, sums,
+    H: tl.constexpr, R: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (h, t): head h of token t, from its parts in their order. PARTS is a power of two."""
     head, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    begin(PDL)
     part, c = tl.arange(0, PARTS), tl.arange(0, R)
     line = (token * PARTS + part) * H + head
     tops = tl.load(sums + line * 2)
@@ -140,6 +145,7 @@ def sparse_mla(
         sms = support.num_sms(device.index or 0)
         cut = choose_cut(tokens, heads, k, q_latent.element_size(), sms)
     parts = cut.parts if cut.parts > 1 else 0
+    pdl = pdl_options(device)
     partials = torch.empty(tokens, parts, heads, rank, dtype=torch.float32, device=device)
     sums = torch.empty(tokens, parts, heads, 2, dtype=torch.float32, device=device)
     sparse_mla_kernel[triton.cdiv(heads, cut.block_h), tokens, cut.parts](
@@ -148,8 +154,10 @@ def sparse_mla(
         H=heads, R=rank, P=rope, K=k, K_PAD=support.next_power_of_2(k), BLOCK_H=cut.block_h,
         BLOCK_N=cut.block_n, PARTS=cut.parts,
         PRECISION="ieee" if q_latent.element_size() > 2 else "tf32",
-        num_warps=cut.warps, num_stages=cut.stages,
+        PDL=bool(pdl), num_warps=cut.warps, num_stages=cut.stages, **pdl,
     )  # fmt: skip
     if parts:
-        merge_kernel[heads, tokens](out, partials, sums, H=heads, R=rank, PARTS=parts, num_warps=4)
+        merge_kernel[heads, tokens](
+            out, partials, sums, H=heads, R=rank, PARTS=parts, PDL=bool(pdl), num_warps=4, **pdl,
+        )  # fmt: skip
     return out

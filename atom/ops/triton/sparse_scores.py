@@ -20,6 +20,7 @@ from torch import Tensor
 
 from atom.ops.contracts import AttentionMetadata
 from atom.ops.triton import support
+from atom.ops.triton.launch import begin, pdl_options
 from atom.ops.triton.varlen_attention import find_sequence
 
 
@@ -63,11 +64,12 @@ def index_scores_kernel(
     q_row, weight_row, cache_block, cache_slot, table_row, width,
     HEADS: tl.constexpr, HEADS_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     TOP_K: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (n, t): tile first_tile + t, and blocks of BLOCK_N keys from the n-th on, as
     far apart as there are programs for the tile."""
     row = tl.program_id(1)
+    begin(PDL)
     seq, token, count, position = find_tile(
         first_tile + row, cu_seqlens, seq_lens, num_seqs, BLOCK_Q
     )
@@ -133,6 +135,7 @@ def index_scores(
     tiles = rows // tiling.block_q
     most = (8 if tiling.block_q == 1 else 64) * support.num_sms(q.device.index or 0)
     blocks = min(triton.cdiv(meta.max_seq_len, block_n), max(most // tiles, 1))
+    pdl = pdl_options(q.device)
     grid = (blocks, tiles)
     index_scores_kernel[grid](
         scores, q, weights, cache, meta.block_table, meta.cu_seqlens_q, meta.seq_lens, first_tile,
@@ -141,5 +144,5 @@ def index_scores(
         HEADS=heads, HEADS_PAD=max(16, support.next_power_of_2(heads)), D=dim,
         D_PAD=max(16, support.next_power_of_2(dim)), TOP_K=k, BLOCK_SIZE=cache.shape[1],
         BLOCK_Q=tiling.block_q, BLOCK_N=block_n, PRECISION="ieee" if wide else "tf32",
-        num_warps=4, num_stages=3 if tiling.block_q == 1 else 2,
+        PDL=bool(pdl), num_warps=4, num_stages=3 if tiling.block_q == 1 else 2, **pdl,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from torch import Tensor
 from atom.ops.contracts import AttentionMetadata
 from atom.ops.registry import OpQuery, register
 from atom.ops.triton import elementwise, support
+from atom.ops.triton.launch import begin, pdl_options
 from atom.ops.triton.sparse_scores import Tiling, find_tile, index_scores
 
 # Elements of the scores of the tiles that are worked on at a time: 64 MB, about what the L2 cache
@@ -60,11 +61,12 @@ def keep_best_kernel(
     slots, out_scores, out_positions, scores, positions, block_table, cu_seqlens, seq_lens,
     stage, first_tile, num_seqs, table_row, in_width, out_width,
     K: tl.constexpr, FIRST: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_Q: tl.constexpr, K_PAD: tl.constexpr,
+    BLOCK_Q: tl.constexpr, K_PAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (i, r): segment i of workspace row r. `positions` say which keys the scores are of,
     -1 for none, from the second stage on. A row that fits into one segment gets its slots here."""
     segment, row = tl.program_id(0), tl.program_id(1)
+    begin(PDL)
     seq, token, count, position = find_tile(
         first_tile + row // BLOCK_Q, cu_seqlens, seq_lens, num_seqs, BLOCK_Q
     )
@@ -175,6 +177,7 @@ def _keep_best(
 ) -> None:
     """The slots of the tiles' rows from their scores [tiles * block_q, max_seq_len]."""
     rows, device, positions = scores.shape[0], scores.device, slots
+    pdl = pdl_options(device)
     for number, stage in enumerate(stages(scores.shape[1], k, segment)):
         out_width = stage.segments * k if stage.segments > 1 else 0
         out_scores = torch.empty(rows, out_width, dtype=torch.float32, device=device)
@@ -184,6 +187,7 @@ def _keep_best(
             meta.cu_seqlens_q, meta.seq_lens, number, first_tile, meta.num_seqs,
             meta.block_table.stride(0), scores.shape[1], out_width,
             K=k, FIRST=number == 0, SEGMENT=segment, BLOCK_SIZE=block_size, BLOCK_Q=tiling.block_q,
-            K_PAD=support.next_power_of_2(k), num_warps=min(16, max(4, segment // 1024)),
+            K_PAD=support.next_power_of_2(k), PDL=bool(pdl),
+            num_warps=min(16, max(4, segment // 1024)), **pdl,
         )  # fmt: skip
         scores, positions = out_scores, out_positions

@@ -21,7 +21,7 @@ def _cache(dtype: str, interleaved: bool) -> Row:
         },
         {
             "HQ": 64, "D": 128, "R": 64, "HALF": 32, "REST": 64, "BLOCK_SIZE": 16, "HEADS": 16,
-            "INTERLEAVED": interleaved,
+            "INTERLEAVED": interleaved, "PDL": True,
         },
         {"num_warps": 2},
     )  # fmt: skip
@@ -38,7 +38,7 @@ def _scores(dtype: str, heads: int, block_q: int, block_n: int) -> Row:
         {
             "HEADS": heads, "HEADS_PAD": heads, "D": 128, "D_PAD": 128, "TOP_K": 2048,
             "BLOCK_SIZE": 16, "BLOCK_Q": block_q, "BLOCK_N": block_n,
-            "PRECISION": "ieee" if dtype == "fp32" else "tf32",
+            "PRECISION": "ieee" if dtype == "fp32" else "tf32", "PDL": True,
         },
         {"num_warps": 4, "num_stages": 3 if block_q == 1 else 2},
     )  # fmt: skip
@@ -54,7 +54,7 @@ def _keep(first: bool, block_q: int, segment: int) -> Row:
         },
         {
             "K": 2048, "FIRST": first, "SEGMENT": segment, "BLOCK_SIZE": 16, "BLOCK_Q": block_q,
-            "K_PAD": 2048,
+            "K_PAD": 2048, "PDL": True,
         },
         {"num_warps": 16},
     )  # fmt: skip
@@ -72,7 +72,7 @@ def _attend(dtype: str, kv: str, cut: sparse_mla.Cut) -> Row:
         {
             "H": 128 if cut.block_h > 16 else 16, "R": 512, "P": 64, "K": 2048, "K_PAD": 2048,
             "BLOCK_H": cut.block_h, "BLOCK_N": cut.block_n, "PARTS": cut.parts,
-            "PRECISION": "ieee" if dtype == "fp32" else "tf32",
+            "PRECISION": "ieee" if dtype == "fp32" else "tf32", "PDL": True,
         },
         {"num_warps": cut.warps, "num_stages": cut.stages},
     )  # fmt: skip
@@ -81,7 +81,7 @@ def _attend(dtype: str, kv: str, cut: sparse_mla.Cut) -> Row:
 _MERGE: Row = (
     sparse_mla.merge_kernel,
     {"out": "*bf16", "partials": "*fp32", "sums": "*fp32"},
-    {"H": 16, "R": 512, "PARTS": 8},
+    {"H": 16, "R": 512, "PARTS": 8, "PDL": True},
     {"num_warps": 4},
 )
 
