@@ -127,8 +127,8 @@ def solve_kernel(
     near = tl.dot(k, tl.trans(k), input_precision=PRECISION) * decay
     near = tl.where(row > col, near * (k_norm * rate)[:, None], 0.0)
     inverse = tl.where(row == col, 1.0, 0.0) - tl.where(row // 2 == col // 2, near, 0.0)
-    for LEVEL in tl.static_range(1, 6):  # blocks of 2 ** LEVEL
-        joins = (row >> (LEVEL + 1) == col >> (LEVEL + 1)) & (row >> LEVEL != col >> LEVEL)
+    for level in range(1, 6):  # blocks of 2 ** level; a real loop: unrolled, it compiles for long
+        joins = (row >> (level + 1) == col >> (level + 1)) & (row >> level != col >> level)
         joining = tl.dot(tl.where(joins, near, 0.0), inverse, input_precision=PRECISION)
         inverse -= tl.dot(inverse, joining, input_precision=PRECISION)
     at = (token[:, None] * HV + head) * C + col

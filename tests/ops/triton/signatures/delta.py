@@ -66,6 +66,6 @@ def _gates(dtype: str, size: int, block: int) -> list[Row]:
 
 SIGNATURES: list[Row] = [
     *_rows("bf16", (16, 32, 128, 128), pdl=True),
-    *_rows("fp32", (2, 4, 32, 32), pdl=False),
     *_gates("bf16", 2048, 2048),
 ]
+SLOW_SIGNATURES: list[Row] = _rows("fp32", (2, 4, 32, 32), pdl=False)
