@@ -158,7 +158,10 @@ def launch_bound_tokens(model: Any) -> int:
     operations = 1.0  # of a token: two for each weight that it meets, so one for each byte
     for module in model.modules():
         if isinstance(module, FusedMoE):
-            operations += module.weight_bytes * module.top_k / module.num_experts
+            share = module.top_k / module.num_experts
+            if module.weight_format == "mxfp4":  # 17 bytes of 32 weights
+                share *= 64 / 17
+            operations += module.weight_bytes * share
         elif isinstance(module, LinearBase):
             operations += module.weight_bytes
     launch_s = len(model.cache_layers()) * _LAYER_LAUNCH_S

@@ -5,7 +5,7 @@ high halves the others. So a tile of bytes gives two tiles of weights, each of w
 neighbouring activations of every 32, and nothing has to be shuffled.
 
 Not measured on a GPU. The floor of few tokens is the bytes of the chosen experts (GPT-OSS-120B, one
-token: 53 MB a layer, 11 us on an H200, in place of 199 MB in bfloat16), of many the products, where
+token: 53 MB a layer, 12 us on an H200, in place of 199 MB in bfloat16), of many the products, where
 making bfloat16 of the bytes comes on top.
 """
 
