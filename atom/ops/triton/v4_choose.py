@@ -15,9 +15,11 @@ from torch import Tensor
 from atom.ops.contracts import AttentionMetadata
 from atom.ops.registry import OpQuery, register
 from atom.ops.triton import support
+from atom.ops.triton.v4_best import choose_best
 from atom.ops.triton.v4_common import declines, owner, turned
 
-SCORES = 1 << 26  # float32 numbers held at a time
+SCORES = 1 << 24  # float32 numbers held at a time
+MOST_ROWS = 32768  # of a grid's second axis there may be 65535
 
 
 @triton.jit(do_not_specialize=["num_seqs", "table_row", "first", "width"])
@@ -27,8 +29,8 @@ def v4_scores_kernel(
     H: tl.constexpr, D: tl.constexpr, R: tl.constexpr, RATIO: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, DECODE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (t, i): token first + t, every so many tiles from i on of `width` entries, those that
-    are not complete at the token -inf."""
+    """Program (t, i): token first + t, every so many tiles from i on of the entries that are
+    complete at the token, into `scores` [tokens, width]."""
     local, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     token = (first + local).to(tl.int64)
     seq, position, _ = owner(cu_seqlens, seq_lens, first + local, num_seqs, DECODE)
@@ -40,18 +42,15 @@ def v4_scores_kernel(
     w = tl.load(weights + token * weight_row + h, mask=h < H, other=0.0).to(tl.float32)
     pages = table + seq.to(tl.int64) * table_row
     out = scores + local.to(tl.int64) * width
-    for tile in range(part, tl.cdiv(width, BLOCK_N), parts):
+    for tile in range(part, tl.cdiv(count, BLOCK_N), parts):
         n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        s = tl.full([BLOCK_N], float("-inf"), tl.float32)
-        if tile * BLOCK_N < count:
-            live = n < count
-            page = tl.load(pages + n // ROWS, mask=live, other=0).to(tl.int64)
-            place = keys + page * key_block + n % ROWS * key_slot
-            k = tl.load(place[:, None] + d[None, :], mask=live[:, None], other=0.0)
-            each = tl.dot(x, tl.trans(k.to(x.dtype)), input_precision=PRECISION)
-            s = tl.sum(tl.maximum(each, 0.0) * w[:, None], 0)
-            s = tl.where(live, s, float("-inf"))
-        tl.store(out + n, s, mask=n < width)
+        live = n < count
+        page = tl.load(pages + n // ROWS, mask=live, other=0).to(tl.int64)
+        place = keys + page * key_block + n % ROWS * key_slot
+        k = tl.load(place[:, None] + d[None, :], mask=live[:, None], other=0.0)
+        each = tl.dot(x, tl.trans(k.to(x.dtype)), input_precision=PRECISION)
+        s = tl.sum(tl.maximum(each, 0.0) * w[:, None], 0)
+        tl.store(out + n, s, mask=live)
 
 
 def _declines(query: OpQuery) -> str | None:
@@ -74,21 +73,21 @@ def v4_choose(
     tokens, heads, dim = q.shape
     chosen = torch.empty((tokens, k), dtype=torch.int32, device=q.device)
     width = max(meta.max_seq_len // ratio, k)
-    slab = max(SCORES // width, 1)
+    slab = min(max(SCORES // width, 1), MOST_ROWS)
     block_h = max(support.next_power_of_2(heads), 16)
+    block_n = 16 if q.dtype == torch.float32 else 64
     for first in range(0, tokens, slab):
         count = min(slab, tokens - first)
         scores = torch.empty((count, width), dtype=torch.float32, device=q.device)
         parts = max(2 * support.num_sms(q.device.index or 0) // count, 1)
-        v4_scores_kernel[count, min(parts, triton.cdiv(width, 64))](
+        v4_scores_kernel[count, min(parts, triton.cdiv(width, block_n))](
             scores, q, weights, keys, meta.block_table, meta.cu_seqlens_q, meta.seq_lens,
             cos_sin, meta.num_seqs, first, width,
             q.stride(0), weights.stride(0), keys.stride(0), keys.stride(1),
             meta.block_table.stride(0),
             H=heads, D=dim, R=cos_sin.shape[1], RATIO=ratio, ROWS=keys.shape[1],
-            BLOCK_H=block_h, BLOCK_N=64, DECODE=meta.is_decode,
+            BLOCK_H=block_h, BLOCK_N=block_n, DECODE=meta.is_decode,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4,
         )  # fmt: skip
-        best, index = scores.topk(k, dim=-1)
-        chosen[first : first + count] = index.masked_fill_(best == float("-inf"), -1)
+        choose_best(chosen, scores, first, meta, ratio)
     return chosen

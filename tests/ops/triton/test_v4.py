@@ -13,7 +13,7 @@ from atom.ops.contracts import AttentionMetadata
 from atom.ops.contracts_v4 import Compressor, HyperWeights, Pending
 from atom.ops.reference import v4 as reference
 from atom.ops.reference import v4_hyper as reference_hyper
-from atom.ops.triton import v4_attention, v4_choose, v4_compress, v4_hyper, v4_write
+from atom.ops.triton import v4_attention, v4_best, v4_choose, v4_compress, v4_hyper, v4_write
 
 F32, BF16, FP8 = torch.float32, torch.bfloat16, torch.float8_e4m3fn
 LIMITS = {F32: 2e-5, BF16: 1.5e-2}
@@ -164,6 +164,23 @@ def test_choose(step: Step, k: int, dtype: torch.dtype) -> None:
     assert bool(((got >= 0).int().diff(dim=1) <= 0).all())  # none comes after those
     same = (got.sort(1).values == want.sort(1).values).all(1)
     assert bool(same.all()) if dtype == F32 else same.float().mean() > 0.7  # a near tie may flip
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_stages_of_the_choice(device: str, k: int) -> None:
+    """Rows of one, two and three stages; of equal scores the first wins."""
+    lengths = [2, 5, 31, 62, 128]
+    width = max(lengths) // 2
+    step = make_step([16] * len(lengths), [1] * len(lengths), 0, device)
+    step.meta.seq_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
+    scores = torch.randint(-4, 4, (len(lengths), width)).to(device, F32)
+    chosen = torch.empty(len(lengths), k, dtype=torch.int32, device=device)
+    v4_best.choose_best(chosen, scores, 0, step.meta, 2, most=8)
+    for row, length in enumerate(lengths):
+        order = scores[row, : length // 2].sort(descending=True, stable=True).indices[:k]
+        want = torch.full((k,), -1, device=device)
+        want[: len(order)] = order.sort().values
+        assert torch.equal(chosen[row].long(), want), row
 
 
 @pytest.mark.parametrize(

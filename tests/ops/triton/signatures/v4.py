@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atom.ops.triton import v4_attention, v4_choose, v4_compress, v4_hyper, v4_write
+from atom.ops.triton import v4_attention, v4_best, v4_choose, v4_compress, v4_hyper, v4_write
 
 Row = tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]
 _HEAD = {"D": 512, "R": 64}
@@ -100,10 +100,27 @@ def _scores(dtype: str, kv: str, decode: bool) -> Row:
             **dict.fromkeys(("key_block", "key_slot", "table_row"), "i32"),
         },
         {
-            "H": 64, "D": 128, "R": 64, "RATIO": 4, "ROWS": 32, "BLOCK_H": 64, "BLOCK_N": 64,
-            "DECODE": decode, "PRECISION": "ieee" if dtype == "fp32" else "tf32",
+            "H": 64, "D": 128, "R": 64, "RATIO": 4, "ROWS": 32, "BLOCK_H": 64,
+            "BLOCK_N": 16 if dtype == "fp32" else 64, "DECODE": decode,
+            "PRECISION": "ieee" if dtype == "fp32" else "tf32",
         },
         {"num_warps": 4},
+    )  # fmt: skip
+
+
+def _best(first: bool, segment: int) -> Row:
+    return (
+        v4_best.v4_best_kernel,
+        {
+            **dict.fromkeys(("out_scores", "scores"), "*fp32"), **_STEP,
+            **dict.fromkeys(("chosen", "out_entries", "entries"), "*i32"),
+            **dict.fromkeys(("stage", "first", "in_width", "out_width"), "i32"),
+        },
+        {
+            "K": 512, "K_PAD": 512, "FIRST": first, "SEGMENT": segment, "RATIO": 4,
+            "DECODE": True,
+        },
+        {"num_warps": min(16, segment // 512)},
     )  # fmt: skip
 
 
@@ -149,6 +166,7 @@ SIGNATURES: list[Row] = [
     _compress("bf16", "bf16", 512, 128, False),
     _keep("bf16"),
     _scores("bf16", "bf16", True),
+    _best(True, 8192),
     _mix("bf16", 24, True),
     _collapse("bf16", 24),
     (
@@ -167,6 +185,8 @@ SLOW_SIGNATURES: list[Row] = [
     _compress("bf16", "bf16", 512, 128, True),
     _keep("fp32"),
     _scores("fp32", "fp32", False),
+    _best(False, 8192),
+    _best(True, 4096),
     _mix("fp32", 4, False),
     _collapse("fp32", 4),
 ]
