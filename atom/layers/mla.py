@@ -26,7 +26,8 @@ from atom.ops.contracts import AttentionMetadata
 if TYPE_CHECKING:
     from atom.models.hf_config import HFConfig
 
-CHUNK = 32  # new tokens of one sequence that may be worth keys and values of their own
+# New tokens of one sequence from which op `mla_prefill` serves a step; by device.
+CHUNK = {"cpu": 1, "cuda": 32}
 LATENT_EPS = 1e-6  # of the norms of latents, in every published model, whatever `rms_norm_eps` says
 
 
@@ -111,6 +112,7 @@ class MLA(Mixer):
         self._write = build.select("mla_cache", kv=True, opaque=True, **shape)
         self._attend = build.select("mla_attention", kv=True, opaque=True, **shape)
         self._prefill = build.fused("mla_prefill", kv=True, opaque=True, **shape)
+        self._chunk = CHUNK[build.device.type]
         if sparse:
             self._attend_chosen = build.select("sparse_mla", kv=True, opaque=True, **shape)
 
@@ -189,7 +191,7 @@ class MLA(Mixer):
             out = q.new_empty(q.shape[0], self.width)
         by_head = out.view(-1, self.num_heads, sizes.value)
         cache, scale = self.latent_cache, self.scale
-        if chosen is None and self._prefill is not None and meta.max_query_len >= CHUNK:
+        if chosen is None and self._prefill is not None and meta.max_query_len >= self._chunk:
             self._prefill(heads, kv, cache, self.w_uk, self.w_uv, meta, scale, by_head)
             return out
         q_latent = torch.bmm(heads[..., : sizes.nope].transpose(0, 1), self.w_uk).transpose(0, 1)

@@ -167,7 +167,7 @@ def test_a_model_with_them(device: str) -> None:
     source = resolve_source(config.model)
     model = load_model(source, config, torch.device(device), F32)
     (layer,) = (layer for layer in model.modules() if isinstance(layer, MLA))
-    layer._write, layer._prefill = mla_cache, mla_prefill
+    layer._write, layer._prefill, layer._chunk = mla_cache, mla_prefill, 32
     layer._attend = mla_attention.mla_attention
     found = hub_reference(path)
     ids, want = found["input_ids"].tolist(), found["logits"]
