@@ -13,6 +13,8 @@ from safetensors import safe_open
 from test_families import BLOCK_SIZES, SUPPORTED
 
 from atom.config.schema import Config, EngineConfig, ModelConfig
+from atom.errors import ModelError
+from atom.layers.build import BuildContext
 from atom.layers.caches import FULL, STATE, WINDOW
 from atom.models.footprint import (
     active_parameters,
@@ -25,8 +27,11 @@ from atom.models.hf_config import HFConfig
 from atom.models.inventory import VISION, has_state, mtp_tensors, tensors
 from atom.models.loader import load_model
 from atom.models.published import published_config, published_names
+from atom.models.registry import resolve
+from atom.models.sharing import sharing_problem
 from atom.models.source import resolve_source
 from atom.models.stored import scheme_of
+from atom.parallel.state import ParallelState
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -55,8 +60,6 @@ def test_names_and_shapes_are_those_of_the_checkpoint(family: str) -> None:
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_caches_are_those_of_the_model(family: str, ranks: int, tmp_path: Path) -> None:
     """Of one rank: bytes of a block and of a slot."""
-    from atom.parallel.state import ParallelState
-
     (tmp_path / "config.json").write_text(json.dumps(FAMILIES[family]["config"]))
     size = BLOCK_SIZES.get(family, 16)
     config = Config(
@@ -158,3 +161,18 @@ def test_every_published_config_can_be_planned() -> None:
         assert config is not None
         assert weight_bytes(config, "bfloat16") > 1e8, name
         assert sum(use.bytes for use in cache_uses(config, "bfloat16", "bfloat16")) > 0, name
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 16])
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_what_ranks_cannot_share_is_what_layers_refuse(
+    family: str, ranks: int, tmp_path: Path
+) -> None:
+    config = HFConfig(FAMILIES[family]["config"])
+    build = BuildContext(block_size=128, parallel=ParallelState(tp_size=ranks))
+    problem = sharing_problem(config, ranks)
+    if not problem:
+        resolve(config.architecture)(config, build)
+        return
+    with pytest.raises(ModelError, match=f"tensor_parallel_size {ranks} "):
+        resolve(config.architecture)(config, build)
