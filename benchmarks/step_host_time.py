@@ -65,8 +65,16 @@ class InputsRunner(FakeRunner):
         torch.set_num_threads(1)
         self._torch, self._upload = torch, Upload
         self._torch_device = torch.device("cpu")
-        rows, size = config.scheduler.max_num_seqs, config.engine.kv_cache_block_size
-        self._batch = InputBatch(rows, self.max_model_len, size, self._torch_device)
+        rows, size = config.scheduler.max_num_seqs, config.engine.block_size
+        kept = self.cache_layout
+        self._batch = InputBatch(
+            rows,
+            self.max_model_len,
+            size,
+            self._torch_device,
+            has_window=kept.window > 0,
+            has_state=kept.has_state,
+        )
         self._sampling = SamplingRows(rows, self.vocab_size)
 
     def launch(self, plan: StepPlan) -> Any:
