@@ -46,12 +46,19 @@ FAMILIES: tuple[Family, ...] = (
         "deepseek_v3",
         "hub compiled mtp graphs_both",
     ),
-    Family("DeepSeek V3.2", ("DeepseekV32ForCausalLM",), "deepseek_v32", "hub compiled mtp"),
+    Family(
+        "DeepSeek V3.2",
+        ("DeepseekV32ForCausalLM",),
+        "deepseek_v32",
+        "hub compiled mtp graphs_sparse",
+    ),
     Family(
         "DeepSeek V4", ("DeepseekV4ForCausalLM",), "deepseek_v4", "hub compiled mtp_v4 graphs_full"
     ),
     Family("GLM-4.5", ("Glm4MoeForCausalLM",), "glm4_moe", "hub compiled mtp"),
-    Family("GLM-5", ("GlmMoeDsaForCausalLM",), "glm_moe_dsa", "hub compiled mtp"),
+    Family(
+        "GLM-5", ("GlmMoeDsaForCausalLM",), "glm_moe_dsa", "hub compiled mtp graphs_sparse_both"
+    ),
     Family("GPT-OSS", ("GptOssForCausalLM",), "gpt_oss", "hub compiled graphs_full mxfp4"),
     Family("Kimi-K2.5", ("KimiK25ForConditionalGeneration",), "kimi_k25", "hub compiled"),
     Family("Llama 2, 3", ("LlamaForCausalLM",), "llama2", "hub pieces gguf graphs_plain"),
@@ -98,6 +105,14 @@ _TESTS: dict[str, dict[str, str]] = {
     },
     "graphs_both": {
         "graphs": "tests/runner/test_graph_families.py::"
+        "test_tokens_equal_eager_ones[{}-full_and_piecewise]"
+    },
+    "graphs_sparse": {"graphs": "tests/runner/test_graph_sparse.py::test_tokens_equal_eager_ones"},
+    "graphs_sparse_full": {
+        "graphs": "tests/runner/test_graph_sparse.py::test_tokens_equal_eager_ones[{}-full]"
+    },
+    "graphs_sparse_both": {
+        "graphs": "tests/runner/test_graph_sparse.py::"
         "test_tokens_equal_eager_ones[{}-full_and_piecewise]"
     },
     "graphs_plain": {"graphs": "tests/runner/test_graphs.py::test_tokens_equal_eager_ones"},

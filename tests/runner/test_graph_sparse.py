@@ -11,18 +11,23 @@ from tiny import random_prompt
 from atom.engine.core import EngineCore
 from atom.engine.runner import graph_plan
 
+# As in `test_graph_families`, without experts. Of GLM's four blocks the third shares the second's
+# choice.
+SHARING = {"num_hidden_layers": 4, "index_topk_freq": 2}
+CASES = [("deepseek_v32", "full", {}), ("glm_moe_dsa", "full_and_piecewise", SHARING)]
 
-@pytest.mark.parametrize("mode", ["full", "full_and_piecewise"])
-def test_tokens_equal_eager_ones(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four blocks, the third of which shares the second's choice; contexts on both sides of the 16
-    keys that are chosen."""
-    sharing = {"first_k_dense_replace": 99, "num_hidden_layers": 4, "index_topk_freq": 2}
-    monkeypatch.setitem(DENSE, "glm_moe_dsa", sharing)
-    monkeypatch.setattr(graph_plan, "TOKEN_SIZES", (8,))
+
+@pytest.mark.parametrize(("family", "mode", "more"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
+def test_tokens_equal_eager_ones(
+    family: str, mode: str, more: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contexts on both sides of the 16 keys that are chosen."""
+    monkeypatch.setitem(DENSE, family, {"first_k_dense_replace": 99, **more})
+    monkeypatch.setattr(graph_plan, "TOKEN_SIZES", (8, 24))
     prompts, params = [random_prompt(n, seed=n) for n in (5, 41)], [greedy(14), greedy(9)]
-    eager = poisoned(make_runner(settings("glm_moe_dsa", "none")))
-    plain = generate(EngineCore(settings("glm_moe_dsa", "none"), eager), prompts, params)
-    config = settings("glm_moe_dsa", mode, overlap=True, policy="mixed", max_num_batched_tokens=24)
+    eager = poisoned(make_runner(settings(family, "none")))
+    plain = generate(EngineCore(settings(family, "none"), eager), prompts, params)
+    config = settings(family, mode, overlap=True, policy="mixed", max_num_batched_tokens=24)
     runner = poisoned(with_graphs(config, monkeypatch))
     again = generate(EngineCore(config, runner), prompts, params)
     assert [r.token_ids for r in again] == [r.token_ids for r in plain]
