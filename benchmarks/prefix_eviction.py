@@ -51,13 +51,19 @@ class PlainLru:
     """Within it, nothing is evicted before what was used longer ago."""
 
     def __enter__(self) -> None:
-        self.kept = IdPool.let_go, IdPool.demote
-        let_go = IdPool.let_go
+        self.kept = IdPool.let_go, IdPool.demote, IdPool.pin, IdPool.want
+        let_go, pin = IdPool.let_go, IdPool.pin
+
+        def plain_pin(pool: IdPool, id_: int) -> None:
+            pin(pool, id_)
+            pool._wanted[id_] = False
+
+        IdPool.pin = plain_pin  # type: ignore[method-assign]
         IdPool.let_go = lambda pool, id_, passed=False: let_go(pool, id_)  # type: ignore[method-assign]
-        IdPool.demote = lambda pool, id_: None  # type: ignore[method-assign]
+        IdPool.demote = IdPool.want = lambda pool, id_: None  # type: ignore[method-assign]
 
     def __exit__(self, *_: object) -> None:
-        IdPool.let_go, IdPool.demote = self.kept  # type: ignore[method-assign]
+        IdPool.let_go, IdPool.demote, IdPool.pin, IdPool.want = self.kept  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -56,7 +56,9 @@ class WindowPool(IdPool):
         # Where the prompt parts from others' more will part: that end is kept as one that was hit.
         kept = range(seq.branch - self.span, seq.branch)
         for place, block_id in enumerate(seq.window_blocks[:count], seq.window_head):
-            self.let_go(block_id, passed=place not in kept)
+            if place in kept:
+                self.want(block_id)
+            self.let_go(block_id, passed=True)
         del seq.window_blocks[:count]
         seq.window_head = head
 
