@@ -1,6 +1,7 @@
 """Elementwise kernels and the sampler on a GPU, next to the time that their bytes must take.
 
-    python benchmarks/gpu_elementwise.py [norms] [activation] [argmax] [sampler] [logprobs] [torch]
+    python benchmarks/gpu_elementwise.py [norms] [activation] [argmax] [sampler] [logprobs]
+        [routing] [torch]
 
 A case is captured in a CUDA graph of many launches that rotate over more data than the L2 cache
 holds; the median of some replays is shown. The floor is that of the bytes at the speed at which an
@@ -17,9 +18,12 @@ import numpy as np
 import torch
 
 from atom.engine.runner import draw
+from atom.ops.contracts import Routing
 from atom.ops.sampling_row import FLOORED, GREEDY, PLAIN, ROW, SEARCHED, WORDS, Kinds, kinds_of
 from atom.ops.triton import elementwise, embedding, rotary
 from atom.ops.triton.logprobs import logprobs
+from atom.ops.triton.moe_route import topk_route
+from atom.ops.triton.projection_norm import projection_norm
 from atom.ops.triton.sampling import argmax, sample
 
 COPY_BYTES_PER_S = 4.25e12
@@ -178,8 +182,34 @@ def best() -> None:
             show("logprobs", f"S={rows} top {num_top}", time, 4 * rows * vocab)
 
 
+def routing() -> None:
+    """Choice of experts, and norms over all heads."""
+    cases = {
+        "DeepSeek V3": (256, 8, Routing("sigmoid", True, 8, 4, "top2", 2.5)),
+        "Kimi-K2": (384, 8, Routing("sigmoid", True, scale=2.8)),
+        "GLM-4.5-Air": (128, 8, Routing("sigmoid", True)),
+    }
+    for name, (experts, k, rule) in cases.items():
+        bias = torch.randn(experts, device=DEVICE)
+        for tokens in (1, 32, 256, 2048, 16384):
+            given = copies(
+                lambda s=(tokens, experts): torch.randn(s, device=DEVICE), 4 * tokens * experts
+            )
+            time = measure(lambda x, k=k, r=rule, b=bias: topk_route(x, k, r, b), given)
+            show(f"topk_route {name}", f"T={tokens}", time, 4 * tokens * (experts + 2 * k))
+    weight = torch.ones(6144 + 1024, device=DEVICE)
+    counts = (6144.0, 1024.0)
+    for tokens in (1, 32, 2048, 16384):
+        given = copies(
+            lambda t=tokens: torch.randn(t, 8192, device=DEVICE).bfloat16(), tokens * 16384
+        )
+        time = measure(lambda x: projection_norm(x, 6144, 1024, weight, 1e-6, None, counts), given)
+        show("projection_norm", f"T={tokens} 6144+1024", time, 4 * tokens * 7168)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "norms": norms,
+    "routing": routing,
     "activation": activation,
     "argmax": greedy,
     "sampler": sampler,
