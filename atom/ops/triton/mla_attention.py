@@ -21,7 +21,7 @@ from atom.ops.triton.mla_kernel import merge_kernel, mla_kernel
 
 LOG2_E = 1.4426950408889634
 MIN_PART = 256  # keys that are worth a part of their own
-MAX_PARTS = 64
+MAX_PARTS = 128
 MERGE_HEADS = 4
 FP8 = torch.float8_e4m3fn
 
