@@ -57,7 +57,7 @@ def make_case(
     return q[..., :rank], q[..., rank : rank + rope], cache, meta
 
 
-@pytest.mark.parametrize("parts", [0, 1, 4])
+@pytest.mark.parametrize("parts", [0, 4])
 @pytest.mark.parametrize("name", CASES)
 def test_attention_equals_the_reference(name: str, parts: int, device: str) -> None:
     q_latent, q_rope, cache, meta = make_case(CASES[name], device)
