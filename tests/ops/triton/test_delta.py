@@ -33,3 +33,13 @@ def test_published_sizes(dtype: torch.dtype, device: str, on_gpu: bool) -> None:
     for sequences in steps:
         case = make_case(sequences, (16, 32), (128, 128), dtype=dtype, device=device)
         check_same(case, gated_delta_net, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_token_that_repeats(dtype: torch.dtype, device: str) -> None:
+    """Equal keys, nothing forgotten: powers of the chunk's matrix reach 1e18, its inverse 1."""
+    case = make_case([(0, 90)], (1, 1), (16, 16), dtype=dtype, device=device)
+    case.x[:] = case.x[0].clone()
+    case.x[:, -2:-1] = 8.0  # beta of nearly 1
+    case.params.rate.fill_(1e-6)
+    check_same(case, gated_delta_net, TOLERANCE[dtype])
