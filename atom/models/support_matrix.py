@@ -50,7 +50,7 @@ FAMILIES: tuple[Family, ...] = (
         "DeepSeek V3.2",
         ("DeepseekV32ForCausalLM",),
         "deepseek_v32",
-        "hub compiled mtp graphs_sparse",
+        "hub compiled mtp graphs_sparse_full",
     ),
     Family(
         "DeepSeek V4", ("DeepseekV4ForCausalLM",), "deepseek_v4", "hub compiled mtp_v4 graphs_full"
@@ -107,7 +107,6 @@ _TESTS: dict[str, dict[str, str]] = {
         "graphs": "tests/runner/test_graph_families.py::"
         "test_tokens_equal_eager_ones[{}-full_and_piecewise]"
     },
-    "graphs_sparse": {"graphs": "tests/runner/test_graph_sparse.py::test_tokens_equal_eager_ones"},
     "graphs_sparse_full": {
         "graphs": "tests/runner/test_graph_sparse.py::test_tokens_equal_eager_ones[{}-full]"
     },

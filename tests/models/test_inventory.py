@@ -60,8 +60,21 @@ def test_names_and_shapes_are_those_of_the_checkpoint(family: str) -> None:
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_caches_are_those_of_the_model(family: str, ranks: int, tmp_path: Path) -> None:
     """Of one rank: bytes of a block and of a slot."""
-    (tmp_path / "config.json").write_text(json.dumps(FAMILIES[family]["config"]))
-    size = BLOCK_SIZES.get(family, 16)
+    assert_caches(FAMILIES[family]["config"], ranks, tmp_path, BLOCK_SIZES.get(family, 16))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"index_topk_freq": 2}, {"indexer_types": ["full", "shared", "full"]}], ids=str
+)
+def test_layers_that_share_a_choice_keep_no_index(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = {**FAMILIES["glm_moe_dsa"]["config"], **changes}
+    assert_caches(config, 1, tmp_path, 16)
+    kept = {use.name: use.layers for use in cache_uses(HFConfig(config), "bfloat16", "bfloat16")}
+    assert kept == {"latent": 3, "index keys": 2}
+
+
+def assert_caches(raw: dict[str, Any], ranks: int, tmp_path: Path, size: int) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(raw))
     config = Config(
         model=ModelConfig(model=str(tmp_path), dtype="float32", load_dummy=True),
         engine=EngineConfig(kv_cache_block_size=size, kv_cache_dtype="bf16"),
