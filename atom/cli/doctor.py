@@ -10,6 +10,7 @@ import typer
 
 from atom.cli.common import add_row, console, gib, print_json, resolve_target, table
 from atom.cli.flags import CONTEXT, SettingsCommand, with_settings
+from atom.cli.recipe_plan import cache_words, count_words
 from atom.cli.version import versions
 from atom.config.environment import environment_problem
 
@@ -125,15 +126,13 @@ def _activations(plan: MemoryPlan) -> dict[str, str]:
 
 
 def _caches(plan: MemoryPlan) -> str:
-    from atom.cli.recipe_plan import cache_words
-
     return "; ".join(cache_words(use) for use in plan.caches)
 
 
 def _memory(plan: MemoryPlan) -> dict[str, str]:
     problem = {PROBLEM: plan.problem} if plan.problem else {}
     return {
-        "model": f"{plan.model} ({plan.architecture}), {plan.parameters / 1e6:,.1f} M parameters",
+        "model": f"{plan.model} ({plan.architecture}), {count_words(plan.parameters)} parameters",
         "weights": f"{gib(plan.weights_bytes)} (known from {plan.weights_from}), "
         f"computing in {plan.dtype}",
         **_activations(plan),

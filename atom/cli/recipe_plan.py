@@ -94,18 +94,18 @@ def lines(plan: DeploymentPlan) -> Iterator[tuple[str, str]]:
 
 def _model(plan: DeploymentPlan) -> str:
     active = plan.active_parameters
-    said = f"{plan.model} ({plan.architecture}), {_count(plan.parameters)} parameters"
+    said = f"{plan.model} ({plan.architecture}), {count_words(plan.parameters)} parameters"
     if active < 0.8 * plan.parameters:
-        said += f", {_count(active)} per token"
+        said += f", {count_words(active)} per token"
     if plan.mtp_parameters:
         said += (
-            f"; {_count(plan.mtp_parameters)} of multi-token prediction are left out (no "
+            f"; {count_words(plan.mtp_parameters)} of multi-token prediction are left out (no "
             "speculative decoding in this version)"
         )
     return said
 
 
-def _count(parameters: int) -> str:
+def count_words(parameters: int) -> str:
     return f"{parameters / 1e9:,.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:,.1f} M"
 
 

@@ -27,8 +27,9 @@ from atom.engine.runner.memory import (
     available_memory,
     cpu_budget,
 )
-from atom.errors import AtomError, ConfigError
+from atom.errors import AtomError, ConfigError, ModelError
 from atom.models.embedded import EMBEDDED
+from atom.models.features import check_features
 from atom.models.footprint import (
     CacheUse,
     Footprint,
@@ -39,7 +40,7 @@ from atom.models.footprint import (
 )
 from atom.models.operations import operations
 from atom.models.source import ModelSource, resolve_source
-from atom.models.stored import DTYPE_BYTES, quantisation_of_weights
+from atom.models.stored import DTYPE_BYTES, quantisation_of_weights, why_not_loaded
 from atom.ops.registry import OpQuery, candidates
 from atom.utils.cache import cache_dir
 from atom.utils.machine import Machine, describe_machine
@@ -226,6 +227,7 @@ def _plan(source: ModelSource, config: Config, devices: Devices) -> MemoryPlan:
         held = sizes.total(plan.layout, config.scheduler.max_num_seqs)
     except ConfigError as error:
         problem = str(error)
+    problem = _cannot_be_loaded(source) or problem
     return MemoryPlan(
         model=source.name,
         architecture=source.config.architecture,
@@ -243,6 +245,17 @@ def _plan(source: ModelSource, config: Config, devices: Devices) -> MemoryPlan:
         full_contexts=round(tokens / context, 2),
         problem=problem,
     )
+
+
+def _cannot_be_loaded(source: ModelSource) -> str:
+    """What the loader will refuse of the configuration; "" if nothing."""
+    if source.format != "gguf" and (reason := why_not_loaded(source.config)):
+        return reason
+    try:
+        check_features(source.config)
+    except ModelError as error:
+        return str(error)
+    return ""
 
 
 def _activations(config: Config, source: ModelSource, devices: Devices, dtype: str) -> int:

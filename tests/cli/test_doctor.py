@@ -58,6 +58,20 @@ def test_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["versions"]["atom"]
 
 
+def test_what_the_loader_would_refuse(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config = {**CONFIG, "quantization_config": quantised}
+    (model / "config.json").write_text(json.dumps(config))
+    ran = atom(capsys, "doctor", "--json", str(model), "--device", "cpu")
+    plan = json.loads(ran.out)["memory"]
+    assert ran.code == 1
+    assert plan["problem"].startswith("quantised safetensors (fp8: FP8 in blocks of 128 x 128)")
+    config = {**CONFIG, "layer_types": ["sliding_attention"] * 3}
+    (model / "config.json").write_text(json.dumps(config))
+    ran = atom(capsys, "doctor", "--json", str(model), "--device", "cpu")
+    assert "layer_types sliding_attention is not" in json.loads(ran.out)["memory"]["problem"]
+
+
 def test_for_people(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = atom(capsys, "doctor", str(model), "--num-kvcache-blocks", "8")
     assert ran.code == 0
