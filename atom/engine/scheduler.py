@@ -104,10 +104,7 @@ class Scheduler:
         rows, counts, new_rows = schedule.rows, schedule.num_scheduled, []
         if schedule.admissions:
             new_rows = [self._admit(a, new_blocks, now) for a in schedule.admissions]
-            rows = np.concatenate((rows, np.array([n.row for n in new_rows], np.int32)))
-            admitted = np.array([a.num_scheduled for a in schedule.admissions], np.int32)
-            counts = np.concatenate((counts, admitted))
-            self._admitted(schedule.admissions)
+            rows, counts = self._admitted(schedule)
         computed = table.num_computed[rows]
         known = table.num_tokens[rows]
         ends = computed + counts
@@ -179,13 +176,20 @@ class Scheduler:
         self.stats.prefix_cache_queries += len(seq.tokens) if all_but_one else cacheable
         self.stats.prefix_cache_hits += seq.num_cached_tokens
 
-    def _admitted(self, admissions: list[Admission]) -> None:
-        """Move them from waiting to running. They are near the head: only held ones precede."""
-        state = self.state
+    def _admitted(self, schedule: Schedule) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Move the admissions from waiting to running. They are near the head: only held ones
+        precede. Returns all rows of the step, and their tokens."""
+        state, admissions = self.state, schedule.admissions
         for admission in admissions:
             state.waiting.remove(admission.seq)
             state.running.append(admission.seq)
         self._set_running_rows()
+        rows = np.array([a.seq.row for a in admissions], np.int32)
+        counts = np.array([a.num_scheduled for a in admissions], np.int32)
+        return (
+            np.concatenate((schedule.rows, rows)),
+            np.concatenate((schedule.num_scheduled, counts)),
+        )
 
     def _set_running_rows(self) -> None:
         self.state.running_rows = np.array([seq.row for seq in self.state.running], np.int32)
