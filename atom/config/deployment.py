@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from atom.config.schema import setting
 
-# GiB that the runtime reports for the card: less than the gigabytes of its name.
+# GiB that the runtime reports for the card, less than the gigabytes of its name: H200 as seen here,
+# the others as others report them. gpu_memory_gb says it better for a card at hand.
 GPU_MEMORY: dict[str, float] = {
     "A100-80GB": 79.2,
     "B200": 178.4,
