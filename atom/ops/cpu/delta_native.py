@@ -44,28 +44,11 @@ def gated_delta_net(
     out = x.new_zeros(rows, params.v_size) if out is None else out.zero_()
     y, gates = x.new_empty(rows, params.channels), x.new_empty(rows, 2, heads)
     args = _DELTA.pack(
-        x.data_ptr(),
-        x.stride(0),
-        meta.num_seqs,
-        conv_state.data_ptr(),
-        state.data_ptr(),
-        meta.state_slots.data_ptr(),
-        meta.cu_seqlens_q.data_ptr(),
-        meta.seq_lens.data_ptr(),
-        params.num_k_heads,
-        heads,
-        params.k_dim,
-        params.v_dim,
-        params.taps,
-        params.channels,
-        params.conv_weight.data_ptr(),
-        params.rate.data_ptr(),
-        params.dt_bias.data_ptr(),
-        params.norm_weight.data_ptr(),
-        params.eps,
-        y.data_ptr(),
-        gates.data_ptr(),
-        out.data_ptr(),
-    )
+        x.data_ptr(), x.stride(0), meta.num_seqs, conv_state.data_ptr(), state.data_ptr(),
+        meta.state_slots.data_ptr(), meta.cu_seqlens_q.data_ptr(), meta.seq_lens.data_ptr(),
+        params.num_k_heads, heads, params.k_dim, params.v_dim, params.taps, params.channels,
+        params.conv_weight.data_ptr(), params.rate.data_ptr(), params.dt_bias.data_ptr(),
+        params.norm_weight.data_ptr(), params.eps, y.data_ptr(), gates.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
     native.run_now(_gated_delta_net, args)
     return out

@@ -4,7 +4,7 @@ A program has one value head of one sequence: its state is read once, held in re
 float32 for 128 x 128) and written once, which is the floor: 2 x 4 Dv Dk bytes a head, 4 MiB a
 sequence for 32 heads, so 56 us of an H200's 4.8 TB/s for 64 sequences, a layer. The convolution of
 a key head is computed by each of its value heads, and its ring row written by each, with equal
-values: no program reads that row. Not measured on a GPU yet.
+values: no program reads that row. Not measured on a GPU yet: `benchmarks/gpu_delta.py`.
 """
 
 from __future__ import annotations
