@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from atom.layers.build import BuildContext
+from atom.layers.build import BuildContext, dtype_name
 from atom.layers.caches import FULL, WINDOW, CacheSpec
 from atom.layers.mixer import Mixer
 from atom.layers.norm import RMSNorm
@@ -158,12 +159,19 @@ class V4Mixer(Mixer):
             specs.append(CacheSpec(entries, FULL, shape, build.kv_dtype))
         return tuple(specs)
 
-    def facts(self) -> dict[str, object]:
-        """What a report says of this layer."""
+    def facts(self) -> dict[str, Any]:
         compressor, indexer = self._compressor[0], self._indexer[0]
         kind = "v4_window" if compressor is None else "v4_hca" if indexer is None else "v4_csa"
-        ratio = 0 if compressor is None else compressor.ratio
-        return {"kind": kind, "window": self.window, "ratio": ratio, "top_k": self.index_topk}
+        return {
+            "kind": kind,
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "window": self.window,
+            "ratio": 0 if compressor is None else compressor.ratio,
+            "top_k": self.index_topk,
+            "index_dim": 0 if indexer is None else indexer.head_dim,
+            "kv_dtype": dtype_name(self.build.kv_dtype),
+        }
 
     def run(
         self,
