@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from harness import PagedModel
-from hub import hub_checkpoint, hub_reference, make_hub
+from hub import FAMILIES, hub_checkpoint, hub_reference, make_hub
 from test_families import CPU, assert_near, load
 
 from atom.config.schema import Config, EngineConfig, ModelConfig
@@ -55,7 +54,7 @@ def test_logits(name: str, tmp_path: Path) -> None:
     found = hub_reference(path)
     model = PagedModel(load(path, 8), 8)
     ids = [*found["input_ids"].tolist(), *found["greedy_ids"].tolist()]
-    assert_near(model.logits(ids, [40, 33, 1]), found["logits"])
+    assert_near(model.logits(ids, [40, 33, 1, 1, 6]), found["logits"])
 
 
 @pytest.mark.parametrize(
@@ -69,9 +68,8 @@ def test_logits(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_refused(family: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    config = json.loads((hub_checkpoint(family) / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-    shutil.copy(hub_checkpoint(family) / "tokenizer.json", tmp_path)
+    config = {**FAMILIES[family]["config"], **change}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=message):
         load_dummy(tmp_path)
 
@@ -92,7 +90,7 @@ def test_a_float8_cache_costs_little() -> None:
     assert {spec.dtype for x in latents for spec in x.cache_specs()} == {torch.float8_e4m3fn}
     assert {spec.row_bytes for x in latents for spec in x.cache_specs()} == {16 * (64 + 16)}
     ids = [*found["input_ids"].tolist(), *found["greedy_ids"].tolist()]
-    results = [PagedModel(model).logits(ids, chunks) for chunks in ([1000], [90, 1, 21])]
+    results = [PagedModel(model).logits(ids, chunks) for chunks in ([1000], [90, 1, 50])]
     for got in results:
         error = (got - found["logits"]).norm(dim=-1) / found["logits"].norm(dim=-1)
         assert float(error.median()) < 0.2  # a changed choice of experts moves single tokens more

@@ -9,16 +9,18 @@ from hub import FAMILIES, hub_checkpoint, hub_reference
 from test_families import SUPPORTED, assert_near, load
 
 from atom.errors import ModelError
+from atom.layers.build import BuildContext
 from atom.layers.context import ForwardContext, set_forward_context
 from atom.models.common import CausalLM
+from atom.models.hf_config import HFConfig
 from atom.models.registry import resolve
 
 
 def has_layer(family: str) -> bool:
-    """Those of DeepSeek V4 take streams; its own test drives it."""
+    """Qwen's and DeepSeek V4's, which takes streams, have tests of their own."""
     (architecture,) = FAMILIES[family]["config"]["architectures"]
     makes = resolve(architecture).make_mtp is not CausalLM.make_mtp
-    return makes and FAMILIES[family]["mtp"] in ("nextn", "qwen")
+    return makes and FAMILIES[family]["mtp"] == "nextn"
 
 
 WITH_MTP = [name for name in SUPPORTED if has_layer(name)]
@@ -42,7 +44,7 @@ def mtp_logits(paged: PagedModel, ids: list[int], chunks: list[int]) -> torch.Te
     return torch.cat(out)
 
 
-@pytest.mark.parametrize("chunks", [[1000], [37, 1, 1, 9]], ids=str)
+@pytest.mark.parametrize("chunks", [[1000], [37, 1, 1, 36]], ids=str)
 @pytest.mark.parametrize("family", WITH_MTP)
 def test_mtp_logits(family: str, chunks: list[int]) -> None:
     path = hub_checkpoint(family)
@@ -50,7 +52,7 @@ def test_mtp_logits(family: str, chunks: list[int]) -> None:
     ids = [*found["input_ids"].tolist(), *found["greedy_ids"].tolist()]
     paged = PagedModel(load(path, 4, mtp=True), 4)
     assert_near(mtp_logits(paged, ids, chunks), found["mtp_logits"])
-    if chunks == [1000]:  # the model before it is as without it
+    if family == "deepseek_v3" and chunks == [1000]:  # the model before it is as without it
         assert_near(paged.logits(ids, chunks, key="again"), found["logits"])
 
 
@@ -64,5 +66,6 @@ def test_its_bytes_count() -> None:
 @pytest.mark.parametrize("family", ["llama2", "kimi_k2"])
 def test_models_without_one(family: str) -> None:
     """Llama has none at all, Kimi-K2 is of a family that has them."""
+    config = HFConfig(FAMILIES[family]["config"])
     with pytest.raises(ModelError, match="no MTP layer"):
-        load(hub_checkpoint(family), mtp=True)
+        resolve(config.architecture)(config, BuildContext(mtp=True))
