@@ -5,6 +5,7 @@ Pieces are interpreted, as in `test_compile_pieces`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from test_families import BLOCK_SIZES, SUPPORTED, load
 from tiny import random_prompt
 
 from atom.engine.compiler.store import Store
+from atom.engine.runner.facts import modules_of
+from atom.layers.attention import Attention
+from atom.layers.mixer import Mixer
 
 __all__ = ["interpreter"]  # a fixture
 PLAIN = {"llama2", "llama3", "qwen3", "qwen3_moe", "mixtral"}  # `test_compile_pieces` has them
@@ -32,6 +36,16 @@ def test_logits_equal_eager_ones(family: str, interpreter: Interpreter, tmp_path
     want = PagedModel(Running(model, model.forward), size).logits(ids, chunks)
     got = PagedModel(Running(model, made.forward), size).logits(ids, chunks)
     torch.testing.assert_close(got, want, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "deepseek_v3", "deepseek_v32", "deepseek_v4"])
+def test_a_trace_is_told_of_every_mixer(family: str) -> None:
+    model = load(hub_checkpoint(family), BLOCK_SIZES.get(family, 16))
+    told = modules_of(model)
+    json.dumps(told)
+    for path, module in model.named_modules():
+        if isinstance(module, (Attention, Mixer)):
+            assert told[path]["kind"]
 
 
 def test_dynamo_sees_through_mixers_as_well() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from compiling import Interpreter, compiled, interpreter
-from harness import make_metadata
+from harness import PagedModel, make_metadata
+from hub import hub_checkpoint
+from test_families import BLOCK_SIZES, load
 from tiny import random_prompt, tiny_checkpoint
 
 from atom.config.schema import CompileConfig, Config, ModelConfig
@@ -34,6 +36,28 @@ def test_selected_rows(family: str, pieces: bool, interpreter: Interpreter, tmp_
     meta = make_metadata([([0, 1], 0, 23), ([2], 0, 5), ([3], 0, 12)], 16)
     ids = torch.tensor(random_prompt(sum(LENGTHS)))
     positions = torch.cat([torch.arange(n) for n in LENGTHS])
+    with torch.inference_mode():
+        with set_forward_context(ForwardContext(meta)):
+            every = forward(ids, positions)
+        with set_forward_context(ForwardContext(meta, rows=ROWS)):
+            some = forward(ids, positions)
+    assert (len(every), len(some)) == (sum(LENGTHS), len(ROWS))
+    torch.testing.assert_close(some, every[ROWS], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "pieces"),
+    [("qwen3_5", True), ("gpt_oss", False), ("deepseek_v3", False), ("deepseek_v4", True)],
+)
+def test_selected_rows_behind_any_mixer(
+    family: str, pieces: bool, interpreter: Interpreter, tmp_path: Path
+) -> None:
+    size = BLOCK_SIZES.get(family, 16)
+    model = load(hub_checkpoint(family), size, traceable=pieces, selects_rows=True)
+    forward = compiled(model, Store(tmp_path)).forward if pieces else model.forward
+    ids = torch.tensor(random_prompt(sum(LENGTHS)))
+    positions = torch.cat([torch.arange(n) for n in LENGTHS])
+    meta = PagedModel(model, size).metadata({n: [0] * n for n in LENGTHS}, 0)
     with torch.inference_mode():
         with set_forward_context(ForwardContext(meta)):
             every = forward(ids, positions)

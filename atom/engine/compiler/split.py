@@ -82,6 +82,7 @@ class _Splitter:
         nodes = list(self._traced.graph.nodes)
         output = nodes.pop()
         self._number_inputs(nodes)
+        nodes = self._without_counts(nodes)
         self._note_reads([*nodes, output])
         for group in _groups(nodes):
             if _is_opaque(group[0]):
@@ -118,6 +119,15 @@ class _Splitter:
             self._numbers[node] = number
             self._weights[id(tensor)] = (number, list(path))
         self._next = FIRST_WEIGHT + len(tensors)
+
+    def _without_counts(self, nodes: list[fx.Node]) -> list[fx.Node]:
+        """Nobody computes the number of tokens: it is given to every piece that asks for it. Of
+        what a size was taken may have another by then, as behind `sampled_rows`."""
+        counts = [n for n in nodes if n.op == "call_function" and self._is_num_tokens(n)]
+        for count in counts[1:]:
+            count.replace_all_uses_with(counts[0])
+        dropped = set(counts)
+        return [node for node in nodes if node not in dropped]
 
     def _note_reads(self, nodes: list[fx.Node]) -> None:
         self._order = {node: i for i, node in enumerate(nodes)}
@@ -168,7 +178,7 @@ class _Splitter:
 
     def _argument(self, arg: Any) -> Argument:
         if isinstance(arg, fx.Node):
-            return Argument(value=self._numbers[arg])
+            return Argument(value=self._numbers.get(arg, NUM_TOKENS))
         nodes = _nodes_of(arg)
         if nodes:
             if len(nodes) < len(arg):
@@ -192,15 +202,13 @@ class _Splitter:
         inside = set(group)
         inputs = [arg for node in group for arg in node.all_input_nodes if arg not in inside]
         outputs = [node for node in group if any(user not in inside for user in node.users)]
-        # The token count is an input of every piece that asks for it, whoever asked first.
-        outputs = [node for node in outputs if not self._is_num_tokens(node)]
         for node in outputs:
             if not isinstance(node.meta["val"], Tensor):
                 raise CannotCompile(f"{node.format_node()} is no tensor, and crosses pieces")
         return list(dict.fromkeys(inputs)), outputs
 
     def _is_num_tokens(self, node: fx.Node) -> bool:
-        value = node.meta["val"]
+        value = node.meta.get("val")
         return isinstance(value, torch.SymInt) and str(value) == self._symbol
 
     def _canonical(
