@@ -14,15 +14,12 @@ from atom.errors import ModelError
 from atom.layers.build import BuildContext
 from atom.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from atom.layers.linear import ReplicatedLinear
-from atom.layers.moe import FusedMoE
 from atom.layers.norm import RMSNorm
 from atom.layers.rows import SampledRows
 from atom.layers.v4_attention import V4Attention
 from atom.layers.v4_hyper import Streams
-from atom.layers.v4_moe import ClampedMLP, V4MoE
 from atom.models.common import CausalLM, check_config
 from atom.models.v4_config import V4Config
-from atom.ops.contracts import GatedActivation, Routing
 from atom.ops.contracts_v4 import Pending
 
 if TYPE_CHECKING:
@@ -37,7 +34,7 @@ class Block(nn.Module):
         self.hc_attn, self.attn_norm = config.hyper(build)
         self.attn = V4Attention(build, **config.attention(build, index))
         self.hc_ffn, self.ffn_norm = config.hyper(build)
-        self.ffn = moe(config, build, index)
+        self.ffn = config.moe(build, index)
         self.rows: SampledRows | None = None
 
     def forward(self, positions: Tensor, ids: Tensor, streams: Streams) -> Streams:
@@ -55,24 +52,6 @@ class Block(nn.Module):
         return Streams(values, Pending(self.ffn(x, ids), post, comb))
 
     __call__ = forward
-
-
-def moe(config: V4Config, build: BuildContext, index: int) -> V4MoE:
-    hf, limit = config.hf, config.swiglu_limit
-    size = hf.positive_int("moe_intermediate_size")
-    experts = FusedMoE(
-        build,
-        hidden_size=hf.hidden_size,
-        intermediate_size=size,
-        num_experts=hf.positive_int("n_routed_experts"),
-        top_k=hf.positive_int("num_experts_per_tok"),
-        routing=Routing(
-            scoring="sqrt_softplus", renormalize=True, scale=float(hf.routed_scaling_factor)
-        ),
-        act=GatedActivation("silu", limit),
-    )
-    shared = ClampedMLP(build, hf.hidden_size, size * hf.positive_int("n_shared_experts"), limit)
-    return V4MoE(build, experts, shared, hf.vocab_size if config.is_hashed(index) else 0)
 
 
 class DeepseekV4ForCausalLM(CausalLM):

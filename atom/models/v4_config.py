@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from atom.errors import ModelError
+from atom.layers.moe import FusedMoE
 from atom.layers.norm import RMSNorm
 from atom.layers.rotary import cos_sin_table
 from atom.layers.v4_hyper import HyperConnection
+from atom.layers.v4_moe import ClampedMLP, V4MoE
+from atom.ops.contracts import GatedActivation, Routing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,6 +104,24 @@ class V4Config:
             "index_dim": hf.positive_int("index_head_dim") if indexed else 0,
             "index_topk": hf.positive_int("index_topk") if indexed else 0,
         }
+
+    def moe(self, build: BuildContext, index: int) -> V4MoE:
+        hf, limit = self.hf, self.swiglu_limit
+        size = hf.positive_int("moe_intermediate_size")
+        experts = FusedMoE(
+            build,
+            hidden_size=hf.hidden_size,
+            intermediate_size=size,
+            num_experts=hf.positive_int("n_routed_experts"),
+            top_k=hf.positive_int("num_experts_per_tok"),
+            routing=Routing(
+                scoring="sqrt_softplus", renormalize=True, scale=float(hf.routed_scaling_factor)
+            ),
+            act=GatedActivation("silu", limit),
+        )
+        wide = size * hf.positive_int("n_shared_experts")
+        shared = ClampedMLP(build, hf.hidden_size, wide, limit)
+        return V4MoE(build, experts, shared, hf.vocab_size if self.is_hashed(index) else 0)
 
     def hyper(self, build: BuildContext, *, head: bool = False) -> tuple[HyperConnection, RMSNorm]:
         """What mixes the streams before a layer or the head, and the norm of the layer's input."""
