@@ -32,7 +32,9 @@ class V4Config:
         rates = KINDS | (hf.get("compress_rates") or {})
         self.ratios = [int(rates[kind]) for kind in self.kinds]
         self.num_streams = hf.positive_int("hc_mult")
-        self.swiglu_limit = float(hf.get("swiglu_limit") or 0.0)
+        self.swiglu_limit = float(hf.get("swiglu_limit", 10.0) or 0.0)
+        if not self.swiglu_limit > 0:
+            raise ModelError(f"{hf.where}: swiglu_limit must be above 0, got {hf.swiglu_limit!r}")
         self.rope_size = self._rope_size()
         hf.positive_int("sliding_window")
         if (scoring := hf.get("scoring_func", "sqrtsoftplus")) != "sqrtsoftplus":

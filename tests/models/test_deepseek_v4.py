@@ -140,9 +140,10 @@ def test_both_spellings_of_the_config() -> None:
         ({"compress_ratios": [0, 128, 4, 8, 4]}, "compress_ratios .* says 8; supported"),
         ({"compress_ratios": [0, 128]}, "says 2 of 5; supported"),
         ({"scoring_func": "softmax"}, "scoring_func 'softmax' is not supported"),
+        ({"swiglu_limit": 0}, "swiglu_limit must be above 0, got 0"),
         ({"hc_mult": None}, "hc_mult, which this model needs"),
     ],
-    ids=["ratio", "short", "scoring", "streams"],
+    ids=["ratio", "short", "scoring", "limit", "streams"],
 )
 def test_configs_that_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
