@@ -58,9 +58,9 @@ class Planted:
 
 def plant(what: str, layer: int) -> None:
     """From now on every model that is loaded has it."""
-    from atom.engine.runner import model_runner
+    from atom.engine.runner import started_runner
 
-    load = model_runner.load_model
+    load = started_runner.load_model
 
     def planted(*args: Any, **keywords: Any) -> Any:
         model = load(*args, **keywords)
@@ -68,7 +68,7 @@ def plant(what: str, layer: int) -> None:
         linear.packed = Planted(linear.packed, what)
         return model
 
-    model_runner.load_model = planted
+    started_runner.load_model = planted
 
 
 def child(args: argparse.Namespace) -> None:

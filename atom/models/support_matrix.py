@@ -44,24 +44,20 @@ FAMILIES: tuple[Family, ...] = (
         "DeepSeek V3, R1, Kimi-K2",
         ("DeepseekV3ForCausalLM",),
         "deepseek_v3",
-        "hub compiled mtp graphs_both",
+        "hub compiled mtp",
     ),
     Family(
         "DeepSeek V3.2",
         ("DeepseekV32ForCausalLM",),
         "deepseek_v32",
-        "hub compiled mtp graphs_sparse_full",
+        "hub compiled mtp",
     ),
-    Family(
-        "DeepSeek V4", ("DeepseekV4ForCausalLM",), "deepseek_v4", "hub compiled mtp_v4 graphs_full"
-    ),
+    Family("DeepSeek V4", ("DeepseekV4ForCausalLM",), "deepseek_v4", "hub compiled mtp_v4"),
     Family("GLM-4.5", ("Glm4MoeForCausalLM",), "glm4_moe", "hub compiled mtp"),
-    Family(
-        "GLM-5", ("GlmMoeDsaForCausalLM",), "glm_moe_dsa", "hub compiled mtp graphs_sparse_both"
-    ),
-    Family("GPT-OSS", ("GptOssForCausalLM",), "gpt_oss", "hub compiled graphs_full mxfp4"),
+    Family("GLM-5", ("GlmMoeDsaForCausalLM",), "glm_moe_dsa", "hub compiled mtp"),
+    Family("GPT-OSS", ("GptOssForCausalLM",), "gpt_oss", "hub compiled mxfp4"),
     Family("Kimi-K2.5", ("KimiK25ForConditionalGeneration",), "kimi_k25", "hub compiled"),
-    Family("Llama 2, 3", ("LlamaForCausalLM",), "llama2", "hub pieces gguf graphs_plain"),
+    Family("Llama 2, 3", ("LlamaForCausalLM",), "llama2", "hub pieces gguf"),
     Family("MiniMax-M2", ("MiniMaxM2ForCausalLM",), "minimax_m2", "hub compiled"),
     Family("Mistral", ("MistralForCausalLM",), "mistral", "parity pieces"),
     Family("Mixtral", ("MixtralForCausalLM",), "mixtral", "hub pieces gguf"),
@@ -73,7 +69,7 @@ FAMILIES: tuple[Family, ...] = (
         "Qwen3.5",
         ("Qwen3_5ForConditionalGeneration",),
         "qwen3_5",
-        "hub compiled mtp_qwen graphs_both",
+        "hub compiled mtp_qwen",
     ),
     Family(
         "Qwen3.5-MoE",
@@ -90,31 +86,19 @@ _TESTS: dict[str, dict[str, str]] = {
         "chunked prefill": "tests/models/test_families.py::test_logits_in_any_chunks[{}]",
         "TP": "tests/models/test_families_tp.py::test_two_ranks",
         "fp8 KV": "tests/models/test_support.py::test_a_float8_cache[{}]",
+        "graphs": "tests/runner/test_graph_families.py::test_tokens_equal_eager_ones[{}-full]",
     },
     "parity": {
         "prefix cache": "tests/models/test_support.py::test_a_prefix_is_reused[{}]",
         "fp8 KV": "tests/models/test_support.py::test_a_float8_cache_of_plain_attention[{}]",
         "chunked prefill": "tests/models/test_parity.py::test_logits_in_any_chunks[{}]",
+        "TP": "tests/models/test_tensor_parallel.py::test_two_ranks",
+        "graphs": "tests/runner/test_graph_families.py::test_tokens_equal_eager_ones[{}-full]",
     },
     "pieces": {"compile": "tests/runner/test_compile_pieces.py::test_logits_equal_eager_ones[{}]"},
     "compiled": {
         "compile": "tests/runner/test_compile_families.py::test_logits_equal_eager_ones[{}]"
     },
-    "graphs_full": {
-        "graphs": "tests/runner/test_graph_families.py::test_tokens_equal_eager_ones[{}-full]"
-    },
-    "graphs_both": {
-        "graphs": "tests/runner/test_graph_families.py::"
-        "test_tokens_equal_eager_ones[{}-full_and_piecewise]"
-    },
-    "graphs_sparse_full": {
-        "graphs": "tests/runner/test_graph_sparse.py::test_tokens_equal_eager_ones[{}-full]"
-    },
-    "graphs_sparse_both": {
-        "graphs": "tests/runner/test_graph_sparse.py::"
-        "test_tokens_equal_eager_ones[{}-full_and_piecewise]"
-    },
-    "graphs_plain": {"graphs": "tests/runner/test_graphs.py::test_tokens_equal_eager_ones"},
     "mtp": {"MTP weights": "tests/models/test_mtp.py::test_mtp_logits[{}]"},
     "mtp_qwen": {"MTP weights": "tests/models/test_qwen_hybrid.py::test_mtp_logits[{}]"},
     "mtp_v4": {"MTP weights": "tests/models/test_deepseek_v4.py::test_mtp_logits"},

@@ -63,14 +63,32 @@ def test_chunks_mixtures_and_reuse(family: str) -> None:
 def test_preemption(family: str) -> None:
     prompt, after, _ = reference(family)
     others = [random_prompt(len(prompt), seed=i) for i in range(1, 3)]
-    size = BLOCK_SIZES.get(family, 16)
-    each = -(-(len(prompt) + len(after)) // size)  # blocks of a whole sequence
+    each = -(-(len(prompt) + len(after)) // 16)  # blocks of a whole sequence
     with engine(
         hub_checkpoint(family),
-        kv_cache_block_size=size,
+        kv_cache_block_size=16,
         num_kvcache_blocks=3 * each - 1,
         enable_prefix_caching=False,
     ) as llm:
         results = llm.generate([others[0], others[1], prompt], GREEDY)
         assert llm.core.stats().preemptions > 0
         assert results[2].outputs[0].token_ids == after
+
+
+@pytest.mark.parametrize("family", BLOCK_SIZES)
+def test_preemption_of_large_blocks(family: str) -> None:
+    """Prompts end shortly before a block does, so that all want another one at once. What a
+    sequence gives alone is transformers' (`test_chunks_mixtures_and_reuse`)."""
+    size = BLOCK_SIZES[family]
+    prompts = [random_prompt(size - 8, seed=i) for i in range(3)]
+    with engine(
+        hub_checkpoint(family),
+        kv_cache_block_size=size,
+        num_kvcache_blocks=5,
+        enable_prefix_caching=False,
+    ) as llm:
+        alone = [llm.generate([prompt], GREEDY)[0].outputs[0].token_ids for prompt in prompts]
+        assert llm.core.stats().preemptions == 0
+        together = llm.generate(prompts, GREEDY)
+        assert llm.core.stats().preemptions > 0
+        assert [result.outputs[0].token_ids for result in together] == alone

@@ -92,7 +92,10 @@ def test_quantization_config(single: Path) -> None:
     config = json.loads((single / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "awq", "bits": 4}
     (single / "config.json").write_text(json.dumps(config))
-    assert "quantised safetensors (awq: AWQ, 4 bits in groups of 128) are not supported" in message_of(single)
+    assert (
+        "quantised safetensors (awq: AWQ, 4 bits in groups of 128) are not supported"
+        in message_of(single)
+    )
 
 
 def test_truncated_file(single: Path) -> None:

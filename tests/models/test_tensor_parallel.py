@@ -47,7 +47,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     narrow = {"hidden_size": 96, "intermediate_size": 320, "num_key_value_heads": 2}
     gguf, _ = make_tiny_gguf("llama2", tmp_path / "g", {"attn_v": "Q4_1"}, **narrow)
     aligned, _ = make_tiny_gguf("llama2", tmp_path / "a", {"attn_v": "Q4_1"})
-    names = ["llama3", "qwen3", "qwen3_moe", "mixtral"]
+    names = ["llama3", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral"]
     paths = [*(tiny_checkpoint(name) for name in names), biased, gguf, aligned]
     jobs = [*map(str, paths), f"{paths[0]}=dummy"]
     ranks = run_ranks(2, free_port(), tmp_path, jobs)

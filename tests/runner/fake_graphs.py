@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from atom.config.schema import Config
-from atom.engine.runner import graph_plan, graphs, model_runner
+from atom.engine.runner import graph_plan, graphs, started_runner
 from atom.engine.runner.decode_graphs import StepKernels
 from atom.engine.runner.model_runner import ModelRunner
 from atom.ops import registry
@@ -169,10 +169,10 @@ def with_graphs(config: Config, patch: pytest.MonkeyPatch) -> ModelRunner:
         return None if plan.mode == "none" else graphs.Graphs(plan, source, FakeRecorder(), KERNELS)
 
     patch.setitem(registry.PREFERENCE, "cpu", ("reference",))
-    patch.setattr(model_runner, "uncapturable", lambda model: "")
-    patch.setattr(model_runner, "make_graphs", make)
+    patch.setattr(started_runner, "uncapturable", lambda model: "")
+    patch.setattr(started_runner, "make_graphs", make)
     patch.setattr(
-        model_runner,
+        started_runner,
         "plan_graphs",
         lambda config, device, why_not, bound: graph_plan.plan_graphs(config, "cuda", why_not),
     )

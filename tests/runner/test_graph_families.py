@@ -12,31 +12,29 @@ from harness import poison
 from hub import hub_checkpoint
 from runner.fake_graphs import with_graphs
 from serving import Shared, generate, greedy, make_config, make_runner
-from test_families import BLOCK_SIZES
-from tiny import random_prompt
+from test_families import BLOCK_SIZES, SUPPORTED
+from tiny import random_prompt, tiny_checkpoint
 
 from atom.config.schema import Config
 from atom.engine.core import EngineCore
 from atom.engine.runner import graph_plan
 from atom.engine.runner.model_runner import ModelRunner
 
-# Attention beside states; latent caches; full beside window caches; windows and compressed entries.
 # What is cut into pieces is dense: the reference's experts read values on the host, and a recording
 # of its operations would repeat the routing that it saw.
-CASES = [
-    ("qwen3_5", "full"),
-    ("qwen3_5", "full_and_piecewise"),
-    ("deepseek_v3", "full_and_piecewise"),
-    ("gpt_oss", "full"),
-    ("deepseek_v4", "full"),
-]
-DENSE = {"deepseek_v3": {"first_k_dense_replace": 99}}
+PIECEWISE = ["qwen3_5", "deepseek_v3"]
+OTHERS = ["mistral", "qwen2"]  # whose tiny checkpoints are not made by `hub`
+CASES = [(family, "full") for family in [*SUPPORTED, *OTHERS]]
+CASES += [(family, "full_and_piecewise") for family in PIECEWISE]
+DENSE = {("deepseek_v3", "full_and_piecewise"): {"first_k_dense_replace": 99}}
 
 
-def settings(family: str, mode: str | None, **more: object) -> Config:
+def settings(family: str, mode: str, *, like: str = "", **more: object) -> Config:
+    """`like`: the model of that mode's case."""
     size = BLOCK_SIZES.get(family, 16)
+    dense: dict[str, object] = DENSE.get((family, like or mode), {})
     config = make_config(
-        hub_checkpoint(family, **DENSE.get(family, {})),
+        tiny_checkpoint(family) if family in OTHERS else hub_checkpoint(family, **dense),
         **{  # type: ignore[arg-type]
             "level": 0,
             "max_num_seqs": 4,
@@ -71,8 +69,9 @@ def test_tokens_equal_eager_ones(family: str, mode: str, monkeypatch: pytest.Mon
     lengths, new = ((30, 150, 61, 1, 44), 36) if family != "deepseek_v4" else ((130, 61, 9), 12)
     prompts = [random_prompt(n, seed=n) for n in lengths]
     params = [greedy(new + i % 2) for i in range(len(prompts))]
-    eager = poisoned(make_runner(settings(family, "none")))
-    plain = generate(EngineCore(settings(family, "none"), eager), prompts, params)
+    plainly = settings(family, "none", like=mode)
+    eager = poisoned(make_runner(plainly))
+    plain = generate(EngineCore(plainly, eager), prompts, params)
     config = settings(family, mode, overlap=True, policy="mixed", max_num_batched_tokens=40)
     runner = poisoned(with_graphs(config, monkeypatch))
     core = EngineCore(config, runner)

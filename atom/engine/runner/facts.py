@@ -21,12 +21,12 @@ from atom.layers.norm import RMSNorm
 from atom.ops.contracts import GGUFWeight
 
 if TYPE_CHECKING:
-    from atom.engine.runner.model_runner import ModelRunner
+    from atom.engine.runner.started_runner import StartedRunner
 
 Facts = dict[str, Any]
 
 
-def describe(runner: ModelRunner, marked: bool) -> Facts:
+def describe(runner: StartedRunner, marked: bool) -> Facts:
     """Of a runner that is ready for steps."""
     config = runner.config
     return {

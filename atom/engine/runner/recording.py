@@ -24,7 +24,7 @@ from atom.engine.runner.profiler import RankProfiler, stamp_of_now
 from atom.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
-    from atom.engine.runner.model_runner import ModelRunner
+    from atom.engine.runner.started_runner import StartedRunner
 
 log = logging.getLogger("atom.runner")
 
@@ -47,7 +47,7 @@ _OF_RING = {"send": _PREPARE, "deliver": _SAMPLE}
 _OF_TOKENS = {"_fill": _PREPARE}
 
 
-def prepare(recorder: RankProfiler, runner: ModelRunner, graphs: Graphs | None) -> None:
+def prepare(recorder: RankProfiler, runner: StartedRunner, graphs: Graphs | None) -> None:
     """Tell `recorder` what to mark, and what to write of `runner`, which is ready for steps."""
     recorder.about.update(describe(runner, recorder.mark_trace))
     marks = recorder.marks
@@ -66,7 +66,7 @@ def prepare(recorder: RankProfiler, runner: ModelRunner, graphs: Graphs | None) 
         _mark_graphs(marks, graphs)
 
 
-def _mark_model(marks: Marks, runner: ModelRunner) -> bool:
+def _mark_model(marks: Marks, runner: StartedRunner) -> bool:
     """Whether all of it is named."""
     if runner.mode not in COMPILED:
         mark_modules(marks, runner.model)

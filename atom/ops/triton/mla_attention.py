@@ -55,8 +55,9 @@ def choose_cut(
     block_q = max(most // tile_heads, 1)
     if meta.is_decode:  # products take at least 16 columns
         tile_heads, block_q = max(tile_heads, 16), 1
-    # What the compiler fits into 255 registers without spilling much.
-    few = meta.is_decode and tile_heads <= 32 and not (single or packed)
+    # What the compiler fits into 255 registers without spilling much; on gfx942 its two stages of
+    # 64 keys would be 76 KB of shared memory, of which there are 64.
+    few = meta.is_decode and tile_heads <= 32 and not (single or packed or support.IS_ROCM)
     keys = 16 if single else 64 if few else 32
     warps = 8 if rank > 256 else 4
     tiles = -(-heads // tile_heads) * num_tiles(meta, block_q)
