@@ -146,7 +146,7 @@ def page() -> str:
         "A **yes** is backed by a test, whose name is below; a **no** is refused at start-up, with "
         "the reason below; **untested** may work, and nothing here says so. `-`: there is nothing "
         "to support. Tests compare with transformers in float32 on tiny models of each family; "
-        "GPUs run the same ones (`tests/models/test_families_gpu.py`).\n",
+        "`pytest -m gpu` compares the same models on a GPU (`tests/models/test_families_gpu.py`).\n",
         _table(
             ("family", *FEATURES),
             ((f.title, *(cell(f, name).word for name in FEATURES)) for f in FAMILIES),
