@@ -92,3 +92,22 @@ def test_preemption_of_large_blocks(family: str) -> None:
         together = llm.generate(prompts, GREEDY)
         assert llm.core.stats().preemptions > 0
         assert [result.outputs[0].token_ids for result in together] == alone
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_next"])
+def test_two_ranks(family: str) -> None:
+    """What a plan says of windows and states reaches the other rank: reuse, and what it begins."""
+    prompt, after, _ = reference(family)
+    other = random_prompt(len(prompt), seed=1)
+    with engine(
+        hub_checkpoint(family),
+        kv_cache_block_size=16,
+        num_kvcache_blocks=40,
+        max_num_batched_tokens=48,
+        tensor_parallel_size=2,
+    ) as llm:
+        first = llm.generate([other, prompt], GREEDY)
+        again = llm.generate([prompt, other], GREEDY)
+        assert first[1].outputs[0].token_ids == again[0].outputs[0].token_ids == after
+        assert first[0].outputs[0].token_ids == again[1].outputs[0].token_ids
+        assert [result.num_cached_tokens for result in again] == [64, 64]
