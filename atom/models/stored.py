@@ -5,10 +5,11 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from atom.errors import ModelError
 from atom.models.hf_config import HFConfig
 from atom.models.inventory_types import EXPERTS, Tensors
 
@@ -54,8 +55,25 @@ class Scheme:
 
 
 def scheme_of(config: HFConfig) -> Scheme | None:
-    """None where weights are not quantised, or in a way whose bytes are not known here."""
-    found = dict(config.get("quantization_config") or {})
+    """None where weights are not quantised, or in a way whose bytes are not known here; raises
+    `ModelError` where the configuration makes no sense."""
+    found = _settings(config)
+    try:
+        return _scheme(config, found)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise ModelError(
+            f"{config.where}: quantization_config makes no sense: {str(found)[:160]}"
+        ) from None
+
+
+def _settings(config: HFConfig) -> dict[str, Any]:
+    found = config.get("quantization_config") or {}
+    if not isinstance(found, Mapping):
+        raise ModelError(f"{config.where}: quantization_config must be an object, got {found!r}")
+    return dict(found)
+
+
+def _scheme(config: HFConfig, found: dict[str, Any]) -> Scheme | None:
     method = str(found.get("quant_method", ""))
     skipped = tuple(found.get("modules_to_not_convert") or found.get("ignore") or ())
     if method == "mxfp4":
@@ -114,7 +132,7 @@ LOADED: dict[str, tuple[str, ...]] = {"GptOssForCausalLM": ("mxfp4",)}
 def quantisation_of_weights(config: HFConfig) -> str:
     """The method by which weights are quantised; "" if none is, though the KV cache may have
     scales."""
-    found = dict(config.get("quantization_config") or {})
+    found = _settings(config)
     method = str(found.get("quant_method", "unknown"))
     if not found:
         return ""

@@ -92,6 +92,14 @@ def _rules(*named: tuple[str, str]) -> list[tuple[str, re.Pattern[str]]]:
 # Kernels of ours whose names say nothing without their file; exact names.
 _OURS = {
     **dict.fromkeys(["decode_kernel", "varlen_attention_kernel"], "attention"),
+    **dict.fromkeys(["join_kernel", "merge_kernel", "own_kernel", "solve_kernel"], "attention"),
+    **dict.fromkeys(["delta_decode_kernel", "keep_best_kernel", "v4_best_kernel"], "attention"),
+    **dict.fromkeys(["v4_compress_kernel", "v4_keep_kernel", "v4_merge_kernel"], "attention"),
+    **dict.fromkeys(["v4_scores_kernel"], "attention"),
+    **dict.fromkeys(["v4_write_kernel"], "rope_cache"),
+    **dict.fromkeys(["mx_down_kernel", "mx_gate_up_kernel", "route_kernel"], "moe"),
+    **dict.fromkeys(["hyper_collapse_kernel", "hyper_mix_kernel", "projection_kernel"], "norm"),
+    **dict.fromkeys(["add_gated_kernel"], "elementwise"),
     **dict.fromkeys(["sort_kernel", "count_kernel", "place_kernel", "scatter_kernel"], "moe"),
     **dict.fromkeys(["combine_kernel", "topk_kernel", "norm_score_kernel"], "moe"),
     **dict.fromkeys(["apply_kernel", "bound_kernel", "narrow_kernel"], "sampling"),

@@ -130,9 +130,9 @@ def test_a_scale_that_cannot_be(bad: float, tmp_path: Path) -> None:
             {
                 "quant_method": "compressed-tensors",
                 "kv_cache_scheme": {},
-                "config_groups": {"g": 1},
+                "config_groups": {"g": {"weights": {"num_bits": 8, "type": "float"}}},
             },
-            "compressed-tensors",
+            "compressed-tensors: FLOAT8 per channel",
         ),
         (
             {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8", "quant_algo": "FP8"},
@@ -151,3 +151,15 @@ def test_a_quantised_cache_is_no_quantised_weight(
             load(path)
     else:
         assert load(path).attention_layers()[1].k_scale == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "quantization", ["fp8", {"quant_method": "compressed-tensors", "config_groups": {"g": 1}}]
+)
+def test_a_quantisation_that_makes_no_sense(quantization: Any, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, named("llm-compressor"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    with pytest.raises(ModelError, match="quantization_config m") as refused:
+        load(path)
+    assert "\n" not in str(refused.value)

@@ -132,9 +132,11 @@ def test_a_repeat_is_found_with_its_shortest_period(block, times, before, after)
     shortest = next(d for d in whole if block[d:] + block[:d] == block)
     assert repeat is not None
     longest = int((repeat.end - repeat.start).max())
-    # A part of the block that repeats in itself may cover nearly as much, never more.
-    assert repeat.period <= shortest
-    assert repeat.covered >= 0.95 * shortest * (len(block) // shortest) * times
+    planted = shortest * (len(block) // shortest) * times
+    # A part of the block that repeats in itself may cover nearly as much, never more; what stands
+    # before or behind may repeat by chance and cover more than was planted.
+    assert repeat.period <= shortest or repeat.covered > planted
+    assert repeat.covered >= 0.95 * planted
     assert longest >= 3 * repeat.period
     for start, end in zip(repeat.start.tolist(), repeat.end.tolist(), strict=True):
         for at in range(start, end - repeat.period):
