@@ -132,7 +132,8 @@ SIGNATURES: list[Row] = [
 ]
 SLOW_SIGNATURES: list[Row] = [
     _attention("bf16", "fp8e4nv", 16, (1, 16, 32, 8, 3), decode=True),
-    _attention("bf16", "fp8e4nv", 128, (1, 64, 32, 8, 3), parts=2, decode=True),
+    # Of 512 channels, this tile's conversions from float8 take gfx942's compiler 35 s.
+    _attention("bf16", "fp8e4nv", 128, (1, 64, 32, 8, 3), parts=2, decode=True, sizes=(128, 64)),
     _attention("bf16", "bf16", 16, (4, 16, 32, 8, 3)),
     _own("fp32", 32, 32, 4, 1, False),
     _attention("fp32", "fp32", 16, (1, 16, 16, 8, 1)),
