@@ -12,9 +12,9 @@ from torch import nn
 
 from atom.errors import ModelError
 from atom.layers.build import BuildContext
-from atom.layers.mla import LatentAttention
 from atom.layers.moe import FusedMoE, SparseMoE
 from atom.models.common import MLP, CausalLM, DecoderLayer, GatedMLP
+from atom.models.latent import LatentAttention
 from atom.models.mtp import MTP, nextn_mtp, nextn_weights
 from atom.ops.contracts import Routing
 

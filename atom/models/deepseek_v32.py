@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from atom.layers.build import BuildContext
-from atom.layers.indexer import Choice, IndexedAttention
+from atom.layers.indexer import Choice
 from atom.models.deepseek_v2 import DeepseekV3ForCausalLM
 from atom.models.indexer_kinds import indexer_kind
+from atom.models.latent_sparse import IndexedAttention
 
 if TYPE_CHECKING:
     from atom.models.hf_config import HFConfig
