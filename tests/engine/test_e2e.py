@@ -21,7 +21,7 @@ from atom.models.gguf import GGUFFile
 from atom.models.source import resolve_source
 
 SHORT = [1, 2, 16, 17, 63, 130, 300]
-LONG = [*SHORT, 5, 9, 31, 32, 100, 200, 256, 400, 512, 640, 777, 1024, 1500]
+LONG = [*SHORT, 5, 9, 31, 32, 47, 90, 100, 150, 200, 256, 400, 512, 900]
 NEW = 12
 
 Schedule = dict[str, Any]

@@ -19,7 +19,7 @@ from tiny import random_prompt, tiny_checkpoint
 from atom.config.schema import Config, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from atom.engine.cache_layout import CacheLayout
 from atom.engine.core import EngineCore
-from atom.engine.runner import capacity, compilation, dummy, model_runner, oom, settle
+from atom.engine.runner import capacity, compilation, dummy, oom, settle, started_runner
 from atom.engine.runner.cache_sizes import CacheBytes, plan_caches
 from atom.engine.runner.memory import GIB, Room
 from atom.errors import ConfigError, OutOfMemory
@@ -283,8 +283,8 @@ def fails_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "doing"),
     [
-        (model_runner, "load_model", "loading the weights"),
-        (model_runner, "InputBatch", "allocating the tables of running sequences"),
+        (started_runner, "load_model", "loading the weights"),
+        (started_runner, "InputBatch", "allocating the tables of running sequences"),
         (capacity.kv_cache, "bind", "allocating the KV cache"),
         (compilation, "choose", "compiling the model"),
     ],

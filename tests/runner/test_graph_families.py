@@ -29,12 +29,11 @@ CASES += [(family, "full_and_piecewise") for family in PIECEWISE]
 DENSE = {("deepseek_v3", "full_and_piecewise"): {"first_k_dense_replace": 99}}
 
 
-def settings(family: str, mode: str, *, like: str = "", **more: object) -> Config:
-    """`like`: the model of that mode's case."""
+def settings(family: str, mode: str, model: dict[str, int] | None = None, **more: object) -> Config:
+    """`model` replaces keys of the checkpoint's config."""
     size = BLOCK_SIZES.get(family, 16)
-    dense: dict[str, object] = DENSE.get((family, like or mode), {})
     config = make_config(
-        tiny_checkpoint(family) if family in OTHERS else hub_checkpoint(family, **dense),
+        tiny_checkpoint(family) if family in OTHERS else hub_checkpoint(family, **(model or {})),
         **{  # type: ignore[arg-type]
             "level": 0,
             "max_num_seqs": 4,
@@ -69,10 +68,10 @@ def test_tokens_equal_eager_ones(family: str, mode: str, monkeypatch: pytest.Mon
     lengths, new = ((30, 150, 61, 1, 44), 36) if family != "deepseek_v4" else ((130, 61, 9), 12)
     prompts = [random_prompt(n, seed=n) for n in lengths]
     params = [greedy(new + i % 2) for i in range(len(prompts))]
-    plainly = settings(family, "none", like=mode)
-    eager = poisoned(make_runner(plainly))
-    plain = generate(EngineCore(plainly, eager), prompts, params)
-    config = settings(family, mode, overlap=True, policy="mixed", max_num_batched_tokens=40)
+    model = DENSE.get((family, mode))
+    eager = poisoned(make_runner(settings(family, "none", model)))
+    plain = generate(EngineCore(settings(family, "none", model), eager), prompts, params)
+    config = settings(family, mode, model, overlap=True, policy="mixed", max_num_batched_tokens=40)
     runner = poisoned(with_graphs(config, monkeypatch))
     core = EngineCore(config, runner)
     for _ in range(2):  # the second time over cached prefixes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from runner.fake_graphs import with_graphs
-from runner.test_graph_families import DENSE, poisoned, settings
+from runner.test_graph_families import poisoned, settings
 from serving import generate, greedy, make_runner
 from tiny import random_prompt
 
@@ -22,12 +22,12 @@ def test_tokens_equal_eager_ones(
     family: str, mode: str, more: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Contexts on both sides of the 16 keys that are chosen."""
-    monkeypatch.setitem(DENSE, family, {"first_k_dense_replace": 99, **more})
+    model = {"first_k_dense_replace": 99, **more}
     monkeypatch.setattr(graph_plan, "TOKEN_SIZES", (8, 24))
     prompts, params = [random_prompt(n, seed=n) for n in (5, 41)], [greedy(14), greedy(9)]
-    eager = poisoned(make_runner(settings(family, "none")))
-    plain = generate(EngineCore(settings(family, "none"), eager), prompts, params)
-    config = settings(family, mode, overlap=True, policy="mixed", max_num_batched_tokens=24)
+    eager = poisoned(make_runner(settings(family, "none", model)))
+    plain = generate(EngineCore(settings(family, "none", model), eager), prompts, params)
+    config = settings(family, mode, model, overlap=True, policy="mixed", max_num_batched_tokens=24)
     runner = poisoned(with_graphs(config, monkeypatch))
     again = generate(EngineCore(config, runner), prompts, params)
     assert [r.token_ids for r in again] == [r.token_ids for r in plain]
